@@ -1,0 +1,136 @@
+"""Every error this package raises, in one tree.
+
+Two questions decide where an error belongs:
+
+* Could a redeploy mend it? Then it must be *retryable*: Restate keeps the invocation, and a fixed
+  deployment resumes it. These errors are ordinary exceptions.
+* Would a retry repeat a side effect that already happened? Then it must be *terminal*: it derives
+  from :class:`restate.TerminalError` as well, and Restate ends the step at once.
+"""
+
+from __future__ import annotations
+
+from restate import TerminalError
+
+__all__ = [
+    "ConcurrencyError",
+    "ContextInStepError",
+    "DecodeError",
+    "EncodeError",
+    "ResultTooLargeError",
+    "ServerError",
+    "StepDefinitionError",
+    "StepResultError",
+    "StepTimeoutError",
+    "StepsError",
+]
+
+
+class StepsError(Exception):
+    """Base class of everything ``restate_steps`` raises."""
+
+
+class StepDefinitionError(StepsError, TypeError):
+    """A decorator or an option was used in a way that cannot work; raised at decoration."""
+
+
+class EncodeError(StepsError, ValueError):
+    """A value cannot be turned into bytes, or would not come back from them unchanged.
+
+    Attributes:
+        type_name: The type the value was encoded as, as a reader would write it.
+        path: Where inside the value the trouble is, for example ``$.items[3].price``.
+        reason: What is wrong at that place.
+        fix: What the developer can do about it.
+    """
+
+    def __init__(self, type_name: str, path: str, reason: str, fix: str) -> None:
+        super().__init__(f"cannot encode a value as {type_name}: at {path}: {reason}. {fix}")
+        self.type_name = type_name
+        self.path = path
+        self.reason = reason
+        self.fix = fix
+
+
+class DecodeError(StepsError, ValueError):
+    """Recorded bytes do not fit the type they are decoded as; retryable, so that a redeploy can mend it.
+
+    Attributes:
+        type_name: The type the bytes were decoded as.
+        reason: What does not fit, with the place inside the value.
+        where: What was being decoded, for example ``the journaled result of step 'charge'``.
+    """
+
+    def __init__(self, type_name: str, reason: str, *, where: str = "a recorded value") -> None:
+        super().__init__(
+            f"{where} does not fit {type_name}: {reason}. The recorded value is intact: deploy code whose type "
+            "accepts it (for example with a default for a new field), and the invocation goes on from here."
+        )
+        self.type_name = type_name
+        self.reason = reason
+        self.where = where
+
+
+class StepResultError(StepsError, TerminalError):
+    """A step ran, but its result cannot be journaled; terminal, because a retry would run the step again.
+
+    Attributes:
+        step: The name of the step.
+    """
+
+    def __init__(self, step: str, detail: str) -> None:
+        TerminalError.__init__(self, f"step {step!r} ran, but its result was not recorded: {detail}", status_code=500)
+        self.step = step
+
+
+class ResultTooLargeError(StepResultError):
+    """A step's encoded result is larger than the server accepts.
+
+    Attributes:
+        size: Size of the encoded result, in bytes.
+        limit: The largest size accepted, in bytes.
+    """
+
+    def __init__(self, step: str, size: int, limit: int) -> None:
+        super().__init__(
+            step,
+            f"it is {size:,} bytes encoded, and the server takes {limit:,} at most. Store the data elsewhere "
+            "(object storage, a database) and return a reference to it, or split the step.",
+        )
+        self.size = size
+        self.limit = limit
+
+
+class StepTimeoutError(StepsError, TimeoutError):
+    """One attempt of a step took longer than its ``timeout``; the step's retry policy decides what follows.
+
+    Attributes:
+        step: The name of the step.
+        seconds: The limit that was exceeded, in seconds.
+    """
+
+    def __init__(self, step: str, seconds: float) -> None:
+        super().__init__(f"step {step!r} did not finish within its timeout of {seconds:g} s")
+        self.step = step
+        self.seconds = seconds
+
+
+class ContextInStepError(StepsError, RuntimeError):
+    """The Restate context was used inside a step's body, where nothing it does could be journaled."""
+
+    def __init__(self, operation: str, step: str) -> None:
+        super().__init__(
+            f"{operation} was called inside the body of step {step!r}. A step is one journal entry, so it cannot "
+            "contain others. Move the call out of the step into the handler, or remove @durable_step from the "
+            "function and make the parts of it that do I/O steps of their own."
+        )
+        self.operation = operation
+        self.step = step
+
+
+class ConcurrencyError(StepsError, RuntimeError):
+    """Concurrent code could not be replayed in the same order, so it is refused instead of run."""
+
+
+class ServerError(StepsError):
+    """A restate-server could not be found, fetched, started or reached."""
