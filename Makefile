@@ -1,0 +1,99 @@
+# Everything a developer does here, each in one word. Needs Python >= 3.11, make, and nothing else by hand:
+# the first target that needs it creates .venv with the locked packages, and later ones find it ready.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The first interpreter that is new enough; name another with `make test PYTHON=python3.12`.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+
+VENV := .venv
+BIN := $(VENV)/bin
+PY := $(BIN)/python
+READY := $(VENV)/.ready
+
+# pyright comes whole in its wheel and finds its node in another, so it has nothing to look up or to download.
+export PYRIGHT_PYTHON_GLOBAL_NODE := off
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# Folders may be missing in a checkout in the making, and the checkers refuse a path that does not exist.
+TYPED := restate_steps $(wildcard tests/typing/api_*.py) $(wildcard examples)
+
+# More arguments for pytest, for example `make test ARGS="-k codec -x"`.
+ARGS ?=
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(READY) ## Create .venv with the locked packages (the other targets do it when needed)
+
+$(PY):
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "restate_steps needs Python 3.11 or newer, and python3 here is: $$(python3 --version 2>&1 || echo missing)." >&2; \
+		echo "Install a newer one, or name it: make $(or $(MAKECMDGOALS),setup) PYTHON=/path/to/python3.12" >&2; \
+		exit 1; \
+	fi
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv --clear $(VENV) >$(VENV).log 2>&1 || $(PYTHON) -m virtualenv --clear $(VENV) >>$(VENV).log 2>&1 || { \
+		cat $(VENV).log >&2; rm -rf $(VENV) $(VENV).log; \
+		echo "$(PYTHON) cannot create a virtual environment. Install its venv module" >&2; \
+		echo "(Debian and Ubuntu: apt-get install python3-venv), or virtualenv, and try again." >&2; exit 1; }
+	@rm -f $(VENV).log
+
+# The lock is complete, so pip need not resolve anything, and a package that is not in it is an error.
+$(READY): requirements-dev.txt pyproject.toml | $(PY)
+	@echo "Installing the locked packages (once; about a minute)"
+	@$(PY) -m pip install -qq --require-hashes --no-deps -r requirements-dev.txt
+	@$(PY) -m pip install -qq --no-deps --no-build-isolation --editable .
+	@$(PY) -m pip check
+	@touch $@
+
+.PHONY: lint
+lint: $(READY) ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/pyright --pythonpath $(PY)
+
+.PHONY: format
+format: $(READY) ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The tests run last, so that the line that closes the output is pytest's.
+.PHONY: test
+test: lint ## Check everything and run all tests, on a real restate-server
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: demo
+demo: $(READY) ## Kill a durable agent in the middle, and watch it go on
+	$(PY) examples/demo.py
+
+.PHONY: bench
+bench: $(READY) ## Measure the claims of the documentation
+	$(PY) -m benchmarks
+
+# -n and -W: a reference to nothing is an error, as is any other warning.
+.PHONY: docs
+docs: $(READY) ## Build the documentation into docs/_build/html
+	$(BIN)/sphinx-build -W -n --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# It must work when pyproject.toml asks for more than the lock has, so it needs uv and not the whole environment.
+# Settings of this machine (mirrors, local wheels) must not leak into a file that everybody installs from.
+.PHONY: lock
+lock: | $(PY) ## Write requirements-dev.txt anew (with ARGS=--upgrade: to the newest versions)
+	@test -x $(BIN)/uv || $(PY) -m pip install --quiet uv
+	env -u UV_FIND_LINKS -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL \
+		$(BIN)/uv pip compile --no-config --quiet --universal --fork-strategy fewest --generate-hashes \
+		--no-emit-index-url --no-header --all-extras $(ARGS) pyproject.toml -o requirements-dev.txt
+
+.PHONY: clean
+clean: ## Remove the environment and everything that was built
+	rm -rf $(VENV) build dist docs/_build .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
