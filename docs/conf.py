@@ -1,0 +1,80 @@
+"""How Sphinx builds the documentation; `make docs` treats every warning as an error."""
+
+from __future__ import annotations
+
+import importlib
+import pydoc
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+_PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+
+project = "restate-steps"
+author = "restate_steps contributors"
+copyright = f"2026, {author}"
+release = version = _PROJECT["version"]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "restate-steps"
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 4
+
+autodoc_default_options = {"members": True}
+autodoc_typehints = "signature"
+autodoc_member_order = "bysource"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_maximum_signature_line_length = 100
+
+
+def _locate(name: str, module: str | None) -> Any:
+    """The object that a reference names: by its full name, or as a module of this package would know it."""
+    head, _, rest = name.partition(".")
+    for known in (module, *sorted(sys.modules)):
+        if known is not None and known.split(".")[0] == "restate_steps" and known in sys.modules:
+            found = getattr(sys.modules[known], head, None)
+            for part in rest.split(".") if rest else ():
+                found = getattr(found, part, None)
+            if found is not None:
+                return found
+    return pydoc.locate(name)
+
+
+def _resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Resolve what Sphinx cannot, without a network.
+
+    A type is documented under the name one imports it by, and annotations name the module that defines it: lead
+    the second to the first. A name of another package is right when there is such an object; it stays plain text.
+    What remains is a mistake, and Sphinx reports it.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    # The annotation `P.args` is shown, and looked for, as "~P".
+    found = _locate(node["reftarget"].rpartition("~")[2], node.get("py:module"))
+    if found is None:
+        return None
+    home = getattr(found, "__module__", None) or ""
+    name = getattr(found, "__qualname__", None) or getattr(found, "__name__", "")
+    if home.split(".")[0] != "restate_steps" or type(found).__module__ in ("typing", "typing_extensions"):
+        return contnode
+    package = importlib.import_module("restate_steps")
+    for public in dict.fromkeys((f"restate_steps.{name}", f"{home.partition('._')[0]}.{name}", f"{home}.{name}")):
+        top = public.removeprefix("restate_steps.").split(".")[0]
+        if public.count(".") > 1 or top in package.__all__:
+            domain = env.get_domain("py")
+            link = domain.resolve_any_xref(env, node["refdoc"], app.builder, public, node, contnode)
+            if link:
+                return link[0][1]
+    return None
+
+
+def setup(app: Any) -> None:
+    """Connect the resolver."""
+    importlib.import_module("restate_steps")
+    app.connect("missing-reference", _resolve)
