@@ -1,0 +1,53 @@
+"""Durable steps for Restate: a decorator, a typed codec, and concurrency that survives a replay."""
+
+from .codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec
+from .concurrency import AsCompleted, Task, TaskGroup, as_completed, gather, map, race, wait_for
+from .context import StepInfo, restate_context, step_info
+from .errors import (
+    ConcurrencyError,
+    ContextInStepError,
+    DecodeError,
+    EncodeError,
+    ResultTooLargeError,
+    ServerError,
+    StepDefinitionError,
+    StepResultError,
+    StepsError,
+    StepTimeoutError,
+)
+from .options import RetryPolicy
+from .step import DurableStep, durable_step, run_step
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "DEFAULT_CODEC",
+    "PLAIN_JSON",
+    "AsCompleted",
+    "Codec",
+    "ConcurrencyError",
+    "ContextInStepError",
+    "DecodeError",
+    "DurableStep",
+    "EncodeError",
+    "JsonCodec",
+    "ResultTooLargeError",
+    "RetryPolicy",
+    "ServerError",
+    "StepDefinitionError",
+    "StepInfo",
+    "StepResultError",
+    "StepTimeoutError",
+    "StepsError",
+    "Task",
+    "TaskGroup",
+    "as_completed",
+    "durable_step",
+    "gather",
+    "map",
+    "race",
+    "restate_context",
+    "run_step",
+    "step_info",
+    "wait_for",
+]

@@ -1,0 +1,351 @@
+"""The one module that knows private names of restate-sdk, and why it needs them.
+
+What is used, and what happens if a later SDK no longer has it:
+
+* ``ServerInvocationContext.create_poll_or_cancel_coroutine`` is the funnel through which every await of the SDK
+  goes. While branches are open, :class:`SdkPort` takes its place for one invocation, so that raw SDK awaits are
+  ordered like steps. Missing: opening a branch is refused (:func:`check_supported`), everything else works.
+* ``PyVM.do_progress`` with a ``PyUnresolvedFuture`` that is built once per wait. The public wrapper converts the
+  whole set on every call, which makes a fan-out quadratic.
+* ``VMWrapper`` is the single place where commands enter the journal; :func:`guard_commands` puts a check there.
+  Missing: misuse is no longer refused, correct code is unaffected.
+* ``LazyFuture.task`` caches the task of the first awaiter; when that awaiter is cancelled, :func:`forget_task`
+  clears the cache, or the future could never be awaited again.
+
+``tests/test_sdk_seam.py`` fails when one of these names changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import gc
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from types import CoroutineType, FrameType
+from typing import Any, Final, Protocol, cast
+
+import restate.server_context as _server
+from restate import TerminalError
+from restate._internal import (
+    PyDoProgressAnyCompleted,
+    PyDoProgressCancelSignalReceived,
+    PyDoProgressExecuteRun,
+    PySuspended,
+    PyUnresolvedFuture,
+    VMException,
+)
+from restate.extensions import current_context
+from restate.server_context import ServerDurableFuture, ServerInvocationContext
+from restate.vm import (
+    AllCompletedUnresolvedFuture,
+    FirstCompletedUnresolvedFuture,
+    SingleUnresolvedFuture,
+    UnresolvedFuture,
+    VMWrapper,
+)
+
+from .errors import ConcurrencyError
+
+__all__ = [
+    "Leaf",
+    "SdkPort",
+    "ambient_context",
+    "check_supported",
+    "forget_task",
+    "frames_of",
+    "guard_commands",
+    "invocation_id",
+    "map_failure",
+    "uses_explicit_recovery",
+    "waiting_on",
+]
+
+logger = logging.getLogger("restate_steps")
+
+_FUNNEL: Final = "create_poll_or_cancel_coroutine"
+
+
+def ambient_context() -> ServerInvocationContext | None:
+    """Return the context of the handler that is running, or None outside a handler."""
+    try:
+        context = current_context()
+    except LookupError:
+        return None
+    return context if isinstance(context, ServerInvocationContext) else None
+
+
+def invocation_id(context: ServerInvocationContext) -> str:
+    """Return the id of the invocation, without building the SDK's ``Request`` object."""
+    return context.invocation.invocation_id
+
+
+def uses_explicit_recovery(context: ServerInvocationContext) -> bool:
+    """Whether the handler runs in the SDK's preview mode that repeats ``ctx.run`` on every attempt."""
+    return bool(getattr(context.handler, "explicit_recovery", False))
+
+
+def check_supported() -> None:
+    """Refuse branches on an SDK whose await funnel has moved.
+
+    Raises:
+        ConcurrencyError: The installed restate-sdk has no such funnel.
+    """
+    if not hasattr(ServerInvocationContext, _FUNNEL):
+        raise ConcurrencyError(
+            f"the installed restate-sdk has no ServerInvocationContext.{_FUNNEL}, so concurrent branches cannot be "
+            "ordered. Install a restate-sdk version that this release of restate-steps was tested with."
+        )
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+class _GuardedVM(VMWrapper):
+    """The SDK's VM wrapper with a check before each command; instances become one by class assignment."""
+
+    _check: Callable[[str], None]
+
+
+def _guarded(name: str) -> Callable[..., Any]:
+    original = getattr(VMWrapper, name)
+
+    @functools.wraps(original)
+    def command(self: _GuardedVM, *args: Any, **kwargs: Any) -> Any:
+        self._check(name)  # pyright: ignore[reportPrivateUsage]
+        return original(self, *args, **kwargs)
+
+    return command
+
+
+# What reads the input or ends the attempt is the SDK's own doing, never the user's.
+_UNGUARDED: Final = frozenset({"sys_input", "sys_end", "sys_write_output_success", "sys_write_output_failure"})
+
+for _name in sorted(dir(VMWrapper)):
+    if (_name.startswith("sys_") and _name not in _UNGUARDED) or _name in ("attach_invocation", "do_progress"):
+        setattr(_GuardedVM, _name, _guarded(_name))
+
+
+def guard_commands(context: ServerInvocationContext, check: Callable[[str], None]) -> None:
+    """Call ``check(operation)`` before every command that the invocation issues; it refuses by raising."""
+    vm = context.vm
+    if type(vm) is VMWrapper:
+        vm.__class__ = _GuardedVM
+    cast(Any, vm)._check = check
+
+
+# --- futures ----------------------------------------------------------------------------------------------------
+
+
+def map_failure(future: Any, convert: Callable[[TerminalError], BaseException]) -> None:
+    """Make ``await future`` raise ``convert(error)`` where it would raise a ``TerminalError``."""
+    if not isinstance(future, ServerDurableFuture):
+        return
+    lazy = future.future
+    fetch = lazy.async_def
+
+    async def fetch_and_convert() -> Any:
+        try:
+            return await fetch()
+        except TerminalError as error:
+            raise convert(error) from error.__cause__
+
+    lazy.async_def = fetch_and_convert
+
+
+def forget_task(chain: Any, task: asyncio.Task[Any]) -> bool:
+    """Let the durable future whose cached task is ``task`` be awaited afresh; return whether it was found.
+
+    Args:
+        chain: The coroutine that awaits the future, at whatever depth.
+        task: The task that the SDK made for its first awaiter.
+    """
+    for frame in frames_of(chain):
+        lazy = frame.f_locals.get("self")
+        if isinstance(lazy, _server.LazyFuture) and lazy.task is task:
+            lazy.task = None
+            return True
+    return False
+
+
+def frames_of(awaitable: Any) -> list[FrameType]:
+    """Return the frames of a suspended coroutine, outermost first, down to the one that waits.
+
+    ``coroutine_wrapper`` (what ``coro.__await__()`` returns) and the awaitables of async generators have no
+    attribute that leads on; the collector's referents do, in constant time.
+    """
+    frames: list[FrameType] = []
+    seen = 0
+    while awaitable is not None and seen < 1000:
+        seen += 1
+        if isinstance(awaitable, CoroutineType):
+            frame, following = awaitable.cr_frame, awaitable.cr_await
+        elif hasattr(awaitable, "gi_frame"):
+            frame, following = awaitable.gi_frame, awaitable.gi_yieldfrom
+        elif hasattr(awaitable, "ag_frame"):
+            frame, following = awaitable.ag_frame, awaitable.ag_await
+        elif type(awaitable).__name__ in ("coroutine_wrapper", "async_generator_asend", "async_generator_athrow"):
+            frame = None
+            following = next((r for r in gc.get_referents(awaitable) if hasattr(r, "cr_await") or hasattr(r, "ag_await")), None)
+        else:
+            break
+        if frame is not None:
+            frames.append(cast(FrameType, frame))
+        awaitable = following
+    return frames
+
+
+def waiting_on(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
+    """Return the future that a task is waiting for, or None if it is running or about to run."""
+    return getattr(task, "_fut_waiter", None)
+
+
+# --- the port ---------------------------------------------------------------------------------------------------
+
+
+class Leaf(Protocol):
+    """What the port needs to know of one registered wait."""
+
+    @property
+    def source(self) -> UnresolvedFuture: ...
+
+    @property
+    def context(self) -> contextvars.Context: ...
+
+
+class SdkPort:
+    """Polls the SDK's VM for a set of waits; the only code of this package that does.
+
+    One instance serves one invocation. It starts the bodies of the runs that are waited for, sends what the VM has
+    to say, and feeds it what the server answers, as ``create_poll_or_cancel_coroutine`` does for a single future.
+    """
+
+    def __init__(self, context: ServerInvocationContext) -> None:
+        self._context = context
+        self._vm: Any = context.vm.vm
+        self._leaves: dict[Leaf, PyUnresolvedFuture] = {}
+        self._by_handle: dict[int, Leaf] = {}
+        self._sending = asyncio.Lock()
+
+    def install(self, funnel: Callable[[UnresolvedFuture], Coroutine[Any, Any, None]]) -> None:
+        """Send every await of this invocation through ``funnel``."""
+        setattr(self._context, _FUNNEL, funnel)
+
+    def uninstall(self) -> None:
+        """Give the await funnel back to the SDK."""
+        vars(self._context).pop(_FUNNEL, None)
+
+    def add(self, leaf: Leaf) -> None:
+        """Poll for ``leaf`` from now on."""
+        self._leaves[leaf] = _convert(leaf.source)
+        for handle in _handles(leaf.source):
+            self._by_handle[handle] = leaf
+
+    def discard(self, leaf: Leaf) -> None:
+        """Poll no longer for ``leaf``."""
+        if self._leaves.pop(leaf, None) is not None:
+            for handle in _handles(leaf.source):
+                if self._by_handle.get(handle) is leaf:
+                    del self._by_handle[handle]
+
+    def is_done(self, source: UnresolvedFuture) -> bool:
+        """Whether the VM has handed out what ``source`` stands for."""
+        if isinstance(source, SingleUnresolvedFuture):
+            return bool(self._vm.is_completed(source.handle))
+        if isinstance(source, AllCompletedUnresolvedFuture):
+            return all(self.is_done(child) for child in source.children)
+        return any(self.is_done(child) for child in source.children)
+
+    async def poll(self) -> bool:
+        """Wait until one of the added leaves is done.
+
+        Returns:
+            True when one is done, False when the invocation was cancelled.
+
+        Raises:
+            SuspendedException: The server asked the attempt to end; it will be resumed.
+            SdkInternalException: The attempt failed, for example because a step's body raised.
+            DisconnectedException: The connection to the server is gone.
+        """
+        context, vm = self._context, self._vm
+        awaited = PyUnresolvedFuture.first_completed(list(self._leaves.values()))
+        while True:
+            await self.flush()
+            try:
+                progress = vm.do_progress(awaited)
+            except VMException as error:
+                logger.warning("the attempt failed, Restate will retry it: %s", error)
+                raise _server.SdkInternalException from error
+            if isinstance(progress, PyDoProgressAnyCompleted):
+                return True
+            if isinstance(progress, PySuspended):
+                raise _server.SuspendedException
+            if isinstance(progress, PyDoProgressCancelSignalReceived):
+                return False
+            if isinstance(progress, PyDoProgressExecuteRun):
+                self._start_body(progress.handle)
+                self._start_siblings()
+                continue
+            chunk = cast("dict[str, Any]", await context.receive())
+            if chunk.get("type") == "restate.run_completed":
+                continue
+            if chunk.get("type") == "http.disconnect":
+                raise _server.DisconnectedException
+            if body := chunk.get("body"):
+                vm.notify_input(body)
+            if not chunk.get("more_body", False):
+                vm.notify_input_closed()
+
+    async def flush(self) -> None:
+        """Send the VM's output to the server, in the order in which the VM produced it."""
+        async with self._sending:
+            await self._context.take_and_send_output()
+
+    def fail(self, error: BaseException) -> None:
+        """End the attempt with a retryable error, when the handler cannot raise it itself."""
+        self._context.vm.notify_error(str(error), "")
+
+    def _start_siblings(self) -> None:
+        # The VM asks for one body per call, and a call costs time in proportion to what it is given. It has just
+        # said that nothing it received is left to hand out, and it receives nothing before the next await: until
+        # then asking for single handles cannot change the order of completions.
+        for handle in list(self._context.run_coros_to_execute):
+            if handle in self._by_handle:
+                progress = self._vm.do_progress(PyUnresolvedFuture.single(handle))
+                if isinstance(progress, PyDoProgressExecuteRun):
+                    self._start_body(progress.handle)
+
+    def _start_body(self, handle: int) -> None:
+        run = self._context.run_coros_to_execute.pop(handle)
+        leaf = self._by_handle.get(handle)
+        # A body sees the context variables of the branch that asked for it, not those of whoever polls.
+        context = leaf.context.copy() if leaf is not None else None
+        self._context.tasks.add(asyncio.create_task(self._run_body(run), context=context))
+
+    async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await run()
+            # The result leaves at once: if it waited for the next poll, a crash in between would repeat the body.
+            await self.flush()
+        finally:
+            await self._context.receive.enqueue_restate_event({"type": "restate.run_completed", "data": None})
+
+
+def _handles(source: UnresolvedFuture) -> Iterable[int]:
+    if isinstance(source, SingleUnresolvedFuture):
+        yield source.handle
+    else:
+        for child in source.children:
+            yield from _handles(child)
+
+
+def _convert(source: UnresolvedFuture) -> PyUnresolvedFuture:
+    if isinstance(source, SingleUnresolvedFuture):
+        return PyUnresolvedFuture.single(source.handle)
+    children = [_convert(child) for child in source.children]
+    if isinstance(source, FirstCompletedUnresolvedFuture):
+        return PyUnresolvedFuture.first_completed(children)
+    return PyUnresolvedFuture.all_completed(children)
+
+

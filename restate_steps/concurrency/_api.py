@@ -1,0 +1,455 @@
+"""``gather`` and its kin: the names and meanings of asyncio, in journal order inside a handler.
+
+Where asyncio leaves a choice open, the choice that survives a crash is made: a failing branch cancels its siblings and
+waits for them, so that nothing goes on unseen; and the caller sees the user's own exception, never an
+``ExceptionGroup``, so that Restate recognises a ``TerminalError``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import deque
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
+
+from restate import TerminalError
+
+from .._sdk import ambient_context
+from ..context import current_invocation
+from ._scope import Scope, Task, open_scope
+
+__all__ = ["AsCompleted", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"]
+
+T = TypeVar("T")
+T1 = TypeVar("T1")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
+T4 = TypeVar("T4")
+T5 = TypeVar("T5")
+T6 = TypeVar("T6")
+Item = TypeVar("Item")
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def _coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
+    if inspect.iscoroutine(awaitable):
+        return cast("Coroutine[Any, Any, T]", awaitable)
+    if not inspect.isawaitable(awaitable):
+        raise TypeError(
+            f"expected a coroutine or another awaitable, got {awaitable!r}. Call the function: quote(order), not quote."
+        )
+    return _await(awaitable)
+
+
+def _start(awaitables: Iterable[Awaitable[Any]], *, fail_fast: bool) -> Scope:
+    """Open a scope with a task for each awaitable; if that is refused, close what was given, or Python complains."""
+    given = list(awaitables)
+    started = 0
+    try:
+        coros = [_coroutine(awaitable) for awaitable in given]
+        scope = open_scope(fail_fast=fail_fast)
+        for coro in coros:
+            started += 1
+            scope.spawn(coro)
+    except BaseException:
+        for awaitable in given[started:]:
+            if inspect.iscoroutine(awaitable):
+                awaitable.close()
+        raise
+    return scope
+
+
+def _raise_failure(scope: Scope) -> NoReturn:
+    error = scope.failure
+    assert error is not None
+    for other in scope.others:
+        error.add_note(f"another branch failed as well: {other!r}")
+    raise error
+
+
+@overload
+async def gather(a1: Awaitable[T1], /, *, return_exceptions: Literal[False] = False) -> tuple[T1]: ...
+@overload
+async def gather(
+    a1: Awaitable[T1], a2: Awaitable[T2], /, *, return_exceptions: Literal[False] = False
+) -> tuple[T1, T2]: ...
+@overload
+async def gather(
+    a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], /, *, return_exceptions: Literal[False] = False
+) -> tuple[T1, T2, T3]: ...
+@overload
+async def gather(
+    a1: Awaitable[T1],
+    a2: Awaitable[T2],
+    a3: Awaitable[T3],
+    a4: Awaitable[T4],
+    /,
+    *,
+    return_exceptions: Literal[False] = False,
+) -> tuple[T1, T2, T3, T4]: ...
+@overload
+async def gather(
+    a1: Awaitable[T1],
+    a2: Awaitable[T2],
+    a3: Awaitable[T3],
+    a4: Awaitable[T4],
+    a5: Awaitable[T5],
+    /,
+    *,
+    return_exceptions: Literal[False] = False,
+) -> tuple[T1, T2, T3, T4, T5]: ...
+@overload
+async def gather(
+    a1: Awaitable[T1],
+    a2: Awaitable[T2],
+    a3: Awaitable[T3],
+    a4: Awaitable[T4],
+    a5: Awaitable[T5],
+    a6: Awaitable[T6],
+    /,
+    *,
+    return_exceptions: Literal[False] = False,
+) -> tuple[T1, T2, T3, T4, T5, T6]: ...
+@overload
+async def gather(*awaitables: Awaitable[T], return_exceptions: Literal[False] = False) -> list[T]: ...
+@overload
+async def gather(*awaitables: Awaitable[T], return_exceptions: bool) -> list[T | BaseException]: ...
+async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -> Any:
+    """Run awaitables concurrently and return their results in the order given.
+
+    Inside a handler each becomes a branch, and branches go on in an order that the journal decides, so that a replay
+    takes the same path. Each may have any number of steps, raw Restate awaits and local awaits.
+
+    Args:
+        *awaitables: Coroutines, durable futures or other awaitables.
+        return_exceptions: Return what a branch raised in place of its result, and let the others finish. Suspension
+            and other control flow of the SDK is never returned.
+
+    Returns:
+        The results, as a list. Typed as a tuple for up to six awaitables, so that each keeps its own type.
+
+    Raises:
+        BaseException: What the first branch to fail raised. The others have been cancelled, and have ended.
+
+    Example:
+        ```python
+        price, stock = await gather(quote(order), reserve(order))
+        ```
+    """
+    scope = _start(awaitables, fail_fast=not return_exceptions)
+    try:
+        await scope.until(lambda: scope.live == 0 or (scope.fail_fast and scope.failure is not None))
+    except BaseException:
+        await scope.abort()
+        raise
+    if return_exceptions:
+        return [_outcome(task) for task in scope.tasks]
+    if scope.failure is not None:
+        await scope.abort()
+        _raise_failure(scope)
+    return [task.result() for task in scope.tasks]
+
+
+def _outcome(task: Task[Any]) -> Any:
+    if task.cancelled():
+        return asyncio.CancelledError()
+    error = task.exception()
+    if error is None:
+        return task.result()
+    if not isinstance(error, Exception):
+        raise error
+    return error
+
+
+async def race(*awaitables: Awaitable[T]) -> T:
+    """Run awaitables concurrently, return the result of the first to finish, and cancel the others.
+
+    The losers receive :class:`asyncio.CancelledError` and have ended when ``race`` returns; what they do to clean up
+    may include steps. A step whose body is running is not interrupted: its result is recorded, and nobody uses it.
+
+    Args:
+        *awaitables: Coroutines, durable futures or other awaitables; at least one.
+
+    Returns:
+        The result of the first to finish.
+
+    Raises:
+        ValueError: Nothing was given.
+        BaseException: What the first to finish raised.
+
+    Example:
+        ```python
+        answer = await race(ask(primary), ask(secondary))
+        ```
+    """
+    if not awaitables:
+        raise ValueError("race() needs at least one awaitable.")
+    scope = _start(awaitables, fail_fast=False)
+    try:
+        await scope.until(lambda: bool(scope.finished))
+    finally:
+        await scope.abort()
+    return cast(T, scope.finished[0].result())
+
+
+async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -> T:
+    """Wait for an awaitable, for no longer than a durable timer runs.
+
+    The timer lives in the journal: it goes on while the handler is suspended, and a crash does not start it anew.
+
+    Args:
+        awaitable: A coroutine, durable future or other awaitable.
+        timeout: Seconds, or a timedelta; None to wait without limit.
+
+    Returns:
+        The result of the awaitable.
+
+    Raises:
+        TimeoutError: The time is up. The awaitable has been cancelled, and has ended.
+        BaseException: What the awaitable raised.
+
+    Example:
+        ```python
+        try:
+            answer = await wait_for(approval, timedelta(days=3))
+        except TimeoutError:
+            await remind()
+        ```
+    """
+    if timeout is None:
+        return await awaitable
+    delay = _delay(timeout)
+    timer = _Timer(delay)
+    # The timer comes first: if the awaitable never waits for anything, the journal is the same all the same.
+    scope = _start((timer.run(), awaitable), fail_fast=False)
+    work = scope.tasks[1]
+    try:
+        await scope.until(lambda: work.done() or timer.expired)
+        in_time = work.done() and not (timer.expired and scope.finished[0] is not work)
+    finally:
+        await scope.abort()
+    if in_time or not (work.cancelled() or work.exception() is None):
+        return cast(T, work.result())
+    raise TimeoutError(f"not finished within {delay.total_seconds():g} s")
+
+
+def _delay(timeout: float | timedelta) -> timedelta:
+    return max(timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout), timedelta(0))
+
+
+class _Timer:
+    """A durable timer in a handler, a plain one elsewhere."""
+
+    def __init__(self, delay: timedelta) -> None:
+        self._delay = delay
+        self.expired = False
+
+    async def run(self) -> None:
+        context = ambient_context() if current_invocation() is not None else None
+        try:
+            await (asyncio.sleep(self._delay.total_seconds()) if context is None else context.sleep(self._delay))
+        except TerminalError:
+            # The invocation was cancelled. Whatever is timed hears of it too, and may have to clean up: no time-out.
+            return
+        self.expired = True
+
+
+class TaskGroup:
+    """Tasks that end together: an ``asyncio.TaskGroup`` whose branches survive a replay.
+
+    The block ends when every task has ended. If a task fails, or the block does, the others are cancelled, and the
+    user's own exception is raised (not an ``ExceptionGroup``; ``except*`` catches it all the same).
+
+    Example:
+        ```python
+        async with TaskGroup() as group:
+            flight = group.create_task(book_flight(trip))
+            hotel = group.create_task(book_hotel(trip))
+        return flight.result(), hotel.result()
+        ```
+    """
+
+    def __init__(self) -> None:
+        self._scope: Scope | None = None
+        self._closed = False
+
+    async def __aenter__(self) -> TaskGroup:
+        if self._scope is not None:
+            raise RuntimeError("this TaskGroup has been entered before: make a new one.")
+        self._scope = open_scope(fail_fast=True, interrupts=True)
+        return self
+
+    def create_task(self, coro: Coroutine[Any, Any, T], *, name: str | None = None) -> Task[T]:
+        """Start a coroutine in the group.
+
+        Args:
+            coro: The coroutine.
+            name: A name for messages.
+
+        Returns:
+            A handle to await, cancel, or ask for the result.
+
+        Raises:
+            RuntimeError: The group has not been entered, or is ending.
+        """
+        if self._scope is None or self._closed or self._scope.failure is not None:
+            coro.close()
+            state = "has not been entered" if self._scope is None else "is ending"
+            raise RuntimeError(f"this TaskGroup {state}, so it takes no new task.")
+        return self._scope.spawn(_coroutine(coro), name)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        scope = self._scope
+        assert scope is not None
+        if error is not None:
+            scope.cancel()
+        try:
+            await scope.join()
+        except asyncio.CancelledError:
+            if error is None and scope.failure is None:
+                raise
+        finally:
+            self._closed = True
+        if scope.interrupted:
+            scope.accept_interruption()
+        if scope.failure is None:
+            return
+        if error is None or (scope.interrupted and isinstance(error, asyncio.CancelledError)):
+            _raise_failure(scope)
+        if isinstance(error, Exception):
+            error.add_note(f"a task of the group failed as well: {scope.failure!r}")
+
+
+class AsCompleted(Generic[T]):
+    """What :func:`as_completed` returns; iterate over it with ``for`` or ``async for``."""
+
+    def __init__(self, awaitables: Iterable[Awaitable[T]], timeout: float | timedelta | None) -> None:
+        self._taken = 0
+        self._timer = None if timeout is None else _Timer(_delay(timeout))
+        given = list(awaitables)
+        self._count = len(given)
+        self._scope = _start([*given, self._timer.run()] if self._timer is not None else given, fail_fast=False)
+
+    def _ended(self) -> list[Task[Any]]:
+        finished = self._scope.finished
+        if self._timer is None:
+            return finished
+        timer = self._scope.tasks[-1]
+        return [task for task in finished if task is not timer]
+
+    async def _next_task(self) -> Task[T]:
+        index = self._taken
+        self._taken += 1
+        timer = self._timer
+        await self._scope.until(lambda: len(self._ended()) > index or (timer is not None and timer.expired))
+        ended = self._ended()
+        if index >= len(ended):
+            self._scope.cancel()
+            raise TimeoutError("as_completed: the time is up")
+        if timer is not None and len(ended) == self._count:
+            self._scope.tasks[-1].cancel()
+        return ended[index]
+
+    async def _next_result(self) -> T:
+        return (await self._next_task()).result()
+
+    def __iter__(self) -> Iterator[Awaitable[T]]:
+        for _ in range(self._count):
+            yield self._next_result()
+
+    async def __aiter__(self) -> AsyncIterator[Task[T]]:
+        for _ in range(self._count):
+            yield await self._next_task()
+
+
+def as_completed(
+    awaitables: Iterable[Awaitable[T]], *, timeout: float | timedelta | None = None
+) -> AsCompleted[T]:
+    """Run awaitables concurrently and hand them out as they finish.
+
+    As with :func:`asyncio.as_completed`, ``for`` yields awaitables of the next result, and ``async for`` (as in Python
+    3.13, here on every version) yields the finished tasks. The order is that of the journal, so a replay sees the same.
+    Tasks that are left when the handler ends are cancelled.
+
+    Args:
+        awaitables: Coroutines, durable futures or other awaitables.
+        timeout: Seconds or a timedelta for all of them together, on a durable timer.
+
+    Returns:
+        Something to iterate over once.
+
+    Raises:
+        TimeoutError: From the iteration, when the time is up; what has not finished is cancelled.
+
+    Example:
+        ```python
+        async for task in as_completed([ask(model) for model in models]):
+            answers.append(await task)
+        ```
+    """
+    return AsCompleted(awaitables, timeout)
+
+
+async def map(  # noqa: A001 - the name the field uses (Prefect, DBOS, AWS durable); meant to be imported on its own
+    function: Callable[[Item], Awaitable[T]], items: Iterable[Item] | AsyncIterable[Item], *, limit: int | None = None
+) -> list[T]:
+    """Apply an async function to every item, at most ``limit`` at a time.
+
+    Args:
+        function: Called with one item each, for example a step.
+        items: The items. An async iterable is read before the first call, because reading takes time that is not in
+            the journal.
+        limit: How many branches are open at once; None for all of them.
+
+    Returns:
+        The results, in the order of the items.
+
+    Raises:
+        ValueError: ``limit`` is less than 1.
+        BaseException: What the first call to fail raised. The others have been cancelled, and have ended.
+
+    Example:
+        ```python
+        pages = await map(fetch, urls, limit=10)
+        ```
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, or None for no limit; got {limit!r}.")
+    waiting = deque([item async for item in items] if isinstance(items, AsyncIterable) else items)
+    scope = open_scope(fail_fast=True)
+    room = len(waiting) if limit is None else limit
+
+    async def call(item: Item) -> T:
+        return await function(item)
+
+    try:
+        while waiting and scope.failure is None:
+            while waiting and scope.live < room:
+                scope.spawn(call(waiting.popleft()), getattr(function, "__name__", None))
+            await scope.until(lambda: scope.live < room or scope.failure is not None)
+        await scope.until(lambda: scope.live == 0 or scope.failure is not None)
+    except BaseException:
+        await scope.abort()
+        raise
+    if scope.failure is not None:
+        await scope.abort()
+        _raise_failure(scope)
+    return [task.result() for task in scope.tasks]
+
+

@@ -1,0 +1,186 @@
+"""What belongs to one invocation, and how code finds it without being handed anything.
+
+Outside a handler there is none, and steps are plain calls. Inside a step's body there is none either, as far as steps
+are concerned: the body is one journal entry, and nothing in it may add another.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from . import _sdk
+from .errors import ConcurrencyError, ContextInStepError
+
+if TYPE_CHECKING:
+    from .concurrency._scheduler import Scheduler
+    from .concurrency._strand import Strand
+
+__all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_info"]
+
+_KEY: Final = "restate_steps"
+
+
+@dataclass(frozen=True, slots=True)
+class StepInfo:
+    """What a step's body may know about itself.
+
+    Attributes:
+        name: The step's name in the journal.
+        invocation_id: The id of the invocation it belongs to; empty outside a handler.
+        idempotency_key: The same on every attempt and replay of this step, and different for every other step of
+            every invocation. Hand it to a payment API, and a repeated attempt charges once. Empty outside a handler.
+    """
+
+    name: str
+    invocation_id: str
+    idempotency_key: str
+
+
+running_step: contextvars.ContextVar[StepInfo | None] = contextvars.ContextVar("restate_steps_step", default=None)
+
+
+def step_info() -> StepInfo:
+    """Return the name, invocation and idempotency key of the step whose body is running.
+
+    Returns:
+        The step's own data. A step called inside another is part of the outer one and sees the outer one's.
+
+    Raises:
+        RuntimeError: No step's body is running.
+
+    Example:
+        ```python
+        @durable_step
+        async def charge(order: Order) -> str:
+            return await payments.charge(order.total, idempotency_key=step_info().idempotency_key)
+        ```
+    """
+    info = running_step.get()
+    if info is None:
+        raise RuntimeError("step_info() works inside the body of a step: call it from a function with @durable_step.")
+    return info
+
+
+class Invocation:
+    """The package's state for one attempt of one invocation; hangs on the SDK's context.
+
+    Attributes:
+        context: The SDK's context.
+        id: The invocation's id.
+        awaiting: Name of the step that the handler awaits while no branches are open.
+    """
+
+    def __init__(self, context: _sdk.ServerInvocationContext) -> None:
+        self.context = context
+        self.id = _sdk.invocation_id(context)
+        self.awaiting: str | None = None
+        self._scheduler: Scheduler | None = None
+        self._misuse: ConcurrencyError | None = None
+        self._steps: dict[tuple[int, ...], int] = {}
+        self._names: dict[str, tuple[int, ...]] = {}
+        _sdk.guard_commands(context, self._check)
+        if _sdk.uses_explicit_recovery(context):
+            raise ConcurrencyError(
+                "the handler uses the SDK's preview feature explicit_recovery, which runs every step again on every "
+                "attempt. Remove explicit_recovery from the handler or service that uses durable steps."
+            )
+
+    def _check(self, operation: str) -> None:
+        """Refuse a command that could not be replayed; called before each one."""
+        if (step := running_step.get()) is not None:
+            raise ContextInStepError(f"the Restate context ({operation})", step.name)
+        if self._misuse is not None:
+            raise self._misuse
+        if self._scheduler is not None:
+            self._scheduler.check(operation)
+
+    def scheduler(self) -> Scheduler:
+        """Return what orders this invocation's branches, made on first use."""
+        if self._scheduler is None:
+            from .concurrency._scheduler import Scheduler
+
+            _sdk.check_supported()
+            self._scheduler = Scheduler(_sdk.SdkPort(self.context))
+        if self.awaiting is not None and not self._scheduler.active:
+            raise plain_concurrency(self.awaiting)
+        return self._scheduler
+
+    @property
+    def branching(self) -> bool:
+        """Whether branches are open."""
+        return self._scheduler is not None and self._scheduler.active
+
+    def strand(self) -> Strand | None:
+        """Return the branch that the caller runs in, or None in the handler's own coroutine."""
+        if self._scheduler is None:
+            return None
+        strand = self._scheduler.current()
+        return None if strand is self._scheduler.main else strand
+
+    def register_step(self, name: str) -> StepInfo:
+        """Give a step its name in the journal and its idempotency key.
+
+        Both are functions of the step's place among the steps of its branch, and of the branch's place among the
+        branches, hence of the journal. Two branches never share a name: if they swapped, Restate would notice.
+        """
+        strand = self.strand()
+        path = strand.path if strand is not None else ()
+        number = self._steps[path] = self._steps.get(path, -1) + 1
+        owner = self._names.setdefault(name, path)
+        place = ".".join(map(str, path))
+        if owner != path:
+            name = f"{name} [{place}]"
+        key = f"{self.id}/{place}:{number}" if path else f"{self.id}/{number}"
+        return StepInfo(name, self.id, key)
+
+    def misused(self, error: ConcurrencyError) -> None:
+        """Refuse every further command of this attempt."""
+        self._misuse = error
+
+    def __close__(self) -> None:
+        """Called by the SDK when the handler has ended: whatever branches are left end too."""
+        if self._scheduler is not None:
+            self._scheduler.handler_ended()
+
+
+def plain_concurrency(step: str) -> ConcurrencyError:
+    """Build the error for steps that run concurrently without this package knowing."""
+    return ConcurrencyError(
+        f"step {step!r} is already being awaited by another asyncio task of this handler. Run concurrently with "
+        "asyncio.gather or asyncio.create_task, steps would be replayed in an order that depends on timing. Use "
+        "restate_steps.gather, TaskGroup, race, map or as_completed."
+    )
+
+
+def current_invocation() -> Invocation | None:
+    """Return the invocation whose handler is running; None outside a handler and inside a step's body."""
+    if running_step.get() is not None:
+        return None
+    context = _sdk.ambient_context()
+    if context is None:
+        return None
+    invocation: Invocation | None = context.extension_data.get(_KEY)
+    if invocation is None:
+        invocation = context.extension_data[_KEY] = Invocation(context)
+    return invocation
+
+
+def restate_context() -> Any:
+    """Return the Restate context of the handler that is running.
+
+    Returns:
+        The context that the handler got as its first argument: a :class:`restate.Context`, or the
+        ``ObjectContext`` or ``WorkflowContext`` that fits the service.
+
+    Raises:
+        RuntimeError: No handler is running.
+        ContextInStepError: A step's body is running; nothing it did with the context could be journaled.
+    """
+    if (step := running_step.get()) is not None:
+        raise ContextInStepError("restate_context()", step.name)
+    context = _sdk.ambient_context()
+    if context is None:
+        raise RuntimeError("restate_context() works inside a Restate handler, and none is running.")
+    return context

@@ -1,0 +1,133 @@
+"""Journals declared exceptions as terminal failures that carry their data, and builds them again.
+
+An exception is its class, its ``args`` and its attributes. Each value is written as JSON under the first of these types
+that brings it back unchanged: plain JSON, then the annotations of the class and of its ``__init__``. Which one it was
+is written beside it. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import typing
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+from restate import TerminalError
+
+from ._compare import find_difference
+from .codec import DEFAULT_CODEC, PLAIN_JSON
+from .errors import DecodeError, EncodeError, StepResultError
+
+__all__ = ["decode_failure", "encode_failure"]
+
+_TYPE: Final = "restate-steps-exception"
+_DATA: Final = "restate-steps-data"
+_PLAIN: Final = ""
+
+
+def encode_failure(step: str, error: Exception) -> TerminalError:
+    """Turn a declared exception into the failure that the journal keeps.
+
+    Args:
+        step: Name of the step that raised it.
+        error: The exception.
+
+    Returns:
+        What to raise instead, for Restate to record.
+
+    Raises:
+        StepResultError: The exception carries something that would not come back.
+    """
+    cls = type(error)
+    hints = _hints(cls)
+    data = {
+        "args": [_encode(step, error, f"args[{index}]", value, hints) for index, value in enumerate(error.args)],
+        "state": {key: _encode(step, error, key, value, hints) for key, value in vars(error).items()},
+    }
+    metadata = {_TYPE: _name(cls), _DATA: json.dumps(data)}
+    code = error.status_code if isinstance(error, TerminalError) else 500
+    if isinstance(error, TerminalError) and error.metadata:
+        metadata = {**error.metadata, **metadata}
+    return TerminalError(f"{cls.__name__}: {error}", status_code=code, metadata=metadata)
+
+
+def decode_failure(step: str, failure: TerminalError, declared: Iterable[type[Exception]]) -> Exception:
+    """Build the declared exception from a failure that came out of the journal.
+
+    Args:
+        step: Name of the step.
+        failure: What the SDK raised.
+        declared: The classes that the step declares.
+
+    Returns:
+        The exception, with ``failure`` as its cause, so that it ends the invocation if nobody catches it; or
+        ``failure`` itself if it is not a declared exception; or a retryable error if the class is gone.
+    """
+    metadata = failure.metadata or {}
+    name = metadata.get(_TYPE)
+    if name is None:
+        return failure
+    cls = next((cls for cls in _with_subclasses(declared) if _name(cls) == name), None)
+    if cls is None:
+        return DecodeError(
+            f"the exceptions that step {step!r} declares in raises=",
+            f"it is a {name}, which is not among them (or has been renamed)",
+            where="a journaled failure",
+        )
+    hints = _hints(cls)
+    try:
+        data = json.loads(metadata[_DATA])
+        args = tuple(_decode(value, hints) for value in data["args"])
+        state = {key: _decode(value, hints) for key, value in data["state"].items()}
+        error = cls.__new__(cls, *args)
+    except (DecodeError, KeyError, TypeError, ValueError) as problem:
+        return DecodeError(cls.__name__, str(problem), where=f"the journaled failure of step {step!r}")
+    error.args = args
+    vars(error).update(state)
+    error.__cause__ = failure
+    return error
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def _with_subclasses(classes: Iterable[type[Exception]]) -> Iterator[type[Exception]]:
+    for cls in classes:
+        yield cls
+        yield from _with_subclasses(cls.__subclasses__())
+
+
+def _hints(cls: type[Exception]) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    for prefix, owner in (("field", cls), ("init", cls.__init__)):
+        try:
+            found = typing.get_type_hints(owner, include_extras=True)
+        except (NameError, TypeError):
+            # Names that cannot be resolved only mean that this type is not tried.
+            continue
+        hints.update({f"{prefix}:{key}": hint for key, hint in found.items() if key != "return"})
+    return hints
+
+
+def _encode(step: str, error: Exception, key: str, value: Any, hints: dict[str, Any]) -> dict[str, Any]:
+    named = [f"{prefix}:{key}" for prefix in ("field", "init") if f"{prefix}:{key}" in hints]
+    for source in [_PLAIN, *named, *(source for source in hints if source not in named)]:
+        hint = PLAIN_JSON if source == _PLAIN else hints[source]
+        try:
+            encoded = DEFAULT_CODEC.dump(hint, value)
+            if find_difference(value, DEFAULT_CODEC.load(hint, encoded)) is None:
+                return {"as": source, "value": json.loads(encoded)}
+        except (EncodeError, DecodeError):
+            continue
+    kind = type(error).__name__
+    raise StepResultError(
+        step,
+        f"it raised {kind}, which is declared in raises=, but {key} ({type(value).__name__}) would not come back from "
+        f"the journal. Annotate it in {kind} or its __init__ with a type that survives JSON, or leave it out.",
+    ) from error
+
+
+def _decode(value: dict[str, Any], hints: dict[str, Any]) -> Any:
+    source = value["as"]
+    return DEFAULT_CODEC.load(PLAIN_JSON if source == _PLAIN else hints[source], json.dumps(value["value"]).encode())

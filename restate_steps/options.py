@@ -1,0 +1,144 @@
+"""Options of a step, checked once, where they are written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+from restate import TerminalError
+from restate.exceptions import RetryableError
+
+from .codec import DEFAULT_CODEC, Codec
+from .errors import StepDefinitionError
+
+__all__ = ["ErrorFilter", "RetryPolicy", "StepOptions"]
+
+ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
+"""Which errors an option applies to: a class, a tuple of classes, or a predicate."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryPolicy:
+    """How often and how fast a failing step is retried; field names are those of ``restate.RunOptions``.
+
+    A field that is left out has the server's default; with all left out, the invocation's own retry policy applies,
+    which retries and then pauses. When a limit is reached, the step ends with a ``TerminalError``.
+
+    Args:
+        max_attempts: Attempts in all, the first included.
+        max_duration: Time over all attempts.
+        initial_retry_interval: Delay before the second attempt.
+        max_retry_interval: Upper bound of the delay.
+        retry_interval_factor: Growth of the delay from one attempt to the next.
+
+    Raises:
+        StepDefinitionError: A value is out of range.
+
+    Example:
+        ```python
+        @durable_step(retry=RetryPolicy(max_attempts=5, initial_retry_interval=timedelta(seconds=1)))
+        async def charge(order: Order) -> Receipt: ...
+        ```
+    """
+
+    max_attempts: int | None = None
+    max_duration: timedelta | None = None
+    initial_retry_interval: timedelta | None = None
+    max_retry_interval: timedelta | None = None
+    retry_interval_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        attempts = self.max_attempts
+        if attempts is not None and (not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1):
+            raise StepDefinitionError(f"max_attempts must be a whole number of at least 1, got {attempts!r}.")
+        for field in ("max_duration", "initial_retry_interval", "max_retry_interval"):
+            check_duration(field, getattr(self, field))
+        factor = self.retry_interval_factor
+        if factor is not None and (isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor < 1):
+            raise StepDefinitionError(f"retry_interval_factor must be a number of at least 1, got {factor!r}.")
+
+
+def check_duration(field: str, value: object) -> None:
+    """Refuse a duration that is not a positive timedelta, or None.
+
+    Raises:
+        StepDefinitionError: It is something else.
+    """
+    if value is None:
+        return
+    if not isinstance(value, timedelta):
+        raise StepDefinitionError(f"{field} must be a datetime.timedelta, got {value!r}. Write timedelta(seconds=...).")
+    if value <= timedelta(0):
+        raise StepDefinitionError(f"{field} must be longer than zero, got {value!r}.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOptions:
+    """What a step was decorated with; see :func:`durable_step` for the meaning of each field."""
+
+    name: str | Callable[..., str] | None = None
+    retry: RetryPolicy = RetryPolicy()
+    timeout: timedelta | None = None
+    returns: Any = None
+    raises: tuple[type[Exception], ...] = ()
+    codec: Codec = DEFAULT_CODEC
+    verify: bool | None = None
+    retry_on: ErrorFilter | None = None
+    no_retry_on: ErrorFilter | None = None
+
+    def __post_init__(self) -> None:
+        if self.name is not None and not isinstance(self.name, str) and not callable(self.name):
+            raise StepDefinitionError(
+                f"name must be text, a template such as 'charge {{order.id}}', or a function of the step's "
+                f"arguments; got {self.name!r}."
+            )
+        if isinstance(self.name, str) and not self.name.strip():
+            raise StepDefinitionError("name must not be empty.")
+        if not isinstance(self.retry, RetryPolicy):
+            raise StepDefinitionError(f"retry must be a RetryPolicy, got {self.retry!r}.")
+        check_duration("timeout", self.timeout)
+        self._check_raises()
+        for method in ("dump", "load"):
+            if not callable(getattr(self.codec, method, None)):
+                raise StepDefinitionError(f"codec must have a {method}() method (see restate_steps.Codec).")
+        if self.verify is not None and not isinstance(self.verify, bool):
+            raise StepDefinitionError(f"verify must be True, False or None, got {self.verify!r}.")
+        _check_filter("retry_on", self.retry_on)
+        _check_filter("no_retry_on", self.no_retry_on)
+
+    def _check_raises(self) -> None:
+        if not isinstance(self.raises, tuple):
+            raise StepDefinitionError(f"raises must be a tuple of exception classes, got {self.raises!r}.")
+        for error in self.raises:
+            if not (isinstance(error, type) and issubclass(error, Exception)):
+                raise StepDefinitionError(f"raises must hold exception classes, got {error!r}.")
+            if error in (Exception, TerminalError) or issubclass(error, RetryableError):
+                raise StepDefinitionError(
+                    f"raises must not hold {error.__name__}: it has a meaning of its own for Restate. Name the "
+                    "exceptions of your domain."
+                )
+
+    def should_retry(self, error: Exception) -> bool:
+        """Whether an error that is neither declared nor Restate's own is worth another attempt."""
+        if self.no_retry_on is not None and _matches(self.no_retry_on, error):
+            return False
+        return self.retry_on is None or _matches(self.retry_on, error)
+
+
+def _check_filter(field: str, value: object) -> None:
+    if value is None or (callable(value) and not isinstance(value, type)):
+        return
+    classes = value if isinstance(value, tuple) else (value,)
+    if not all(isinstance(item, type) and issubclass(item, BaseException) for item in classes):
+        raise StepDefinitionError(
+            f"{field} must be an exception class, a tuple of them, or a function from the exception to bool; "
+            f"got {value!r}."
+        )
+
+
+def _matches(which: ErrorFilter, error: BaseException) -> bool:
+    if isinstance(which, (type, tuple)):
+        return isinstance(error, which)
+    return bool(which(error))

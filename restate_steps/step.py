@@ -1,0 +1,512 @@
+"""``durable_step``: a callable whose result Restate records, so that it is not called again after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+import copy
+import dataclasses
+import functools
+import inspect
+import string
+import sys
+import types
+import typing
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, TypedDict, TypeVar, cast, overload
+
+from restate import RestateDurableFuture, RunOptions, TerminalError
+from restate.exceptions import RetryableError
+from restate.serde import Serde
+from typing_extensions import TypeVarTuple, Unpack
+
+from ._sdk import map_failure
+from .codec import PLAIN_JSON, Codec, verify
+from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step
+from .errors import (
+    ConcurrencyError,
+    ContextInStepError,
+    DecodeError,
+    EncodeError,
+    ResultTooLargeError,
+    StepDefinitionError,
+    StepResultError,
+    StepTimeoutError,
+)
+from .failures import decode_failure, encode_failure
+from .options import ErrorFilter, RetryPolicy, StepOptions
+
+__all__ = ["MAX_RESULT_BYTES", "DurableStep", "durable_step", "run_step"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+MAX_RESULT_BYTES: Final = 33_816_576
+"""The largest result that restate-server 1.7 takes with its default limits, in bytes (measured)."""
+
+
+class _Options(TypedDict, total=False):
+    name: str | Callable[..., str] | None
+    retry: RetryPolicy
+    timeout: timedelta | None
+    returns: Any
+    raises: tuple[type[Exception], ...]
+    codec: Codec
+    verify: bool | None
+    retry_on: ErrorFilter | None
+    no_retry_on: ErrorFilter | None
+
+
+class DurableStep(Generic[P, T]):
+    """A callable whose calls are durable steps; made by :func:`durable_step`.
+
+    Calling it inside a handler runs the body once and records the result; a replay hands the recorded result back.
+    Called inside another step it runs inline, as part of the outer one; called outside a handler it is a plain call.
+    """
+
+    __name__: str
+    __wrapped__: Callable[P, Any]
+
+    def __init__(self, function: Callable[P, Any], options: StepOptions, namespace: dict[str, Any] | None) -> None:
+        _refuse_what_is_no_step(function)
+        functools.update_wrapper(self, cast("Callable[..., Any]", function))
+        self._function = function
+        self._options = options
+        self._is_async = _is_async(function)
+        self._default_name = _name_of(function)
+        self.__name__ = self._default_name
+        self._fields = _check_template(options.name, function) if isinstance(options.name, str) else ()
+        self._result_type = _UNRESOLVED if options.returns is None else options.returns
+        if self._result_type is _UNRESOLVED:
+            self._result_type = _return_type(function, namespace)
+        self._run_options = self._make_run_options()
+        _mark_as_coroutine_function(self)
+
+    def __repr__(self) -> str:
+        return f"<durable_step {self._default_name}>"
+
+    async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        invocation = current_invocation()
+        if invocation is None:
+            return cast(T, await self._call(args, kwargs))
+        if invocation.branching:
+            return await self._begin(invocation, args, kwargs)
+        if invocation.awaiting is not None:
+            raise plain_concurrency(invocation.awaiting)
+        future = self._begin(invocation, args, kwargs)
+        invocation.awaiting = self._default_name
+        try:
+            return await future
+        except asyncio.CancelledError:
+            invocation.misused(_cancelled_locally(self._default_name))
+            raise
+        finally:
+            invocation.awaiting = None
+
+    def start(self, *args: P.args, **kwargs: P.kwargs) -> RestateDurableFuture[T]:
+        """Start the step and return the SDK's durable future, for ``restate.select`` and ``restate.gather``.
+
+        The body begins to run when the future is first awaited, alone or among others; that is Restate's way.
+
+        Returns:
+            The durable future.
+
+        Raises:
+            RuntimeError: No handler is running.
+            ContextInStepError: A step's body is running.
+
+        Example:
+            ```python
+            match await restate.select(answer=ask.start(question), late=ctx.sleep(timedelta(seconds=10))):
+                case ["answer", answer]: ...
+                case ["late", _]: ...
+            ```
+        """
+        if (outer := running_step.get()) is not None:
+            raise ContextInStepError(f"{self._default_name}.start()", outer.name)
+        invocation = current_invocation()
+        if invocation is None:
+            raise RuntimeError(f"{self._default_name}.start() works inside a Restate handler, and none is running.")
+        return self._begin(invocation, args, kwargs)
+
+    def with_options(self, **options: Unpack[_Options]) -> DurableStep[P, T]:
+        """Return a copy with other options, for one call site.
+
+        Args:
+            **options: Any option of :func:`durable_step`; those left out stay as they are.
+
+        Raises:
+            StepDefinitionError: An option is unknown or has a wrong value.
+
+        Example:
+            ```python
+            await charge.with_options(name="charge deposit", timeout=timedelta(seconds=5))(order)
+            ```
+        """
+        _check_known(options)
+        changed = copy.copy(self)
+        changed._options = dataclasses.replace(self._options, **options)
+        if isinstance(changed._options.name, str):
+            changed._fields = _check_template(changed._options.name, self._function)
+        if changed._options.returns is not None:
+            changed._result_type = changed._options.returns
+        changed._run_options = changed._make_run_options()
+        return changed
+
+    @overload
+    def __get__(self, instance: None, owner: type[Any], /) -> DurableStep[P, T]: ...
+    @overload
+    def __get__(
+        self: DurableStep[Concatenate[Any, Q], T], instance: object, owner: type[Any] | None = None, /
+    ) -> DurableStep[Q, T]: ...
+    def __get__(self, instance: Any, owner: Any = None, /) -> Any:
+        function = cast(Any, self._function)
+        bind = getattr(type(function), "__get__", None)
+        if bind is None or isinstance(function, (functools.partial, types.MethodType, types.BuiltinFunctionType)):
+            return self
+        if instance is None and not isinstance(function, (classmethod, staticmethod)):
+            return self
+        bound = copy.copy(self)
+        bound._function = bind(function, instance, owner)
+        bound.__wrapped__ = bound._function
+        return bound
+
+    # --- one call -----------------------------------------------------------------------------------------------
+
+    def _make_run_options(self) -> RunOptions[T]:
+        retry = self._options.retry
+        return RunOptions(
+            serde=_ResultSerde(self),
+            max_attempts=retry.max_attempts,
+            max_duration=retry.max_duration,
+            initial_retry_interval=retry.initial_retry_interval,
+            max_retry_interval=retry.max_retry_interval,
+            retry_interval_factor=retry.retry_interval_factor,
+        )
+
+    def _begin(self, invocation: Invocation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RestateDurableFuture[T]:
+        info = invocation.register_step(self._journal_name(args, kwargs))
+
+        async def body() -> bytes:
+            return await self._run_body(info, args, kwargs)
+
+        # The SDK encodes with the serde what the body returns. Ours hands the bytes on, because an error in a serde
+        # makes the SDK run the body again (the result is encoded here, inside the body).
+        future = invocation.context.run_typed(info.name, cast(Any, body), self._run_options)
+        if self._options.raises:
+            map_failure(future, self._declared_failure)
+        return cast("RestateDurableFuture[T]", future)
+
+    def _journal_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        name = self._options.name
+        if name is None:
+            return self._default_name
+        if isinstance(name, str):
+            if not self._fields:
+                return name
+            bound = _signature(self._function).bind(*args, **kwargs)
+            bound.apply_defaults()
+            return name.format_map(bound.arguments)
+        given = name(*args, **kwargs)
+        if not isinstance(given, str) or not given:
+            raise StepDefinitionError(f"the name function of step {self._default_name!r} returned {given!r}, not text.")
+        return given
+
+    async def _run_body(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+        running_step.set(info)
+        options = self._options
+        try:
+            value = await self._call_within_timeout(info, args, kwargs)
+        except options.raises as error:
+            raise encode_failure(info.name, cast(Exception, error)) from error
+        except (TerminalError, RetryableError):
+            raise
+        except Exception as error:
+            if options.should_retry(error):
+                raise
+            raise TerminalError(f"{type(error).__name__}: {error}") from error
+        return self._encode(info, value)
+
+    async def _call_within_timeout(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._options.timeout is None:
+            return await self._call(args, kwargs)
+        seconds = self._options.timeout.total_seconds()
+        timer = asyncio.timeout(seconds)
+        try:
+            async with timer:
+                return await self._call(args, kwargs)
+        except TimeoutError:
+            if timer.expired():
+                raise StepTimeoutError(info.name, seconds) from None
+            raise
+
+    async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        function = cast("Callable[..., Any]", self._function)
+        if self._is_async:
+            return await function(*args, **kwargs)
+        result = await asyncio.to_thread(function, *args, **kwargs)
+        # A lambda or a wrapper that returns somebody else's coroutine.
+        return await result if inspect.isawaitable(result) else result
+
+    def _encode(self, info: StepInfo, value: Any) -> bytes:
+        codec, result_type = self._options.codec, self._resolved_type()
+        try:
+            data = codec.dump(result_type, value)
+            if self._verifies():
+                verify(codec, result_type, value, data)
+        except EncodeError as error:
+            raise StepResultError(info.name, str(error)) from error
+        except Exception as error:
+            raise StepResultError(info.name, f"its codec failed: {error!r}.") from error
+        if not isinstance(data, bytes) or not data:
+            raise StepResultError(info.name, f"its codec returned {data!r} instead of bytes (at least one).")
+        if len(data) > MAX_RESULT_BYTES:
+            raise ResultTooLargeError(info.name, len(data), MAX_RESULT_BYTES)
+        return data
+
+    def _verifies(self) -> bool:
+        chosen = self._options.verify
+        return self._result_type is not PLAIN_JSON if chosen is None else chosen
+
+    def _decode(self, data: bytes) -> T:
+        try:
+            return cast(T, self._options.codec.load(self._resolved_type(), data))
+        except DecodeError as error:
+            where = f"the journaled result of step {self._default_name!r}"
+            raise DecodeError(error.type_name, error.reason, where=where) from error
+
+    def _declared_failure(self, failure: TerminalError) -> Exception:
+        return decode_failure(self._default_name, failure, self._options.raises)
+
+    def _resolved_type(self) -> Any:
+        if self._result_type is _UNRESOLVED:
+            self._result_type = _return_type(self._function, None)
+            if self._result_type is _UNRESOLVED:
+                raise StepDefinitionError(
+                    f"the return annotation of step {self._default_name!r} names something that does not exist "
+                    "where the function is defined. Import it at run time, or pass returns=."
+                )
+        return self._result_type
+
+
+class _ResultSerde(Serde[Any]):
+    """Hands a step's bytes through on the way out, and decodes them on the way in, on the first run too."""
+
+    def __init__(self, step: DurableStep[Any, Any]) -> None:
+        self._step = step
+
+    def serialize(self, obj: Any) -> bytes:
+        return cast(bytes, obj)
+
+    def deserialize(self, buf: bytes) -> Any:
+        return self._step._decode(buf)  # pyright: ignore[reportPrivateUsage]
+
+
+# --- making steps -----------------------------------------------------------------------------------------------
+
+
+class _Decorator(typing.Protocol):
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[T]], /) -> DurableStep[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, T], /) -> DurableStep[P, T]: ...
+
+
+@overload
+def durable_step(function: Callable[P, Awaitable[T]], /) -> DurableStep[P, T]: ...
+@overload
+def durable_step(function: Callable[P, T], /) -> DurableStep[P, T]: ...
+@overload
+def durable_step(**options: Unpack[_Options]) -> _Decorator: ...
+def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
+    """Make a callable a durable step: inside a handler its result is recorded, and a replay does not call it again.
+
+    Use it bare or with options. It takes anything callable: async functions, plain functions (they run in a thread,
+    with the caller's context variables), methods, partials, objects with a ``__call__``. Put it on top of
+    ``@classmethod`` and ``@staticmethod``. The signature, docstring and annotations stay, so a step is accepted
+    wherever its function was, for example as an agent's tool.
+
+    Args:
+        function: What to call.
+        **options: ``name``: text, a template of the arguments such as ``"charge {order.id}"``, or a function of them;
+            shown in Restate, and compared on replay. ``retry``: a :class:`RetryPolicy`; without one the invocation's
+            own policy applies. ``timeout``: limit of one attempt. ``returns``: the result's type, where there is no
+            annotation. ``raises``: exceptions that are recorded with their data and raised again as themselves.
+            ``codec``: how results become bytes. ``verify``: compare the result with what will come back from the
+            journal; by default wherever a result type is declared. ``retry_on`` / ``no_retry_on``: which other
+            exceptions are worth another attempt, as classes or a predicate; the rest is terminal.
+
+    Returns:
+        The step. ``await step(...)`` calls it, ``step.start(...)`` starts it, ``step.with_options(...)`` copies it.
+
+    Raises:
+        StepDefinitionError: An option or the callable cannot work.
+
+    Example:
+        ```python
+        @durable_step(name="charge {order.id}", retry=RetryPolicy(max_attempts=5), raises=(CardDeclined,))
+        async def charge(order: Order) -> Receipt:
+            return await payments.charge(order, idempotency_key=step_info().idempotency_key)
+        ```
+    """
+    _check_known(options)
+    if function is not None:
+        if options:
+            raise StepDefinitionError("pass options to durable_step by name and decorate with what it returns.")
+        return DurableStep(function, StepOptions(), _caller_namespace())
+    checked = StepOptions(**options)
+
+    def decorate(function: Any) -> Any:
+        return DurableStep(function, checked, _caller_namespace())
+
+    return decorate
+
+
+async def run_step(
+    function: Callable[[Unpack[Ts]], Awaitable[T]], *args: Unpack[Ts], **options: Unpack[_Options]
+) -> T:
+    """Call something as a durable step without decorating it.
+
+    Args:
+        function: What to call; for a plain function use :func:`durable_step`, which types it as well.
+        *args: Its arguments.
+        **options: As for :func:`durable_step`.
+
+    Returns:
+        The result, as it comes back from the journal.
+
+    Raises:
+        StepDefinitionError: An option or the callable cannot work.
+
+    Example:
+        ```python
+        user = await run_step(client.fetch_user, user_id, name="fetch user {user_id}")
+        ```
+    """
+    _check_known(options)
+    step: DurableStep[Any, T] = DurableStep(function, StepOptions(**options), None)
+    return await step(*args)
+
+
+def _check_known(options: object) -> None:
+    unknown = set(cast("dict[str, Any]", options)) - {field.name for field in dataclasses.fields(StepOptions)}
+    if unknown:
+        known = ", ".join(field.name for field in dataclasses.fields(StepOptions))
+        raise StepDefinitionError(f"unknown option {sorted(unknown)[0]!r}. The options of a step are: {known}.")
+
+
+# --- looking at functions ---------------------------------------------------------------------------------------
+
+_UNRESOLVED: Final = object()
+
+
+def _innermost(function: Any) -> Any:
+    """Return the function inside partials, methods, classmethods and staticmethods."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, (types.MethodType, classmethod, staticmethod)):
+            function = function.__func__
+        else:
+            return function
+
+
+def _code_of(function: Any) -> Any:
+    """Return what is really called: an object's ``__call__``, or the function itself."""
+    inner = _innermost(function)
+    if inspect.isroutine(inner) or isinstance(inner, type):
+        return inner
+    return getattr(type(inner), "__call__", inner)
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(_code_of(function))
+
+
+def _name_of(function: Any) -> str:
+    inner = _innermost(function)
+    name: str = getattr(inner, "__name__", type(inner).__name__)
+    return "lambda" if name == "<lambda>" else name
+
+
+def _refuse_what_is_no_step(function: Any) -> None:
+    if isinstance(_innermost(function), DurableStep):
+        raise StepDefinitionError(f"{function!r} is a step already; use with_options() for a copy with other options.")
+    if not callable(function) and not isinstance(function, (classmethod, staticmethod)):
+        raise StepDefinitionError(f"durable_step needs something to call, got {function!r}.")
+    code = _code_of(function)
+    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+        raise StepDefinitionError(
+            f"{_name_of(function)} is a generator, and a step has one result. Collect the values and return them as a "
+            "list, or make each of them a step."
+        )
+
+
+def _signature(function: Any) -> inspect.Signature:
+    return inspect.signature(function)
+
+
+def _check_template(template: str, function: Any) -> tuple[str, ...]:
+    """Return the fields of a name template, checked against the parameters."""
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+    except ValueError as error:
+        raise StepDefinitionError(f"name {template!r} is not a valid template: {error}.") from error
+    if not fields:
+        return ()
+    inner = function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
+    parameters = list(_signature(inner).parameters)
+    for field in fields:
+        root = field.partition(".")[0].partition("[")[0]
+        if root not in parameters:
+            raise StepDefinitionError(
+                f"name {template!r} uses {{{field}}}, but {_name_of(function)} has no parameter {root!r} "
+                f"(it has: {', '.join(parameters) or 'none'})."
+            )
+    return tuple(fields)
+
+
+def _caller_namespace() -> dict[str, Any]:
+    """Return the local names where a decorator is used, so that annotations may name local classes."""
+    return sys._getframe(2).f_locals  # pyright: ignore[reportPrivateUsage]
+
+
+def _return_type(function: Any, namespace: dict[str, Any] | None) -> Any:
+    """Return the type to encode results as: ``PLAIN_JSON`` without an annotation, unresolved if it is not there yet."""
+    inner = _innermost(function)
+    if isinstance(inner, type):
+        return inner
+    try:
+        hints = typing.get_type_hints(_code_of(function), localns=namespace, include_extras=True)
+    except (NameError, AttributeError):
+        return _UNRESOLVED
+    except TypeError:
+        return PLAIN_JSON
+    hint = hints.get("return", Any)
+    if not inspect.iscoroutinefunction(_code_of(function)) and typing.get_origin(hint) in (
+        collections.abc.Awaitable,
+        collections.abc.Coroutine,
+    ):
+        hint = typing.get_args(hint)[-1]
+    if hint in (Any, object, NoReturn, typing.Never):
+        return PLAIN_JSON
+    return hint
+
+
+def _mark_as_coroutine_function(step: Any) -> None:
+    """Let ``iscoroutinefunction`` see that calling a step gives a coroutine."""
+    if sys.version_info >= (3, 12):
+        inspect.markcoroutinefunction(step)
+    else:
+        step._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
+
+
+def _cancelled_locally(step: str) -> ConcurrencyError:
+    return ConcurrencyError(
+        f"step {step!r} was cancelled by something local (asyncio.timeout, asyncio.wait_for, Task.cancel) while the "
+        "handler waited for it. When that happens depends on timing, so going on could not be replayed. Use "
+        "restate_steps.wait_for for a timeout, or the step's own timeout= option."
+    )
