@@ -1,0 +1,248 @@
+"""Where inside a value an encoding error comes from; pydantic says what is wrong, but seldom where.
+
+The core schema and the value are walked together, down to the smallest part that still fails on its own. It costs one
+encoding per part on the way, which is no matter: it runs once, on the way to an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Final, TypeAlias, cast
+
+from pydantic import BaseModel
+from pydantic_core import CoreSchema, SchemaSerializer, core_schema
+
+from restate_steps._adapters import part_serializer, union_choices
+from restate_steps._paths import Element, format_path
+
+__all__ = ["colliding_keys", "locate"]
+
+_ANY: Final = core_schema.any_schema()
+_MAX_PARTS: Final = 10_000
+# Beyond this the search is given up and the path found so far is reported: an error must not take minutes to write.
+
+_Part: TypeAlias = tuple[Any, Any, Any]
+"""A path segment, the schema of what is there, and the value."""
+
+
+def locate(schema: CoreSchema, value: object, error: Exception, **options: Any) -> tuple[str, Exception]:
+    """Find the smallest part of ``value`` that cannot be encoded.
+
+    Args:
+        schema: The core schema of the whole value.
+        value: The value that failed to encode.
+        error: How it failed.
+        **options: What ``to_json`` was called with.
+
+    Returns:
+        The path of the part, and the error that part gives by itself.
+    """
+    search = _Search(schema, options)
+    try:
+        return search.run(schema, value, error)
+    except Exception:
+        # Knowing the place is a courtesy; not finding it must not hide what went wrong.
+        return format_path(search.segments), error
+
+
+def colliding_keys(value: object) -> tuple[str, tuple[Any, Any]] | None:
+    """Find a dictionary with two keys that are the same text once encoded, such as ``1`` and ``"1"``.
+
+    Args:
+        value: A value without a declared type; dictionaries, lists, tuples and sets in it are searched.
+
+    Returns:
+        The path of the dictionary and its colliding keys, or ``None``.
+    """
+    stack: list[tuple[tuple[Any, ...], Any]] = [((), value)]
+    while stack:
+        segments, item = stack.pop()
+        children: Iterable[tuple[Any, Any]] = ()
+        if isinstance(item, dict):
+            mapping = cast("dict[object, object]", item)
+            keys = _collision(mapping)
+            if keys is not None:
+                return format_path(segments), keys
+            children = mapping.items()
+        elif isinstance(item, list | tuple):
+            children = enumerate(cast("Sequence[Any]", item))
+        stack.extend(((*segments, key), child) for key, child in children if type(child) in _NESTING)
+    return None
+
+
+def _collision(mapping: dict[object, object]) -> tuple[Any, Any] | None:
+    if all(type(key) is str for key in mapping):
+        return None
+    texts: dict[bytes, Any] = {}
+    for key in mapping:
+        # The encoder itself says what text a key becomes.
+        text = _ENCODE({key: None})
+        if text in texts:
+            return texts[text], key
+        texts[text] = key
+    return None
+
+
+_NESTING: Final = frozenset({dict, list, tuple})
+_ENCODE: Final[Callable[[Any], bytes]] = SchemaSerializer(_ANY).to_json
+
+
+class _Search:
+    def __init__(self, schema: CoreSchema, options: dict[str, Any]) -> None:
+        self.segments: list[Any] = []
+        self._options = options
+        self._definitions: dict[str, Any] = {}
+        self._define(schema)
+        self._config: Any = None
+        # Each schema is kept beside its serializer, so that its id cannot come to mean another one.
+        self._serializers: dict[tuple[int, int], tuple[Any, SchemaSerializer]] = {}
+        self._seen: set[int] = set()
+        self._tried = 0
+
+    def run(self, schema: Any, value: Any, error: Exception) -> tuple[str, Exception]:
+        while id(value) not in self._seen:
+            self._seen.add(id(value))
+            worse = self._failing_part(schema, value)
+            if worse is None:
+                break
+            (segment, schema, value), error = worse
+            if isinstance(segment, _Key):
+                self.segments.append(segment.value)
+                break
+            self.segments.append(segment)
+        return format_path(self.segments), error
+
+    def _failing_part(self, schema: Any, value: Any) -> tuple[_Part, Exception] | None:
+        for part in self._parts(schema, value):
+            failure = self._failure(part[1], part[2])
+            if failure is not None:
+                return part, failure
+        return None
+
+    def _define(self, schema: Any) -> None:
+        if schema["type"] == "definitions":
+            self._definitions.update((item["ref"], item) for item in schema["definitions"])
+
+    def _failure(self, schema: Any, value: Any) -> Exception | None:
+        self._tried += 1
+        if self._tried > _MAX_PARTS:
+            raise RecursionError
+        key = (id(schema), id(self._config))
+        if key not in self._serializers:
+            whole = core_schema.definitions_schema(schema, list(self._definitions.values()))
+            self._serializers[key] = schema, part_serializer(whole if self._definitions else schema, self._config)
+        try:
+            self._serializers[key][1].to_json(value, **self._options)
+        except Exception as error:
+            return error
+        return None
+
+    def _parts(self, schema: Any, value: Any) -> Iterable[_Part]:
+        """The direct parts of a value, each with its schema."""
+        schema = self._resolve(schema, value)
+        kind = schema["type"]
+        if kind in ("model", "dataclass", "typed-dict"):
+            # Like pydantic: inside a class only the configuration of that class counts.
+            self._config = schema.get("config") or {}
+            if schema.get("root_model"):
+                return [("root", schema["schema"], value.root)]
+            return self._field_parts(schema, value)
+        if kind in ("list", "set", "frozenset"):
+            return self._members(value, schema.get("items_schema", _ANY))
+        if kind == "tuple":
+            return self._tuple_parts(schema, value)
+        if kind == "dict":
+            return self._dict_parts(schema, value)
+        if kind in ("any", "is-instance"):
+            return self._inferred(value)
+        return ()
+
+    def _resolve(self, schema: Any, value: Any) -> Any:
+        """Look through whatever wraps the schema that says what the parts are."""
+        while True:
+            kind = schema["type"]
+            if kind == "definition-ref":
+                schema = self._definitions[schema["schema_ref"]]
+            elif kind in ("union", "tagged-union"):
+                schema = self._choose(union_choices(schema), value)
+            elif kind == "json-or-python":
+                schema = schema["json_schema"]
+            elif kind == "lax-or-strict":
+                schema = schema["strict_schema"]
+            elif kind == "chain":
+                schema = schema["steps"][-1]
+            elif kind in ("model", "dataclass") or "schema" not in schema:
+                return schema
+            else:
+                schema = schema["schema"]
+
+    def _choose(self, choices: list[Any], value: Any) -> Any:
+        for choice in choices:
+            resolved = self._resolve(choice, value)
+            if isinstance(value, _CLASSES.get(resolved["type"], resolved.get("cls", ()))):
+                return resolved
+        return _ANY
+
+    def _members(self, value: Any, schema: Any) -> Iterator[_Part]:
+        if isinstance(value, set | frozenset):
+            yield from ((Element(item), schema, item) for item in cast("Iterable[Any]", value))
+        elif isinstance(value, list | tuple):
+            yield from ((index, schema, item) for index, item in enumerate(cast("Sequence[Any]", value)))
+
+    def _tuple_parts(self, schema: Any, value: tuple[Any, ...]) -> Iterator[_Part]:
+        schemas = schema["items_schema"]
+        variadic = schema.get("variadic_item_index")
+        for index, item in enumerate(value):
+            if variadic is not None and index >= variadic:
+                yield index, schemas[variadic], item
+            elif index < len(schemas):
+                yield index, schemas[index], item
+
+    def _dict_parts(self, schema: Any, value: dict[Any, Any]) -> Iterator[_Part]:
+        values = schema.get("values_schema", _ANY)
+        # Keys are encoded in ways of their own, so a key is tried as the only key of a dictionary.
+        keys_only = core_schema.dict_schema(schema.get("keys_schema", _ANY), _ANY)
+        for key, item in value.items():
+            yield _Key(key), keys_only, {key: None}
+            yield key, values, item
+
+    def _field_parts(self, schema: Any, value: Any) -> Iterator[_Part]:
+        while "fields" not in schema:
+            schema = schema["schema"]
+        fields: Any = schema["fields"]
+        # Those of a dataclass are a list.
+        named: Any = fields.items() if hasattr(fields, "items") else ((field["name"], field) for field in fields)
+        for name, field in named:
+            item: Any = value.get(name, _ANY) if hasattr(value, "get") else getattr(value, name, _ANY)
+            if item is not _ANY and not field.get("serialization_exclude"):
+                yield name, field["schema"], item
+        if isinstance(value, BaseModel):
+            yield from ((name, _ANY, item) for name, item in (value.__pydantic_extra__ or {}).items())
+
+    def _inferred(self, value: Any) -> Iterable[_Part]:
+        """The parts of a value nothing was declared about."""
+        if isinstance(value, dict):
+            return self._dict_parts({}, cast("dict[object, object]", value))
+        if isinstance(value, BaseModel):
+            # Pydantic takes the serializer of the model's own class here, so its own schema is the one to follow.
+            schema: Any = type(value).__pydantic_core_schema__
+            self._define(schema)
+            return self._parts(schema, value)
+        if dataclasses.is_dataclass(value):
+            return [(field.name, _ANY, getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return self._members(value, _ANY)
+
+
+class _Key(Element):
+    """A path segment for a key that itself cannot be encoded."""
+
+
+_CLASSES: Final[dict[str, Any]] = {
+    "list": list,
+    "set": set,
+    "frozenset": frozenset,
+    "tuple": tuple,
+    "dict": dict,
+    "typed-dict": dict,
+}
