@@ -65,9 +65,14 @@ format: $(READY) ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Fetching it here, with a progress bar, keeps the download out of the time limit of the first test.
+.PHONY: server
+server: $(READY) ## Fetch the pinned restate-server, unless there is one
+	@$(PY) -c "from restate_steps.server import ensure_server; print(ensure_server())"
+
 # The tests run last, so that the line that closes the output is pytest's.
 .PHONY: test
-test: lint ## Check everything and run all tests, on a real restate-server
+test: lint server ## Check everything and run all tests, on a real restate-server
 	$(BIN)/pytest $(ARGS)
 
 .PHONY: demo

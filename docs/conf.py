@@ -74,7 +74,21 @@ def _resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     return None
 
 
+def _show_fences(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Turn the fences that docstrings have, for readers in an editor, into blocks that Sphinx knows."""
+    indent: str | None = None
+    shown: list[str] = []
+    for line in lines:
+        if line.strip().startswith("```"):
+            indent = line[: len(line) - len(line.lstrip())] if indent is None else None
+            shown += [f"{indent}.. code-block:: {line.strip().removeprefix('```')}", ""] if indent is not None else [""]
+        else:
+            shown.append(line if indent is None or not line else f"   {line}")
+    lines[:] = shown
+
+
 def setup(app: Any) -> None:
-    """Connect the resolver."""
+    """Connect the resolver, and the fences before napoleon reads the sections."""
     importlib.import_module("restate_steps")
+    app.connect("autodoc-process-docstring", _show_fences, priority=400)
     app.connect("missing-reference", _resolve)

@@ -1,4 +1,4 @@
-"""Markdown documents as tests: every code block of a page is executed, or at least checked.
+"""Documents as tests: every code block of a page, and every example of a docstring, is executed or checked.
 
 Rules:
 
@@ -7,6 +7,7 @@ Rules:
 2. The ``python`` blocks of one page are one module: they run in order, in one namespace and one event loop, and may
    ``await`` at top level.
 3. What goes wrong is reported with the file and the line of the page.
+4. Examples in docstrings, after ``>>>`` or in a fence, run as well, and may ``await`` at top level too.
 
 CONTRIBUTING.md explains the conventions to those who write pages.
 """
@@ -17,6 +18,7 @@ import argparse
 import ast
 import asyncio
 import contextlib
+import doctest
 import importlib.util
 import inspect
 import io
@@ -26,6 +28,7 @@ import shlex
 import sys
 import textwrap
 import tomllib
+import traceback
 import types
 import urllib.error
 import urllib.request
@@ -190,7 +193,8 @@ class Page:
         except Exception as error:
             if block.raises and block.raises in {cls.__name__ for cls in type(error).__mro__}:
                 return
-            raise block.error(f"{type(error).__name__}: {error}", line=_line_of(error, block)) from error
+            line = _line_of(error, block.path, block.line)
+            raise block.error(f"{type(error).__name__}: {error}", line=line) from error
         if block.raises:
             raise block.error(f"{block.raises} was not raised")
 
@@ -233,21 +237,79 @@ _RULES: dict[str, Callable[[Page, Block], Any]] = {
 }
 
 
-def _line_of(error: BaseException, block: Block) -> int:
-    if isinstance(error, SyntaxError) and error.filename == str(block.path) and error.lineno:
+def _line_of(error: BaseException, path: Path, line: int) -> int:
+    """The line of the document in which an error arose, as deep as possible; ``line`` if that cannot be told."""
+    if isinstance(error, SyntaxError) and error.filename == str(path) and error.lineno:
         return error.lineno
-    line = block.line
-    traceback = error.__traceback__
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == str(block.path):
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_code.co_filename == str(path):
+            line = step.tb_lineno
+        step = step.tb_next
     return line
 
 
 def run(path: Path, **names: Any) -> None:
     """Execute a page whose fixtures are given as ``names``."""
     asyncio.run(Page(parse(path), **names).run())
+
+
+def docstrings(module: types.ModuleType) -> list[doctest.DocTest]:
+    """The docstrings of a module that have examples."""
+    found = doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__)
+    return [test for test in found if test.examples or _MARKS.search(test.docstring or "")]
+
+
+async def run_docstring(test: doctest.DocTest, names: dict[str, Any]) -> None:
+    """Execute the examples of one docstring, in order, in one namespace that begins with ``names``."""
+    path, first = Path(str(test.filename)), (test.lineno or 0) + 1
+    docstring = test.docstring or ""
+    pieces: list[tuple[int, doctest.Example | str]] = [(first + e.lineno, e) for e in test.examples]
+    for fence in _DOCSTRING_FENCE.finditer(docstring):
+        code = textwrap.dedent(fence["code"])
+        pieces.append((first + docstring.count("\n", 0, fence.start("code")), code))
+    for mark in _MARKS.finditer(_DOCSTRING_FENCE.sub(lambda fence: "\n" * fence[0].count("\n"), docstring)):
+        line = first + docstring.count("\n", 0, mark.start())
+        raise DocumentError(path, line, f"{mark[0]!r} is not executed: use '>>>' or a fence marked 'python'")
+    names = {**names, **test.globs, "__name__": f"docstring of {test.name}"}
+    for line, piece in sorted(pieces, key=lambda piece: piece[0]):
+        example = doctest.Example(piece, "") if isinstance(piece, str) else piece
+        mode = "exec" if isinstance(piece, str) else "single"
+        await _run_example(path, line, example, mode, names)
+
+
+# What opens code, and a fence that is executed.
+_MARKS = re.compile(r"```.*|~~~.*|code-block::.*")
+_DOCSTRING_FENCE = re.compile(r"^(?P<indent> *)```python\n(?P<code>.*?)^(?P=indent)```$", re.DOTALL | re.MULTILINE)
+
+
+async def _run_example(path: Path, line: int, example: doctest.Example, mode: str, names: dict[str, Any]) -> None:
+    flags = doctest.ELLIPSIS | sum(flag for flag, on in example.options.items() if on)
+    if flags & doctest.SKIP:
+        raise DocumentError(path, line, "an example that is skipped is not executed")
+    output = io.StringIO()
+    hook, sys.displayhook = sys.displayhook, sys.__displayhook__
+    try:
+        with contextlib.redirect_stdout(output):
+            # Empty lines in front of a statement would make two statements of it, and that is not interactive.
+            tree = ast.increment_lineno(ast.parse(example.source, mode=mode), line - 1)
+            code = compile(tree, str(path), mode, ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            result = eval(code, names)
+            if inspect.iscoroutine(result):
+                await result
+    except Exception as error:
+        shown = "".join(traceback.format_exception_only(error))
+        if example.exc_msg is None or not _matches(example.exc_msg, shown, flags):
+            raise DocumentError(path, _line_of(error, path, line), shown.strip().splitlines()[-1]) from error
+    else:
+        if not _matches(example.want, output.getvalue(), flags):
+            raise DocumentError(path, line, f"expected {example.want!r}, and got {output.getvalue()!r}")
+    finally:
+        sys.displayhook = hook
+
+
+def _matches(want: str, got: str, flags: int) -> bool:
+    return doctest.OutputChecker().check_output(want, got, flags)
 
 
 # Command lines. None of them is handed to a shell: each is checked against what it would reach, except curl, which is

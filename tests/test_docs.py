@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import doctest
 import http.server
+import importlib
 import json
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from documents import ROOT, Block, DocumentError, commands, parse, run
+from documents import ROOT, Block, DocumentError, commands, docstrings, parse, run, run_docstring
+from example_names import names
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -34,6 +39,109 @@ def test_documentation_builds_without_a_warning(tmp_path: Path) -> None:
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
 
     assert (0, "") == (built.returncode, built.stderr)
+
+
+def _modules() -> list[str]:
+    parts = [path.relative_to(ROOT).with_suffix("").parts for path in sorted((ROOT / "restate_steps").rglob("*.py"))]
+    return [".".join(p[:-1] if p[-1] == "__init__" else p) for p in parts if p[-1] != "__main__"]
+
+
+def _public(module: str) -> dict[str, object]:
+    """The public names of the package and of the subpackages that lead to a module."""
+    parts = module.split(".")
+    packages = [importlib.import_module(".".join(parts[:end])) for end in range(1, len(parts))]
+    return {name: getattr(package, name) for package in packages for name in getattr(package, "__all__", ())}
+
+
+async def _run_docstring(test: doctest.DocTest, module: str) -> None:
+    await run_docstring(test, {**names(), **_public(module)})
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("module", _modules())
+def test_examples_in_docstrings(module: str) -> None:
+    """What a docstring shows is what happens."""
+    for test in docstrings(importlib.import_module(module)):
+        asyncio.run(_run_docstring(test, module))
+
+
+class TestDocstrings:
+    """How examples in docstrings are executed."""
+
+    def check(self, docstring: str) -> None:
+        module = types.ModuleType("sample", dedent(docstring))
+        module.__file__ = "sample.py"
+        for test in docstrings(module):
+            test.lineno, test.filename = 0, "sample.py"
+            asyncio.run(run_docstring(test, {"given": 1}))
+
+    def test_examples_may_await_and_fail_as_shown(self) -> None:
+        """Values, printed lines, awaited values and exceptions are compared with what is shown."""
+        self.check(
+            """
+            >>> import asyncio
+            >>> task = asyncio.ensure_future(asyncio.sleep(0, {"a": 1}))
+            >>> await task
+            {'a': 1}
+            >>> print("one", object())
+            one <object object at ...>
+            >>> 1 / 0
+            Traceback (most recent call last):
+                ...
+            ZeroDivisionError: division by zero
+            """
+        )
+
+    @pytest.mark.parametrize(
+        ("docstring", "reason"),
+        [
+            ("Text.\n\n>>> 1 + 1\n3\n", r"^sample\.py:3: expected '3\\n', and got '2\\n'"),
+            ("Text.\n\n>>> 1 / 0\n3\n", r"^sample\.py:3: ZeroDivisionError"),
+            (">>> 1 / 1\nTraceback (most recent call last):\nKeyError: 1\n", "expected .* and got '1.0"),
+            (">>> 1 / 0  # doctest: +SKIP\n", "an example that is skipped is not executed"),
+        ],
+    )
+    def test_other_outcomes_are_reported_with_file_and_line(self, docstring: str, reason: str) -> None:
+        """Another value or exception, and an example that would not run, are errors."""
+        with pytest.raises(DocumentError, match=reason):
+            self.check(docstring)
+
+    def test_fences_and_prompts_share_a_namespace(self) -> None:
+        """Both kinds of examples run in order, with the given names, at any indentation."""
+        self.check(
+            """
+            Text.
+
+            Example:
+                ```python
+                async def double(value):
+                    return 2 * value
+
+                found = await double(given)
+                ```
+
+                >>> found
+                2
+
+                ```python
+                assert found == 2
+                ```
+            """
+        )
+
+    @pytest.mark.parametrize(
+        ("code", "reason"),
+        [
+            ("Text.\n\n    ```python\n    1 / 1\n    1 / 0\n    ```\n", r"^sample\.py:5: ZeroDivisionError"),
+            ("Text.\n\n```python\nreturn 1\n```\n", r"^sample\.py:4: SyntaxError"),
+            ("Text.\n\n```\n1 / 1\n```\n", r"^sample\.py:3: '```' is not executed"),
+            ("Text.\n\n.. code-block:: python\n\n   1 / 1\n", r"^sample\.py:3: 'code-block:: python' is not executed"),
+        ],
+    )
+    def test_fences_are_executed(self, code: str, reason: str) -> None:
+        """A fence that fails, or that would not be executed, is an error."""
+        with pytest.raises(DocumentError, match=reason):
+            self.check(code)
 
 
 class TestMachinery:
