@@ -1,0 +1,175 @@
+"""A small typed client of the server's admin API."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from restate_steps.errors import ServerError
+from restate_steps.server._extra import missing_extra
+from restate_steps.server._journal import JournalEntry, read_journal
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["AdminClient"]
+
+_TIMEOUT = 30.0
+
+
+class AdminClient:
+    """The admin API of a running server.
+
+    Args:
+        admin_url: Where the API is, for example ``http://127.0.0.1:9070``.
+
+    Example:
+        >>> admin = AdminClient("http://127.0.0.1:9070")
+        >>> admin.admin_url
+        'http://127.0.0.1:9070'
+    """
+
+    def __init__(self, admin_url: str) -> None:
+        self._admin_url = admin_url.rstrip("/")
+
+    @property
+    def admin_url(self) -> str:
+        """The URL of the admin API."""
+        return self._admin_url
+
+    def register(self, uri: str, *, force: bool = True, http1: bool = False) -> str:
+        """Register the application that is served at a URL, so that its handlers can be called.
+
+        Args:
+            uri: Where the application is served.
+            force: Whether to replace a deployment that was registered with this URL before.
+            http1: Whether the application is served over HTTP/1.1, in request/response mode.
+
+        Returns:
+            The id of the deployment.
+
+        Raises:
+            ServerError: If the server cannot be reached, or cannot discover the application.
+        """
+        body = {"uri": uri, "force": force, "use_http_11": http1}
+        answer = self._request("POST", "/deployments", json=body, doing=f"register {uri}")
+        return str(answer.json()["id"])
+
+    def query(self, sql: str) -> list[dict[str, Any]]:
+        """Ask the server's tables, such as ``sys_invocation``, ``sys_journal`` and ``state``.
+
+        Args:
+            sql: The query.
+
+        Returns:
+            The rows. A column without a value is missing from its row.
+
+        Raises:
+            ServerError: If the server cannot be reached, or refuses the query.
+        """
+        answer = self._request(
+            "POST", "/query", json={"query": sql}, headers={"accept": "application/json"}, doing="run a query"
+        )
+        return cast("list[dict[str, Any]]", answer.json()["rows"])
+
+    def invocation(self, invocation_id: str) -> dict[str, Any]:
+        """Look an invocation up.
+
+        Args:
+            invocation_id: Its id, which starts with ``inv_``.
+
+        Returns:
+            Its row of ``sys_invocation``: ``status``, ``target``, ``retry_count``, ``last_failure`` and more.
+
+        Raises:
+            ServerError: If the server cannot be reached, or does not know the invocation.
+        """
+        rows = self.query(f"SELECT * FROM sys_invocation WHERE id = {_quoted(invocation_id)}")
+        if not rows:
+            raise ServerError(
+                f"the server at {self.admin_url} does not know the invocation {invocation_id!r}: the id is wrong, or "
+                "the invocation ended and was not kept."
+            )
+        return rows[0]
+
+    def journal(self, invocation_id: str) -> list[JournalEntry]:
+        """Read the journal of an invocation.
+
+        Args:
+            invocation_id: Its id, which starts with ``inv_``.
+
+        Returns:
+            Its entries in order; none if the server does not know the invocation.
+
+        Raises:
+            ServerError: If the server cannot be reached.
+        """
+        columns = '"index", entry_type, name, entry_json'
+        where = f"id = {_quoted(invocation_id)}"
+        return read_journal(self.query(f'SELECT {columns} FROM sys_journal WHERE {where} ORDER BY "index"'))
+
+    def cancel(self, invocation_id: str) -> None:
+        """Ask an invocation to end: its handler sees the cancellation, and can undo what it did.
+
+        Args:
+            invocation_id: Its id, which starts with ``inv_``.
+
+        Raises:
+            ServerError: If the server cannot be reached, or refuses.
+        """
+        self._change(invocation_id, "cancel")
+
+    def kill_invocation(self, invocation_id: str) -> None:
+        """End an invocation at once, without telling its handler.
+
+        Args:
+            invocation_id: Its id, which starts with ``inv_``.
+
+        Raises:
+            ServerError: If the server cannot be reached, or refuses.
+        """
+        self._change(invocation_id, "kill")
+
+    def resume(self, invocation_id: str, *, deployment: str | None = None) -> None:
+        """Let a paused invocation go on, or retry one that is waiting for its next attempt.
+
+        Args:
+            invocation_id: Its id, which starts with ``inv_``.
+            deployment: Where a paused or suspended one shall go on: ``latest``, ``keep``, or the id of a deployment.
+                Left out, it stays with the deployment it started on.
+
+        Raises:
+            ServerError: If the server cannot be reached, or refuses.
+        """
+        self._change(invocation_id, "resume", **({"deployment": deployment} if deployment else {}))
+
+    def _change(self, invocation_id: str, verb: str, **parameters: str) -> None:
+        path = f"/invocations/{invocation_id}/{verb}"
+        self._request("PATCH", path, params=parameters, doing=f"{verb} the invocation {invocation_id}")
+
+    def _request(self, method: str, path: str, *, doing: str, **options: Any) -> httpx.Response:
+        try:
+            import httpx
+        except ImportError as error:
+            raise missing_extra("httpx", "talk to the server") from error
+
+        url = self.admin_url + path
+        try:
+            # Without the environment: a proxy must not come between this process and a server on loopback.
+            answer = httpx.request(method, url, timeout=_TIMEOUT, trust_env=False, **options)
+        except httpx.HTTPError as error:
+            raise ServerError(f"cannot {doing}: no answer from the server at {self.admin_url}: {error!r}") from error
+        if not answer.is_success:
+            raise ServerError(f"cannot {doing}: the server answered {answer.status_code}: {_reason(answer.text)}")
+        return answer
+
+
+def _reason(body: str) -> str:
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.strip() or "(no reason given)"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,70 @@
+"""Real servers for the tests: one as users run it, and one that makes every handler go on by replay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any, Protocol
+
+import pytest
+import restate
+from harness import Env, Harness
+
+from restate_steps.server import RestateServer
+
+
+class Serve(Protocol):
+    """Serves services to a real server until the test ends."""
+
+    def __call__(self, *services: Any, http1: bool = False) -> Env: ...
+
+
+@pytest.fixture(scope="session")
+def normal_harness() -> Iterator[Harness]:
+    """A server that keeps a handler running while it waits."""
+    harness = Harness()
+    yield harness
+    harness.close()
+
+
+@pytest.fixture(scope="session")
+def replay_harness() -> Iterator[Harness]:
+    """A server that suspends a handler at every wait."""
+    harness = Harness(always_replay=True)
+    yield harness
+    harness.close()
+
+
+@pytest.fixture(scope="session")
+def normal_server(normal_harness: Harness) -> RestateServer:
+    """The running server of :func:`normal_harness`."""
+    return normal_harness.server
+
+
+@pytest.fixture(scope="session")
+def replay_server(replay_harness: Harness) -> RestateServer:
+    """The running server of :func:`replay_harness`."""
+    return replay_harness.server
+
+
+@pytest.fixture(params=["normal", "always-replay"])
+def harness(request: pytest.FixtureRequest) -> Harness:
+    """Each of the two servers in turn."""
+    name = {"normal": "normal_harness", "always-replay": "replay_harness"}[request.param]
+    found = request.getfixturevalue(name)
+    assert isinstance(found, Harness)
+    return found
+
+
+@pytest.fixture
+def env_factory(harness: Harness) -> Iterator[Serve]:
+    """A callable that serves services and returns an :class:`Env`, in both modes; all ends with the test."""
+    with ExitStack() as stack:
+        yield _factory(harness, stack)
+
+
+def _factory(harness: Harness, stack: ExitStack) -> Callable[..., Env]:
+    def serve(*services: Any, http1: bool = False) -> Env:
+        return stack.enter_context(harness.serve(restate.app(services), http1=http1))
+
+    return serve
