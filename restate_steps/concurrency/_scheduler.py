@@ -150,14 +150,16 @@ class Scheduler:
     async def wait_for_source(self, source: Any) -> None:
         """Wait for something durable; takes the place of the SDK's await funnel while branches are open."""
         strand = self.current()
-        self.check("awaiting a durable future")
         task = asyncio.current_task()
         wait = Wait(source, None if task is strand.task else task)
         if wait.task is not None:
             self._tasks[wait.task] = wait
-        self._register(wait)
-        self._park(strand, wait)
         try:
+            if not (isinstance(strand, Branch) and strand.state is State.READY and strand.future is task):
+                self.check("awaiting a durable future")
+                self._register(wait)
+                self._park(strand, wait)
+            # Otherwise main took the baton just before the SDK's task came here: the strand parks at its next turn.
             await wait.future
         except asyncio.CancelledError:
             if strand.wait is wait and self.closed is None:

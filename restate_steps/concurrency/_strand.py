@@ -154,6 +154,7 @@ class Branch(Strand):
         self.context = context
         self.result: Any = None
         self.error: BaseException | None = None
+        self.future: asyncio.Future[Any] | None = None
         self._gate: asyncio.Future[None] | None = None
         self._left: Wait | None = None
 
@@ -218,7 +219,9 @@ class Branch(Strand):
                 future = coro.send(None) if error is None else coro.throw(error)
             except StopIteration as stop:
                 return stop.value
+            self.future = future
             error = yield from self._blocked_on(future)
+            self.future = None
 
     def _blocked_on(self, future: asyncio.Future[Any] | None) -> Generator[Any, Any, BaseException | None]:
         """Wait until the coroutine may be resumed; return what to throw into it, if anything."""
@@ -235,7 +238,7 @@ class Branch(Strand):
             future.add_done_callback(self._future_done)
         while True:
             self._gate = asyncio.get_running_loop().create_future()
-            if self.state is State.RUNNING:
+            if self.state is State.RUNNING and self.interruption is None:
                 self.scheduler.blocked(self, future)
             done = future is None or future.done()
             if self.scheduler.closed is not None:
@@ -279,7 +282,10 @@ class Branch(Strand):
             return True
         return future is left.future
 
-    def _future_done(self, _: asyncio.Future[Any]) -> None:
+    def _future_done(self, future: asyncio.Future[Any]) -> None:
+        if future is not self.future:
+            # The branch was interrupted and has left this future behind.
+            return
         if self.state is State.PARKED and self.interruption is None:
             self.scheduler.woken_from_outside(self)
         self.poke()
