@@ -298,9 +298,12 @@ class RestateServer(AdminClient):
                 return False
             admin = client.get(f"{self.admin_url}/health")
             ingress = client.get(f"{self.ingress_url}/restate/health")
+            # Both are healthy a moment before there is somebody to run an invocation; a query needs the same.
+            query = {"query": "SELECT id FROM sys_invocation LIMIT 1"}
+            worker = client.post(f"{self.admin_url}/query", json=query, headers={"accept": "application/json"})
         except (httpx.HTTPError, ValueError):
             return False
-        return admin.is_success and ingress.is_success
+        return admin.is_success and ingress.is_success and worker.is_success
 
     def _log_since(self, offset: int) -> str:
         with self.log_path.open("rb") as log:

