@@ -203,6 +203,7 @@ async def race(*awaitables: Awaitable[T]) -> T:
         await scope.until(lambda: bool(scope.finished))
     finally:
         await scope.abort()
+    scope.raise_if_cancelled()
     return cast(T, scope.finished[0].result())
 
 
@@ -242,6 +243,7 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -
         in_time = work.done() and not (timer.expired and scope.finished[0] is not work)
     finally:
         await scope.abort()
+    scope.raise_if_cancelled()
     if in_time or not (work.cancelled() or work.exception() is None):
         return cast(T, work.result())
     raise TimeoutError(f"not finished within {delay.total_seconds():g} s")

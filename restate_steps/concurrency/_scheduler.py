@@ -40,9 +40,12 @@ from ..errors import ConcurrencyError
 from ._strand import Branch, MainStrand, State, Strand, Wait, current_strand
 from ._waits import describe, waits_for_another_strand
 
-__all__ = ["Port", "Scheduler"]
+__all__ = ["CANCELLED", "Port", "Scheduler"]
 
 logger = logging.getLogger("restate_steps")
+
+CANCELLED: Final = 409
+"""Status code of the error that tells of the invocation's cancellation, as in the SDK."""
 
 STALL_WARNING_SECONDS: Final = 10.0
 STALL_LIMIT_SECONDS: Final = 60.0
@@ -365,7 +368,7 @@ class Scheduler:
                 else:
                     # Restate tells it once per invocation. Every durable wait hears of it, in the order of waiting.
                     for wait in list(self._waits):
-                        self._complete(wait, TerminalError("cancelled", 409))
+                        self._complete(wait, TerminalError("cancelled", CANCELLED))
                 # Set before the baton goes on, as whoever gets it may ask for the next poll at once.
                 self._work = asyncio.get_running_loop().create_future()
                 self._advance()

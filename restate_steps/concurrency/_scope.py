@@ -12,8 +12,10 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar, cast
 
+from restate import TerminalError
+
 from ..context import current_invocation
-from ._scheduler import Scheduler
+from ._scheduler import CANCELLED, Scheduler
 from ._strand import Branch, Strand
 
 __all__ = ["Scope", "Task", "open_scope"]
@@ -148,6 +150,17 @@ class Scope(abc.ABC):
         """Cancel every task and wait until all have ended."""
         self.cancel()
         await self.join()
+
+    def raise_if_cancelled(self) -> None:
+        """Raise what tells of the invocation's cancellation, if a task has ended with it.
+
+        Restate tells it once. A task whose outcome nobody looks at must not swallow it.
+        """
+        for task in self.finished:
+            if isinstance(task, _BranchTask) and task.branch.told_cancelled:
+                error = None if task.cancelled() else task.exception()
+                if isinstance(error, TerminalError) and error.status_code == CANCELLED:
+                    raise error
 
     def task_ended(self, task: Task[Any], error: BaseException | None) -> None:
         """Account for a task that ended."""
