@@ -34,7 +34,7 @@ from pydantic_core import (
     core_schema,
 )
 
-__all__ = ["PLAIN_JSON", "Adapter", "adapter_for", "is_plain", "part_serializer", "union_choices"]
+__all__ = ["CACHE", "PLAIN_JSON", "Adapter", "adapter_for", "is_plain", "part_serializer", "union_choices"]
 
 _log: Final = logging.getLogger(__name__)
 
@@ -86,10 +86,11 @@ class Adapter:
         self.plain = plain
 
 
-_by_id: dict[int, Adapter] = {}
+CACHE: Final[dict[int, Adapter]] = {}
 _by_key: dict[Any, Adapter] = {}
-# Two levels, because hashing list[Order] takes longer than encoding a small value. Both are bounded by emptying them:
-# a program that makes up types for ever pays for building them again, not with its memory.
+# Two levels, by identity and by structure, because the structure of list[Order] takes longer to look at than a small
+# value to encode. Both are bounded by emptying them: a program that makes up types for ever pays for building them
+# again, not with its memory.
 
 
 def is_plain(type_: Any) -> bool:
@@ -110,21 +111,21 @@ def adapter_for(type_: Any) -> Adapter:
         PydanticUndefinedAnnotation: The type refers to a name that is not defined (yet).
         Exception: Whatever else pydantic raises for a type it cannot handle.
     """
-    adapter = _by_id.get(id(type_))
-    if adapter is not None and adapter.type is type_:
+    adapter = CACHE.get(id(type_))
+    if adapter is not None:
         return adapter
     key = _key(type_)
     adapter = _by_key.get(key)
     if adapter is None:
         adapter = _build(type_)
-    if len(_by_id) >= _CACHE_LIMIT:
-        _by_id.clear()
+    if len(CACHE) >= _CACHE_LIMIT:
+        CACHE.clear()
         _by_key.clear()
     _by_key[key] = adapter
     if adapter.type is type_:
-        _by_id[id(type_)] = adapter
+        CACHE[id(type_)] = adapter
     else:
-        _by_id[id(type_)] = alias = _renamed(adapter, type_)
+        CACHE[id(type_)] = alias = _renamed(adapter, type_)
         return alias
     return adapter
 
@@ -238,7 +239,10 @@ class _Amendment:
         if kind in _LOSSY_KINDS or "serialization" in node:
             self.needed = True
         if kind in _CLASS_KINDS:
-            copy["config"] = _completed(node.get("config"))
+            config: dict[str, Any] = node.get("config") or {}
+            copy["config"] = _completed(config)
+            if config.get("validate_by_alias") is False:
+                self.needed = True
         if kind in ("model-fields", "typed-dict"):
             for name, field in copy["fields"].items():
                 self._accept_own_output(field, name)
@@ -334,12 +338,15 @@ def _sort_key(member: Any) -> str:
     return f"{type(member).__name__}:{member!r}"
 
 
-def _completed(config: Mapping[str, Any] | None) -> dict[str, Any]:
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of a class, with what it leaves open filled in."""
-    config = dict(config or {})
+    config = dict(config)
     if "ser_json_bytes" not in config and "val_json_bytes" not in config:
         config["ser_json_bytes"] = config["val_json_bytes"] = "base64"
     config.setdefault("ser_json_inf_nan", "constants")
+    # Fields are written under their aliases, so they have to be found there, too.
+    if config.get("validate_by_alias") is False:
+        config["validate_by_alias"] = True
     return config
 
 

@@ -18,12 +18,14 @@ What counts as equal:
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from enum import Enum
+from itertools import chain
 from math import copysign
 from types import NoneType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
@@ -81,12 +83,17 @@ class _Walk:
 _Comparator: TypeAlias = Callable[[Any, Any, _Walk], _Found | None]
 
 _MISSING: Final = object()
-_EXACT: Final[frozenset[type]] = frozenset({str, int, bool, NoneType, bytes, bytearray, UUID, date, timedelta})
+_EXACT: Final[frozenset[type]] = frozenset({str, int, bool, NoneType, bytes, bytearray, date, timedelta})
 """Types whose ``==``, between two instances of the very same type, is all there is to know."""
 
+_LONG: Final = 32
+"""From this many elements on, it pays to look for a way to compare them without a loop."""
+
 _CACHE_LIMIT: Final = 4096
+_flat: Final = chain.from_iterable
 _comparators: dict[type, _Comparator] = {}
-# Replay-safe: an entry is a function of the class alone. Bounded, because a program may create classes for ever.
+_columns: dict[type, tuple[str, ...]] = {}
+# Replay-safe: the entries are functions of the class alone. Bounded, because a program may create classes for ever.
 
 
 def find_difference(original: object, decoded: object, *, widen: bool = False) -> Difference | None:
@@ -135,9 +142,27 @@ def _compare(a: object, b: object, walk: _Walk) -> _Found | None:
     return comparator(a, b, walk)
 
 
+def _compare_items(keys: Iterable[Any], a: Any, b: Any, walk: _Walk) -> _Found | None:
+    """Compare ``a[key]`` with ``b[key]`` for every key; where most of the time is spent."""
+    for key in keys:
+        x: object = a[key]
+        y: object = b[key]
+        if x is y:
+            continue
+        cls = type(x)
+        # The commonest types by name, which is faster than to look them up. Only a zero needs a look at its sign.
+        if cls is type(y) and (cls is str or cls is int or (cls is float and x) or cls in _EXACT) and x == y:
+            continue
+        found = _compare(x, y, walk)
+        if found is not None:
+            return found.under(key)
+    return None
+
+
 def _remember(cls: type) -> _Comparator:
     if len(_comparators) >= _CACHE_LIMIT:
         _comparators.clear()
+        _columns.clear()
     comparator = _comparators[cls] = _comparator_for(cls)
     return comparator
 
@@ -149,15 +174,15 @@ def _comparator_for(cls: type[Any]) -> _Comparator:
     if issubclass(cls, BaseModel):
         return _model_comparator(cls)
     if dataclasses.is_dataclass(cls):
-        return _attributes_comparator(tuple(field.name for field in dataclasses.fields(cls)))
+        return _attributes_comparator(cls, tuple(field.name for field in dataclasses.fields(cls)))
     if issubclass(cls, Iterator | AsyncIterator):
         return _compare_iterators
     for base, comparator in _BY_BASE:
         if issubclass(cls, base):
             return comparator
-    if issubclass(cls, tuple):
+    if issubclass(cast("Any", cls), tuple):
         names: tuple[str, ...] | None = getattr(cast("Any", cls), "_fields", None)
-        return _compare_sequences if names is None else _attributes_comparator(names)
+        return _compare_sequences if names is None else _attributes_comparator(cls, names)
     inherits_eq = cast("object", cls.__eq__) is object.__eq__
     return _compare_objects if inherits_eq else _compare_by_eq
 
@@ -176,19 +201,29 @@ def _compare_floats(a: float, b: float, walk: _Walk) -> _Found | None:
 
 
 def _compare_datetimes(a: datetime, b: datetime, walk: _Walk) -> _Found | None:
-    # Two datetimes of different zones never compare equal inside a repeated hour, so the clock readings decide.
-    if a.utcoffset() == b.utcoffset() and (a == b or a.replace(tzinfo=None) == b.replace(tzinfo=None)):
-        return None
-    return _changed(a, b)
+    if a.tzinfo is b.tzinfo:
+        return None if a == b else _changed(a, b)
+    # Clock reading and offset instead of ==, which is slower, and never true for two zones inside a repeated hour.
+    same = a.date() == b.date() and a.time() == b.time() and a.utcoffset() == b.utcoffset()
+    return None if same else _changed(a, b)
+
+
+def _compare_uuids(a: UUID, b: UUID, walk: _Walk) -> _Found | None:
+    return None if a.int == b.int else _changed(a, b)
 
 
 def _compare_times(a: time, b: time, walk: _Walk) -> _Found | None:
     return None if a == b and a.utcoffset() == b.utcoffset() else _changed(a, b)
 
 
-def _compare_by_text(a: Any, b: Any, walk: _Walk) -> _Found | None:
-    # For Decimal and complex the text tells NaN, the sign of zero and trailing zeros apart, which == does not.
-    return None if str(a) == str(b) else _changed(a, b)
+def _compare_decimals(a: Decimal, b: Decimal, walk: _Walk) -> _Found | None:
+    # Unlike ==, the total order knows NaN, the sign of zero and trailing zeros.
+    return _changed(a, b) if a.compare_total(b) else None
+
+
+def _compare_complex(a: complex, b: complex, walk: _Walk) -> _Found | None:
+    found = _compare_floats(a.real, b.real, walk) or _compare_floats(a.imag, b.imag, walk)
+    return None if found is None else _changed(a, b)
 
 
 def _compare_by_eq(a: Any, b: Any, walk: _Walk) -> _Found | None:
@@ -208,40 +243,67 @@ def _compare_iterators(a: object, b: object, walk: _Walk) -> _Found | None:
 # --- containers -------------------------------------------------------------------------------------------------
 
 
-def _compare_sequences(a: Sequence[Any], b: Sequence[Any], walk: _Walk) -> _Found | None:
+def _compare_sequences(a: Sequence[object], b: Sequence[object], walk: _Walk) -> _Found | None:
     if len(a) != len(b):
         return _Found("value", f"{len(a)} elements come back as {len(b)}")
-    kinds = set(map(type, a))
-    if len(kinds) == 1 and kinds == set(map(type, b)):
-        # Lists of one simple type are common and long; for them the comparison in C is exact.
-        only = next(iter(kinds))
-        if (only in _EXACT or (only is float and 0.0 not in a)) and a == b:
-            return None
-    for index, (x, y) in enumerate(zip(a, b, strict=True)):
-        if x is y:
-            continue
-        found = _compare(x, y, walk)
-        if found is not None:
-            return found.under(index)
-    return None
+    if len(a) >= _LONG and _surely_equal(a, b):
+        return None
+    return _compare_items(range(len(a)), a, b, walk)
 
 
 def _compare_mappings(a: Mapping[Any, object], b: Mapping[Any, object], walk: _Walk) -> _Found | None:
     if len(a) != len(b):
         return _compare_mappings_by_key(a, b, walk)
-    for (key, x), (other, y) in zip(a.items(), b.items(), strict=True):
+    if len(a) >= _LONG and _one_kind(a, b) in _EXACT:
+        kind = _one_kind(a.values(), b.values())
+        if (kind in _EXACT or (kind is float and _same_bits(a.values(), b.values()))) and a == b:
+            return None
+    for key, other in zip(a, b, strict=True):
         if key is not other and (type(key) is not type(other) or type(key) not in _EXACT or key != other):
             # The encoded form keeps the order, so this is rare.
             return _compare_mappings_by_key(a, b, walk)
-        if x is y:
-            continue
-        cls = type(x)
-        if cls is type(y) and cls in _EXACT and x == y:
-            continue
-        found = _compare(x, y, walk)
-        if found is not None:
-            return found.under(key)
-    return None
+    return _compare_items(a, a, b, walk)
+
+
+def _one_kind(a: Iterable[object], b: Iterable[object]) -> type | None:
+    kinds = set(map(type, a))
+    return next(iter(kinds)) if len(kinds) == 1 and kinds.issuperset(map(type, b)) else None
+
+
+def _same_bits(a: Iterable[Any], b: Iterable[Any]) -> bool:
+    # Bits tell 0.0 from -0.0, which == does not.
+    return array("d", a).tobytes() == array("d", b).tobytes()
+
+
+def _surely_equal(a: Collection[Any], b: Collection[Any]) -> bool:
+    """Compare many values of one simple class, or of one class of models, by columns, where C does the work.
+
+    Returns:
+        ``True`` if they are equal. ``False`` says nothing: comparing them one by one will tell, and tell where.
+    """
+    kinds = set(map(type, a))
+    if not kinds.issuperset(map(type, b)):
+        return False
+    if len(kinds) > 1:
+        return kinds <= _EXACT and list(map(type, a)) == list(map(type, b)) and list(a) == list(b)
+    only = next(iter(kinds))
+    if only in _EXACT:
+        return list(a) == list(b)
+    if only is float:
+        return _same_bits(a, b)
+    if only is Decimal:
+        return list(map(str, a)) == list(map(str, b))
+    if only is list:
+        return list(map(len, a)) == list(map(len, b)) and _surely_equal(list(_flat(a)), list(_flat(b)))
+    columns = _columns.get(only)
+    if columns is None:
+        return False
+    mine: list[Any] = list(map(vars, a))
+    theirs: list[Any] = list(map(vars, b))
+    try:
+        return all(_surely_equal([x[name] for x in mine], [y[name] for y in theirs]) for name in columns)
+    except KeyError:
+        return False
 
 
 def _compare_mappings_by_key(a: Mapping[Any, Any], b: Mapping[Any, Any], walk: _Walk) -> _Found | None:
@@ -303,22 +365,20 @@ def _model_comparator(cls: type[BaseModel]) -> _Comparator:
     fields = cls.model_fields
     names = tuple(fields)
     keeps_extra = cls.model_config.get("extra") == "allow"
+    if not keeps_extra:
+        _columns[cls] = names
 
     def compare(a: BaseModel, b: BaseModel, walk: _Walk) -> _Found | None:
-        mine, theirs = a.__dict__, b.__dict__
-        for name in names:
-            x: object = mine.get(name, _MISSING)
-            y: object = theirs.get(name, _MISSING)
-            if x is y:
-                continue
-            kind = type(x)
-            if kind is type(y) and kind in _EXACT and x == y:
-                continue
-            found = _compare(x, y, walk)
-            if found is not None:
-                if fields[name].exclude:
-                    found = _Found("excluded", f"the field is excluded from the encoded form: {found.reason}")
-                return found.under(name)
+        try:
+            found = _compare_items(names, a.__dict__, b.__dict__, walk)
+        except KeyError:
+            # Made by model_construct, with a field left out.
+            found = _compare_items(names, _lookup(a, names), _lookup(b, names), walk)
+        if found is not None:
+            if len(found.segments) == 1 and fields[found.segments[0]].exclude:
+                found.kind = "excluded"
+                found.reason = f"the field is excluded from the encoded form: {found.reason}"
+            return found
         if keeps_extra:
             return _compare_mappings(a.__pydantic_extra__ or {}, b.__pydantic_extra__ or {}, walk)
         return None
@@ -326,22 +386,33 @@ def _model_comparator(cls: type[BaseModel]) -> _Comparator:
     return compare
 
 
-def _attributes_comparator(names: tuple[str, ...]) -> _Comparator:
-    def compare(a: Any, b: Any, walk: _Walk) -> _Found | None:
-        for name in names:
-            x: object = getattr(a, name, _MISSING)
-            y: object = getattr(b, name, _MISSING)
-            if x is y:
-                continue
-            kind = type(x)
-            if kind is type(y) and kind in _EXACT and x == y:
-                continue
-            found = _compare(x, y, walk)
-            if found is not None:
-                return found.under(name)
-        return None
+def _attributes_comparator(cls: type, names: tuple[str, ...]) -> _Comparator:
+    if issubclass(cls, tuple):
+        return lambda a, b, walk: _named(names, _compare_items(range(len(names)), a, b, walk))
+    has_slots = any("__slots__" in base.__dict__ for base in cls.__mro__[:-1])
+    if not has_slots:
+        _columns[cls] = names
+
+    def compare(a: object, b: object, walk: _Walk) -> _Found | None:
+        if not has_slots:
+            try:
+                return _compare_items(names, a.__dict__, b.__dict__, walk)
+            except KeyError:
+                # A default that was not set on the instance, or a property.
+                pass
+        return _compare_items(names, _lookup(a, names), _lookup(b, names), walk)
 
     return compare
+
+
+def _named(names: tuple[str, ...], found: _Found | None) -> _Found | None:
+    if found is not None:
+        found.segments[-1] = names[found.segments[-1]]
+    return found
+
+
+def _lookup(value: object, names: tuple[str, ...]) -> dict[str, object]:
+    return {name: getattr(value, name, _MISSING) for name in names}
 
 
 def _compare_objects(a: Any, b: Any, walk: _Walk) -> _Found | None:
@@ -416,8 +487,9 @@ _BY_BASE: Final[tuple[tuple[type, _Comparator], ...]] = (
     (float, _compare_floats),
     (datetime, _compare_datetimes),
     (time, _compare_times),
-    (Decimal, _compare_by_text),
-    (complex, _compare_by_text),
+    (UUID, _compare_uuids),
+    (Decimal, _compare_decimals),
+    (complex, _compare_complex),
     (list, _compare_sequences),
     (deque, _compare_sequences),
     (dict, _compare_mappings),

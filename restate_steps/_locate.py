@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, SchemaSerializer, core_schema
 
 from restate_steps._adapters import part_serializer, union_choices
 from restate_steps._paths import Element, format_path
+from restate_steps._strict import encode_slowly
 
 __all__ = ["colliding_keys", "locate"]
 
@@ -26,19 +27,19 @@ _Part: TypeAlias = tuple[Any, Any, Any]
 """A path segment, the schema of what is there, and the value."""
 
 
-def locate(schema: CoreSchema, value: object, error: Exception, **options: Any) -> tuple[str, Exception]:
+def locate(schema: CoreSchema, value: object, error: Exception, round_trip: bool) -> tuple[str, Exception]:
     """Find the smallest part of ``value`` that cannot be encoded.
 
     Args:
         schema: The core schema of the whole value.
         value: The value that failed to encode.
         error: How it failed.
-        **options: What ``to_json`` was called with.
+        round_trip: How the value was encoded.
 
     Returns:
         The path of the part, and the error that part gives by itself.
     """
-    search = _Search(schema, options)
+    search = _Search(schema, round_trip)
     try:
         return search.run(schema, value, error)
     except Exception:
@@ -89,9 +90,9 @@ _ENCODE: Final[Callable[[Any], bytes]] = SchemaSerializer(_ANY).to_json
 
 
 class _Search:
-    def __init__(self, schema: CoreSchema, options: dict[str, Any]) -> None:
+    def __init__(self, schema: CoreSchema, round_trip: bool) -> None:
         self.segments: list[Any] = []
-        self._options = options
+        self._round_trip = round_trip
         self._definitions: dict[str, Any] = {}
         self._define(schema)
         self._config: Any = None
@@ -133,7 +134,7 @@ class _Search:
             whole = core_schema.definitions_schema(schema, list(self._definitions.values()))
             self._serializers[key] = schema, part_serializer(whole if self._definitions else schema, self._config)
         try:
-            self._serializers[key][1].to_json(value, **self._options)
+            encode_slowly(self._serializers[key][1].to_json, value, self._round_trip)
         except Exception as error:
             return error
         return None

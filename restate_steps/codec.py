@@ -21,10 +21,11 @@ from typing import Annotated, Any, Final, Literal, Protocol, TypeVar, Union, cas
 from pydantic import ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
 
-from restate_steps._adapters import PLAIN_JSON, Adapter, adapter_for, is_plain, union_choices
+from restate_steps._adapters import CACHE, PLAIN_JSON, Adapter, adapter_for, is_plain, union_choices
 from restate_steps._compare import Difference, find_difference
 from restate_steps._locate import colliding_keys, locate
 from restate_steps._paths import format_path
+from restate_steps._strict import encode, encode_slowly
 from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError
 
 __all__ = ["DEFAULT_CODEC", "PLAIN_JSON", "Codec", "JsonCodec", "is_plain", "type_name", "verify"]
@@ -105,16 +106,18 @@ class JsonCodec:
         Raises:
             EncodeError: The value does not fit the type, or cannot be written as JSON.
         """
+        adapter = CACHE.get(id(type))
+        if adapter is None:
+            try:
+                adapter = adapter_for(type)
+            except Exception as error:
+                raise EncodeError(type_name(type), "$", _first_line(error), _fix_for_type(error)) from error
         try:
-            adapter = adapter_for(type)
-        except Exception as error:
-            raise EncodeError(type_name(type), "$", _first_line(error), _fix_for_type(error)) from error
-        try:
-            data = adapter.to_json(value, by_alias=True, round_trip=self._round_trip, warnings="error")
+            data = encode(adapter.to_json, value, self._round_trip)
         except MemoryError:
             raise
-        except Exception as error:
-            raise self._explain(adapter, value, error) from error
+        except Exception:
+            data = self._encode_again(adapter, value)
         if adapter.plain:
             collision = colliding_keys(value)
             if collision is not None:
@@ -140,8 +143,11 @@ class JsonCodec:
         Raises:
             DecodeError: The bytes are not JSON, or do not fit the type.
         """
+        adapter = CACHE.get(id(type))
         try:
-            return adapter_for(type).validate_json(data, by_alias=True)
+            if adapter is None:
+                adapter = adapter_for(type)
+            return adapter.validate_json(data)
         except MemoryError:
             raise
         except Exception as error:
@@ -174,10 +180,13 @@ class JsonCodec:
                 "value must be the same every time it is read. Declare a list, tuple or set."
             )
 
-    def _explain(self, adapter: Adapter, value: Any, error: Exception) -> EncodeError:
-        path, cause = locate(adapter.schema, value, error, by_alias=True, round_trip=self._round_trip, warnings="error")
-        reason = _tidy(str(cause)) or type(cause).__name__
-        return EncodeError(type_name(adapter.type), path, reason, _fix_for_value(reason))
+    def _encode_again(self, adapter: Adapter, value: Any) -> bytes:
+        try:
+            return encode_slowly(adapter.to_json, value, self._round_trip)
+        except Exception as error:
+            path, cause = locate(adapter.schema, value, error, self._round_trip)
+            reason = _tidy(str(cause)) or type(cause).__name__
+            raise EncodeError(type_name(adapter.type), path, reason, _fix_for_value(reason)) from error
 
 
 DEFAULT_CODEC: Final = JsonCodec()
