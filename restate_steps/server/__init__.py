@@ -4,10 +4,11 @@ Needs the ``server`` extra: ``pip install 'restate-steps[server]'``.
 """
 
 from restate_steps.server._admin import AdminClient
-from restate_steps.server._app import AppServer, ASGIApp, serve_app
+from restate_steps.server._app import AppServer, serve_app
 from restate_steps.server._binary import ServerBinary, ensure_server, find_server, locate_server
 from restate_steps.server._journal import JournalEntry, JournalFailure
 from restate_steps.server._process import RestateServer
+from restate_steps.server._serving import ASGIApp
 from restate_steps.server._version import SERVER_VERSION, server_version
 
 __all__ = [

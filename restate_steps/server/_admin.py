@@ -67,10 +67,7 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached, or refuses the query.
         """
-        answer = self._request(
-            "POST", "/query", json={"query": sql}, headers={"accept": "application/json"}, doing="run a query"
-        )
-        return cast("list[dict[str, Any]]", answer.json()["rows"])
+        return self._rows(sql, doing="run a query")
 
     def invocation(self, invocation_id: str) -> dict[str, Any]:
         """Look an invocation up.
@@ -82,9 +79,10 @@ class AdminClient:
             Its row of ``sys_invocation``: ``status``, ``target``, ``retry_count``, ``last_failure`` and more.
 
         Raises:
-            ServerError: If the server cannot be reached, or does not know the invocation.
+            ServerError: If the server cannot be reached, or does not know the invocation, or the id is malformed.
         """
-        rows = self.query(f"SELECT * FROM sys_invocation WHERE id = {_quoted(invocation_id)}")
+        sql = f"SELECT * FROM sys_invocation WHERE id = {_quoted(invocation_id)}"
+        rows = self._rows(sql, doing=f"look up the invocation {invocation_id!r}")
         if not rows:
             raise ServerError(
                 f"the server at {self.admin_url} does not know the invocation {invocation_id!r}: the id is wrong, or "
@@ -102,11 +100,11 @@ class AdminClient:
             Its entries in order; none if the server does not know the invocation.
 
         Raises:
-            ServerError: If the server cannot be reached.
+            ServerError: If the server cannot be reached, or the id is malformed.
         """
         columns = '"index", entry_type, name, entry_json'
-        where = f"id = {_quoted(invocation_id)}"
-        return read_journal(self.query(f'SELECT {columns} FROM sys_journal WHERE {where} ORDER BY "index"'))
+        sql = f'SELECT {columns} FROM sys_journal WHERE id = {_quoted(invocation_id)} ORDER BY "index"'
+        return read_journal(self._rows(sql, doing=f"read the journal of the invocation {invocation_id!r}"))
 
     def cancel(self, invocation_id: str) -> None:
         """Ask an invocation to end: its handler sees the cancellation, and can undo what it did.
@@ -143,9 +141,14 @@ class AdminClient:
         """
         self._change(invocation_id, "resume", **({"deployment": deployment} if deployment else {}))
 
+    def _rows(self, sql: str, *, doing: str) -> list[dict[str, Any]]:
+        headers = {"accept": "application/json"}
+        answer = self._request("POST", "/query", json={"query": sql}, headers=headers, doing=doing)
+        return cast("list[dict[str, Any]]", answer.json()["rows"])
+
     def _change(self, invocation_id: str, verb: str, **parameters: str) -> None:
         path = f"/invocations/{invocation_id}/{verb}"
-        self._request("PATCH", path, params=parameters, doing=f"{verb} the invocation {invocation_id}")
+        self._request("PATCH", path, params=parameters, doing=f"{verb} the invocation {invocation_id!r}")
 
     def _request(self, method: str, path: str, *, doing: str, **options: Any) -> httpx.Response:
         try:

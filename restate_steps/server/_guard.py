@@ -15,8 +15,9 @@ __all__ = ["Guard"]
 _SCRIPT = """
 trap '' HUP INT TERM
 read -r group || exit 0
+# Ends at the end of the pipe. No "--" before the group: dash takes it for a number.
 read -r _
-kill -KILL -- "-$group" 2>/dev/null
+kill -KILL "-$group" 2>/dev/null
 if [ -n "$1" ]; then rm -rf -- "$1"; fi
 """
 

@@ -1,7 +1,7 @@
 """Run a restate-server on loopback.
 
 1. Every listener is bound to 127.0.0.1.
-2. A server has its own data folder, its own process group, and a cluster name derived from its data folder. The name
+2. A server has its own data folder, its own process group, and a cluster name that is kept with its data. The name
    tells it apart from a stranger that answers on the same port: readiness is the answer of *this* server.
 3. When this process dies, even by SIGKILL, the server dies too.
 4. ``kill`` and ``restart`` keep the data and the ports; ``stop`` removes the data only where it made the folder.
@@ -9,8 +9,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["RestateServer"]
 
 _LOG_NAME = "restate-server.log"
+_NAME_FILE = "cluster-name"
 _LOG_TAIL = 40
 _PORT_TAKEN = "Address in use"
 _PORT_ATTEMPTS = 5
@@ -249,8 +250,8 @@ class RestateServer(AdminClient):
             "RESTATE_INGRESS__BIND_PORT": str(ingress),
             "RESTATE_ADMIN__BIND_PORT": str(admin),
             "RESTATE_BIND_PORT": str(node),
-            "RESTATE_CLUSTER_NAME": self._cluster_name(),
             **self._env,
+            "RESTATE_CLUSTER_NAME": self._cluster_name(),
         }
         with self.log_path.open("ab") as log:
             try:
@@ -268,9 +269,11 @@ class RestateServer(AdminClient):
         self._guard = Guard(self._process.pid, remove=None if self._given_dir else self.base_dir)
 
     def _cluster_name(self) -> str:
-        # The server refuses data that another cluster wrote, so the name has to be the same at the next start.
-        given = self._env.get("RESTATE_CLUSTER_NAME")
-        return given or "restate-steps-" + hashlib.sha256(os.fsencode(self.base_dir)).hexdigest()[:16]
+        # The server refuses data that a cluster of another name wrote, so the name stays with the data.
+        kept = self.base_dir / _NAME_FILE
+        if not kept.exists():
+            kept.write_text(f"restate-steps-{secrets.token_hex(8)}\n")
+        return kept.read_text().strip()
 
     def _wait_until_ready(self) -> str | None:
         try:
