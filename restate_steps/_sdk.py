@@ -249,19 +249,14 @@ class SdkPort:
                 if self._by_handle.get(handle) is leaf:
                     del self._by_handle[handle]
 
-    def is_done(self, source: UnresolvedFuture) -> bool:
-        """Whether the VM has handed out what ``source`` stands for."""
-        if isinstance(source, SingleUnresolvedFuture):
-            return bool(self._vm.is_completed(source.handle))
-        if isinstance(source, AllCompletedUnresolvedFuture):
-            return all(self.is_done(child) for child in source.children)
-        return any(self.is_done(child) for child in source.children)
-
-    async def poll(self) -> bool:
+    async def poll(self) -> Leaf | None:
         """Wait until one of the added leaves is done.
 
+        The VM goes through what the server sent in journal order, and stops at the first completion that is waited
+        for. If that completes several leaves, they are returned by as many calls, in the order in which they were added.
+
         Returns:
-            True when one is done, False when the invocation was cancelled.
+            The leaf, or None when the invocation was cancelled.
 
         Raises:
             SuspendedException: The server asked the attempt to end; it will be resumed.
@@ -278,11 +273,11 @@ class SdkPort:
                 logger.warning("the attempt failed, Restate will retry it: %s", error)
                 raise _server.SdkInternalException from error
             if isinstance(progress, PyDoProgressAnyCompleted):
-                return True
+                return self._first_done()
             if isinstance(progress, PySuspended):
                 raise _server.SuspendedException
             if isinstance(progress, PyDoProgressCancelSignalReceived):
-                return False
+                return None
             if isinstance(progress, PyDoProgressExecuteRun):
                 self._start_body(progress.handle)
                 self._start_siblings()
@@ -296,6 +291,24 @@ class SdkPort:
                 vm.notify_input(body)
             if not chunk.get("more_body", False):
                 vm.notify_input_closed()
+
+    def _first_done(self) -> Leaf:
+        # Completions mostly come in the order of their commands, so the search mostly ends at once.
+        is_completed = self._vm.is_completed
+        for leaf in self._leaves:
+            source = leaf.source
+            if isinstance(source, SingleUnresolvedFuture):
+                if is_completed(source.handle):
+                    return leaf
+            elif self._is_done(source):
+                return leaf
+        raise AssertionError("the VM reported a completion, but none of the awaited futures is completed")
+
+    def _is_done(self, source: UnresolvedFuture) -> bool:
+        if isinstance(source, SingleUnresolvedFuture):
+            return bool(self._vm.is_completed(source.handle))
+        combine = all if isinstance(source, AllCompletedUnresolvedFuture) else any
+        return combine(self._is_done(child) for child in source.children)
 
     async def flush(self) -> None:
         """Send the VM's output to the server, in the order in which the VM produced it."""

@@ -58,8 +58,7 @@ class Port(Protocol):
     def uninstall(self) -> None: ...
     def add(self, leaf: Any) -> None: ...
     def discard(self, leaf: Any) -> None: ...
-    def is_done(self, source: Any) -> bool: ...
-    async def poll(self) -> bool: ...
+    async def poll(self) -> Any: ...
     def fail(self, error: BaseException) -> None: ...
 
 
@@ -126,11 +125,13 @@ class Scheduler:
         if self.closed is not None:
             raise self.closed
         if self.active and self.holder is not (strand := self.current()):
-            raise ConcurrencyError(
+            self.refuse(
                 f"{operation} was called by a task that runs beside {strand} while that waits for something else, so "
                 "its place in the journal would depend on timing. Start concurrent work with restate_steps.gather, "
                 "TaskGroup or map instead of asyncio.create_task, asyncio.gather or asyncio.wait_for."
             )
+            assert self.closed is not None
+            raise self.closed
 
     def finished(self, branch: Branch) -> None:
         """Take the baton back from a branch that ended."""
@@ -347,7 +348,8 @@ class Scheduler:
         self.refuse(
             f"{strand} was woken by something outside the branches while it waited{describe(strand.coro)}: a timer, "
             "a callback, a thread or a plain asyncio task. When that happens depends on timing, so it cannot be "
-            "replayed. Let another branch wake it, or put the waiting into a step."
+            "replayed. Let another branch wake it, put the waiting into a step, or, for a timeout, use "
+            "restate_steps.wait_for."
         )
 
     # --- the pump -----------------------------------------------------------------------------------------------
@@ -361,10 +363,9 @@ class Scheduler:
     async def _pump(self) -> None:
         try:
             while self.closed is None:
-                if await self._port.poll():
-                    done = [wait for wait in self._waits if self._port.is_done(wait.source)]
-                    for wait in done:
-                        self._complete(wait, None)
+                wait: Wait | None = await self._port.poll()
+                if wait is not None:
+                    self._complete(wait, None)
                 else:
                     # Restate tells it once per invocation. Every durable wait hears of it, in the order of waiting.
                     for wait in list(self._waits):

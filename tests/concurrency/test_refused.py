@@ -1,0 +1,243 @@
+"""What cannot be replayed in the same order is refused with a clear error, never left to hang (B7)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import restate
+from concurrency.explorer import Attempt, Player, app_of, first_journal
+
+from restate_steps import TaskGroup, durable_step, gather, race, wait_for
+from restate_steps.concurrency import _scheduler
+
+
+@durable_step(name="step {tag}")
+async def step(tag: str) -> str:
+    return tag
+
+
+async def attempt(body: Callable[[restate.Context], Awaitable[Any]]) -> Attempt:
+    service = restate.Service("Refused")
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> Any:
+        return await body(ctx)
+
+    return await Player(app_of(service), "Refused/handler", first_journal(), 0).play()
+
+
+async def refusal(body: Callable[[restate.Context], Awaitable[Any]]) -> str:
+    """Return the message of the ConcurrencyError with which the attempt ends."""
+    ended = await attempt(body)
+    assert ended.verdict == "error", str(ended)
+    assert "ConcurrencyError" in ended.failure or "waits" in ended.failure, ended.failure
+    return ended.failure
+
+
+async def test_plain_gather_of_steps() -> None:
+    """asyncio.gather over steps names the function to use instead."""
+
+    async def body(ctx: restate.Context) -> None:
+        await asyncio.gather(step("a"), step("b"))
+
+    assert "restate_steps.gather" in await refusal(body)
+
+
+async def test_plain_gather_of_steps_inside_a_branch() -> None:
+    """The same inside a branch: two durable waits of one branch at once."""
+
+    async def branch() -> None:
+        await asyncio.gather(step("a"), step("b"))
+
+    async def body(ctx: restate.Context) -> None:
+        await gather(branch(), step("c"))
+
+    assert "asyncio.gather" in await refusal(body)
+
+
+async def test_a_plain_task_that_issues_commands_beside_its_branch() -> None:
+    """A task started with asyncio.create_task may not add to the journal while its branch waits."""
+
+    async def background(ctx: restate.Context) -> None:
+        await asyncio.sleep(0.001)
+        ctx.sleep(timedelta(seconds=1))
+
+    async def body(ctx: restate.Context) -> None:
+        async with TaskGroup() as group:
+            group.create_task(step("a"))
+            task = asyncio.create_task(background(ctx))
+            await ctx.awakeable()[1]
+            await task
+
+    ended = await attempt(body)
+    assert "sys_sleep was called by a task that runs beside" in ended.failure
+    assert all(frame[0] != 0x040C for frame in ended.journal)
+
+
+async def test_a_group_opened_while_a_step_is_awaited_elsewhere() -> None:
+    """A step that a plain task awaits and a group beside it: refused when the group opens."""
+
+    async def body(ctx: restate.Context) -> None:
+        plain = asyncio.create_task(step("plain"))
+        await asyncio.sleep(0.001)
+        try:
+            await gather(step("a"), step("b"))
+        finally:
+            plain.cancel()
+
+    assert "asyncio.create_task" in await refusal(body)
+
+
+@pytest.mark.parametrize("inside", ["branch", "handler"])
+async def test_a_local_time_out_around_a_durable_wait(inside: str) -> None:
+    """asyncio.timeout around a durable wait is refused, and wait_for named."""
+
+    async def timed(ctx: restate.Context) -> str:
+        try:
+            async with asyncio.timeout(0.005):
+                await ctx.awakeable()[1]
+        except TimeoutError:
+            return await step("too late")
+        return "in time"
+
+    async def body(ctx: restate.Context) -> Any:
+        if inside == "branch":
+            return await gather(timed(ctx), step("a"))
+        async with TaskGroup() as group:
+            group.create_task(step("a"))
+            return await timed(ctx)
+
+    assert "restate_steps.wait_for" in await refusal(body)
+
+
+async def test_a_local_wait_for_around_a_durable_wait() -> None:
+    """asyncio.wait_for, which in Python 3.11 waits in a task of its own, is refused as well."""
+
+    async def timed(ctx: restate.Context) -> Any:
+        return await asyncio.wait_for(ctx.awakeable()[1], 0.005)
+
+    async def body(ctx: restate.Context) -> Any:
+        return await gather(timed(ctx), step("a"))
+
+    assert "restate_steps.wait_for" in await refusal(body)
+
+
+async def test_a_local_time_out_around_a_sequential_step() -> None:
+    """With no branches open too: a handler that goes on after a local time-out is stopped at its next command."""
+
+    @durable_step
+    async def slow() -> None:
+        await asyncio.sleep(0.05)
+
+    async def body(ctx: restate.Context) -> Any:
+        try:
+            async with asyncio.timeout(0.005):
+                await slow()
+        except TimeoutError:
+            return await step("too late")
+
+    assert "step's own timeout= option" in await refusal(body)
+
+
+async def test_an_event_set_from_outside_the_branches() -> None:
+    """A timer that wakes a branch while nobody's turn it is: the order would depend on the clock."""
+
+    async def waits(event: asyncio.Event) -> None:
+        await event.wait()
+        await step("woken")
+
+    async def body(ctx: restate.Context) -> None:
+        event = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.005, event.set)
+        await gather(waits(event), ctx.awakeable()[1])
+
+    assert "put the waiting into a step" in await refusal(body)
+
+
+async def test_branches_that_wait_for_each_other() -> None:
+    """A deadlock on locks is seen at once, and the message says who waits where."""
+
+    async def takes(first: asyncio.Lock, second: asyncio.Lock, tag: str) -> None:
+        async with first:
+            await step(tag)
+            async with second:
+                await step(f"{tag}!")
+
+    async def body(ctx: restate.Context) -> None:
+        one, two = asyncio.Lock(), asyncio.Lock()
+        await gather(takes(one, two, "a"), takes(two, one, "b"))
+
+    message = await refusal(body)
+    assert "wait for each other" in message
+    assert "Lock.acquire" in message
+    assert "test_refused.py" in message
+
+
+async def test_a_handler_that_waits_for_an_event_that_nobody_sets() -> None:
+    """The handler's own coroutine cannot be interrupted with an exception, and the reason reaches the server."""
+
+    async def body(ctx: restate.Context) -> None:
+        async with TaskGroup() as group:
+            group.create_task(step("a"))
+            await asyncio.Event().wait()
+
+    assert "wait for each other" in (await attempt(body)).failure
+
+
+async def test_a_branch_that_holds_up_the_others_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A local wait that only a sibling could end, in a form that cannot be told from I/O, is refused after a while."""
+    monkeypatch.setattr(_scheduler, "STALL_WARNING_SECONDS", 0.01)
+    monkeypatch.setattr(_scheduler, "STALL_LIMIT_SECONDS", 0.03)
+
+    async def body(ctx: restate.Context) -> None:
+        future = asyncio.get_running_loop().create_future()
+
+        async def waits() -> None:
+            await future
+
+        async def sets() -> None:
+            await step("a")
+            future.set_result(None)
+
+        await gather(waits(), sets())
+
+    message = await refusal(body)
+    assert "held up the other branches" in message
+    assert "put that into a step" in message
+
+
+async def test_things_that_are_no_awaitables() -> None:
+    """A function passed uncalled is told from a coroutine, and the coroutines beside it are closed."""
+    with pytest.raises(TypeError, match=r"quote\(order\), not quote"):
+        await gather(step("a"), step)  # type: ignore[call-overload]
+    with pytest.raises(ValueError, match="at least one"):
+        await race()
+    with pytest.raises(TypeError, match="Call the function"):
+        await wait_for(step, 1)  # type: ignore[arg-type]
+
+
+async def test_a_local_wait_for_around_a_lock() -> None:
+    """A timer around a primitive keeps the baton, so the outcome is the timer's, on every replay."""
+
+    async def holds(lock: asyncio.Lock) -> None:
+        async with lock:
+            await step("hold")
+
+    async def tries(lock: asyncio.Lock) -> str:
+        await step("first")
+        try:
+            await asyncio.wait_for(lock.acquire(), 0.005)
+        except TimeoutError:
+            return "gave up"
+        lock.release()
+        return "got it"
+
+    async def body(ctx: restate.Context) -> Any:
+        lock = asyncio.Lock()
+        return list(await gather(holds(lock), tries(lock)))
+
+    assert (await attempt(body)).verdict == "done"

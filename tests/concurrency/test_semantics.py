@@ -1,0 +1,382 @@
+"""Names and meanings are asyncio's: the same code gives the same answer in a handler and outside one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import restate
+from concurrency.explorer import Player, app_of, fields, first_journal
+
+import restate_steps as rs
+from restate_steps import TaskGroup, as_completed, durable_step, gather, race, step_info, wait_for
+
+Body = Callable[[], Awaitable[Any]]
+
+
+async def inside(body: Body) -> Any:
+    """Run ``body`` in a handler."""
+    service = restate.Service("Semantics")
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> Any:
+        return await body()
+
+    attempt = await Player(app_of(service), "Semantics/handler", first_journal(), 0).play()
+    assert attempt.verdict == "done", str(attempt)
+    data = fields(attempt.output)
+    assert list(data) == [1], data
+    return json.loads(data[1]) if data[1] else None
+
+
+async def outside(body: Body) -> Any:
+    """Run ``body`` as plain asyncio code."""
+    return json.loads(json.dumps(await body()))
+
+
+async def in_a_step(body: Body) -> Any:
+    """Run ``body`` inside a step of a handler, where nothing else is journaled."""
+    return await inside(durable_step(body))
+
+
+@pytest.fixture(params=[inside, outside, in_a_step])
+def run(request: pytest.FixtureRequest) -> Callable[[Body], Awaitable[Any]]:
+    return request.param  # type: ignore[no-any-return]
+
+
+@durable_step
+async def step(value: Any) -> Any:
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return value
+
+
+async def fail(message: str) -> None:
+    await step("before")
+    raise ValueError(message)
+
+
+async def test_gather_returns_results_in_the_order_given(run: Any) -> None:
+    """Whichever ends first, and for none at all."""
+
+    async def body() -> Any:
+        return [await gather(step(1), step(2), step(3)), await gather()]
+
+    assert await run(body) == [[1, 2, 3], []]
+
+
+async def test_gather_raises_the_users_own_exception(run: Any) -> None:
+    """Not an ExceptionGroup; siblings have been cancelled, and have ended."""
+
+    async def body() -> Any:
+        ended = []
+
+        async def sibling() -> None:
+            try:
+                while True:
+                    await step("on")
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+
+        try:
+            await gather(sibling(), fail("mine"))
+        except ValueError as error:
+            return [str(error), ended]
+
+    assert await run(body) == ["mine", ["cancelled"]]
+
+
+async def test_gather_tells_of_further_failures(run: Any) -> None:
+    """What else went wrong is a note on the exception that is raised."""
+
+    async def body() -> Any:
+        async def sibling() -> None:
+            try:
+                while True:
+                    await step("on")
+            except asyncio.CancelledError:
+                raise KeyError("while cleaning up") from None
+
+        try:
+            await gather(sibling(), fail("first"))
+        except ValueError as error:
+            return error.__notes__
+
+    assert await run(body) == ["another branch failed as well: KeyError('while cleaning up')"]
+
+
+async def test_gather_can_return_exceptions(run: Any) -> None:
+    """With return_exceptions the others finish, and a cancelled branch counts as an exception."""
+
+    async def body() -> Any:
+        async def cancelled() -> None:
+            await step("x")
+            raise asyncio.CancelledError
+
+        found = await gather(fail("a"), step("b"), cancelled(), return_exceptions=True)
+        return [repr(result) for result in found]
+
+    assert await run(body) == ["ValueError('a')", "'b'", "CancelledError()"]
+
+
+async def test_race_raises_what_the_first_raised(run: Any) -> None:
+    """A failure counts as finishing."""
+
+    async def body() -> Any:
+        async def slow() -> None:
+            for _ in range(9):
+                await step("slow")
+
+        try:
+            await race(slow(), fail("first"))
+        except ValueError as error:
+            return str(error)
+
+    assert await run(body) == "first"
+
+
+async def test_wait_for_gives_the_result_or_raises(run: Any) -> None:
+    """In time the result or the exception; without a limit as well."""
+
+    async def body() -> Any:
+        try:
+            await wait_for(fail("mine"), 30)
+        except ValueError as error:
+            return [await wait_for(step("x"), timedelta(seconds=30)), await wait_for(step("y"), None), str(error)]
+
+    assert await run(body) == ["x", "y", "mine"]
+
+
+async def test_wait_for_times_out(run: Any) -> None:
+    """A TimeoutError, after the awaitable has been cancelled and has ended."""
+
+    async def body() -> Any:
+        ended = []
+
+        async def forever() -> None:
+            try:
+                while True:
+                    await step("tick")
+                    if step_info_is_out_of_reach():
+                        await asyncio.sleep(0.0001)
+            finally:
+                ended.append(True)
+
+        try:
+            await wait_for(forever(), 0.001)
+        except TimeoutError as error:
+            return [str(error), ended]
+
+    assert await run(body) == ["not finished within 0.001 s", [True]]
+
+
+def step_info_is_out_of_reach() -> bool:
+    try:
+        step_info()
+    except RuntimeError:
+        return True
+    return True
+
+
+async def test_task_group_hands_out_tasks(run: Any) -> None:
+    """Tasks have asyncio's methods, and can be awaited inside the block."""
+
+    async def body() -> Any:
+        async with TaskGroup() as group:
+            one = group.create_task(step(1), name="one")
+            two = group.create_task(step(2))
+            early = one.done()
+            with pytest.raises(asyncio.InvalidStateError):
+                one.result()
+            first = await one
+        return [early, first, two.result(), one.get_name(), two.exception(), two.cancelled(), two.cancel()]
+
+    assert await run(body) == [False, 1, 2, "one", None, False, False]
+
+
+async def test_task_group_task_can_be_cancelled(run: Any) -> None:
+    """A cancelled task is no failure of the group."""
+
+    async def body() -> Any:
+        async def forever() -> None:
+            while True:
+                await step("on")
+
+        async with TaskGroup() as group:
+            task = group.create_task(forever())
+            await step("a little later")
+            task.cancel()
+        return [task.cancelled(), task.done()]
+
+    assert await run(body) == [True, True]
+
+
+async def test_task_group_raises_the_failure_of_its_body(run: Any) -> None:
+    """The tasks are cancelled and waited for."""
+
+    async def body() -> Any:
+        ended = []
+
+        async def sibling() -> None:
+            try:
+                while True:
+                    await step("on")
+            finally:
+                ended.append(1)
+
+        try:
+            async with TaskGroup() as group:
+                group.create_task(sibling())
+                await step("x")
+                raise KeyError("body")
+        except KeyError as error:
+            return [repr(error), ended]
+
+    assert await run(body) == ["KeyError('body')", [1]]
+
+
+async def test_task_group_takes_no_task_when_it_is_over(run: Any) -> None:
+    """As asyncio's; the coroutine is closed, so Python does not complain about it."""
+
+    async def body() -> Any:
+        group = TaskGroup()
+        with pytest.raises(RuntimeError, match="has not been entered"):
+            group.create_task(step(1))
+        async with group:
+            pass
+        with pytest.raises(RuntimeError, match="is ending"):
+            group.create_task(step(1))
+        with pytest.raises(RuntimeError, match="entered before"):
+            await group.__aenter__()
+        return "refused"
+
+    assert await run(body) == "refused"
+
+
+async def test_as_completed_times_out(run: Any) -> None:
+    """What is finished in time is handed out, the rest is cancelled."""
+
+    async def body() -> Any:
+        found = []
+
+        async def forever() -> None:
+            while True:
+                await step("on")
+                await asyncio.sleep(0)
+
+        try:
+            async for task in as_completed([step("quick"), forever()], timeout=0.02):
+                found.append(await task)
+        except TimeoutError:
+            found.append("late")
+        return found
+
+    assert await run(body) in (["quick", "late"], ["late"])
+
+
+async def test_map_keeps_order_and_limit(run: Any) -> None:
+    """Results come in the order of the items, from plain and async iterables."""
+
+    async def body() -> Any:
+        running = most = 0
+
+        async def double(number: int) -> int:
+            nonlocal running, most
+            running += 1
+            most = max(most, running)
+            await step(number)
+            running -= 1
+            return number * 2
+
+        async def numbers() -> Any:
+            for number in range(3):
+                yield number
+
+        return [await rs.map(double, range(7), limit=2), most, await rs.map(double, numbers())]
+
+    assert await run(body) == [[0, 2, 4, 6, 8, 10, 12], 2, [0, 2, 4]]
+
+
+async def test_map_refuses_a_limit_below_one(run: Any) -> None:
+    """The limit is a positive number, or None."""
+    with pytest.raises(ValueError, match="limit must be at least 1"):
+        await rs.map(step, [1], limit=0)
+
+
+async def test_terminal_error_in_a_group_stays_visible_to_the_sdk() -> None:
+    """Uncaught, it ends the invocation with its own code instead of being retried."""
+    service = restate.Service("Terminal")
+
+    async def fails() -> None:
+        await step("x")
+        raise restate.TerminalError("no", 418)
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> None:
+        async with TaskGroup() as group:
+            group.create_task(fails())
+            group.create_task(step("y"))
+
+    attempt = await Player(app_of(service), "Terminal/handler", first_journal(), 0).play()
+    assert attempt.verdict == "done"
+    assert fields(attempt.output)[1] == 418
+
+
+async def test_nothing_is_left_running_when_an_attempt_ends() -> None:
+    """Suspended or failed, an attempt leaves no task behind, and every branch has run its finally blocks (B6)."""
+    service, ended = restate.Service("Ends"), []
+
+    async def branch(tag: str) -> None:
+        try:
+            await gather(step(tag), inner(tag))
+        finally:
+            ended.append(tag)
+
+    async def inner(tag: str) -> None:
+        try:
+            await restate_awakeable()
+        finally:
+            ended.append(f"inner {tag}")
+
+    async def restate_awakeable() -> None:
+        await rs.restate_context().awakeable()[1]
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> None:
+        await gather(branch("a"), branch("b"))
+
+    before = asyncio.all_tasks()
+    attempt = await Player(app_of(service), "Ends/handler", first_journal(), 0, suspend=True).play()
+    assert attempt.verdict == "suspended"
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert sorted(ended) == ["a", "b", "inner a", "inner b"]
+    assert asyncio.all_tasks() == before
+
+
+async def test_branches_left_by_the_handler_end_with_it() -> None:
+    """Leaving as_completed early is allowed; what is left is cancelled and issues no further command."""
+    service, ended = restate.Service("Left"), []
+
+    async def slow() -> str:
+        try:
+            while True:
+                await step("slow")
+        finally:
+            ended.append("slow")
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> Any:
+        async for task in as_completed([slow(), step("quick")]):
+            return await task
+
+    attempt = await Player(app_of(service), "Left/handler", first_journal(), 0).play()
+    assert attempt.verdict == "done", str(attempt)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert ended == ["slow"]
