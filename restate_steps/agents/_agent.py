@@ -1,0 +1,152 @@
+"""An agent made durable inside a handler, without changing the agent itself."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from pydantic_ai.agent import AbstractAgent, EventStreamHandler, WrapperAgent
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.models import Model
+
+from restate_steps.agents._durability import RestateDurability
+from restate_steps.agents._errors import ending_the_invocation
+from restate_steps.context import current_invocation, running_step
+
+__all__ = ["RestateAgent"]
+
+AgentDepsT = TypeVar("AgentDepsT")
+OutputDataT = TypeVar("OutputDataT")
+
+_DEFAULT_NAME: Final = "agent"
+
+
+class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
+    """An agent whose runs are durable inside a Restate handler; elsewhere they are what they are without it.
+
+    It is cheap to make, so make it where it is used.
+
+    Args:
+        agent: The agent. It is not changed.
+        restate_context: The context of the handler that is running. It is found without being given; given, it is
+            checked to be that of the handler in which the agent runs.
+        event_stream_handler: Called with the events of a run, inside steps: with the live stream of each response of
+            the model, and once more for every event of a tool call. A retried step calls it again.
+        disable_auto_wrapping_tools: Leave function tools to the steps that they make themselves, so that they can use
+            the Restate context. A single tool is left alone with ``metadata={'restate': False}``.
+        name: The first part of each step's name in the journal; the agent's name if left out, or ``agent`` if it has
+            none. Changing it breaks invocations that are under way.
+        models: More models that a run may switch to, by the name to ask for them with.
+
+    Raises:
+        UserError: The agent has :class:`RestateDurability` already, and options were given here.
+
+    Example:
+        ```python
+        from pydantic_ai import Agent
+        from pydantic_ai.models.test import TestModel
+
+        agent = Agent(TestModel(), instructions="You're a helpful assistant.")
+
+
+        @svc.handler()
+        async def answer(ctx: restate.Context, question: str) -> str:
+            result = await RestateAgent(agent, restate_context=ctx).run(question)
+            return result.output
+        ```
+    """
+
+    def __init__(
+        self,
+        agent: AbstractAgent[AgentDepsT, OutputDataT],
+        *,
+        restate_context: Any = None,
+        event_stream_handler: EventStreamHandler[AgentDepsT] | None = None,
+        disable_auto_wrapping_tools: bool = False,
+        name: str | None = None,
+        models: Mapping[str, Model] | None = None,
+    ) -> None:
+        super().__init__(agent)
+        self._restate_context = restate_context
+        self._handler = event_stream_handler
+        self._disable_auto_wrapping_tools = disable_auto_wrapping_tools
+        self._models = models
+        attached = RestateDurability[Any].from_agent(agent)
+        self._is_durable_already = attached is not None
+        self._name = name or (attached.name if attached is not None else agent.name) or _DEFAULT_NAME
+        if attached is not None and (event_stream_handler or disable_auto_wrapping_tools or name or models):
+            raise UserError(
+                "the agent has the capability RestateDurability already, so options of RestateAgent would have no "
+                "effect. Give them to RestateDurability, or remove it from the agent."
+            )
+
+    @property
+    def name(self) -> str:
+        """The first part of each step's name in the journal."""
+        return self._name
+
+    @name.setter
+    def name(self, value: str | None) -> None:
+        self._name = value or _DEFAULT_NAME
+
+    # The parameters are those of the agent, which type checkers see in the base class.
+    if not TYPE_CHECKING:
+
+        @functools.wraps(WrapperAgent.run)
+        async def run(self, *args, **kwargs):
+            with ending_the_invocation():
+                self._check_context()
+                return await self.wrapped.run(*args, **self._durable(kwargs))
+
+        @functools.wraps(WrapperAgent.iter)
+        def iter(self, *args, **kwargs):
+            self._refuse_in_handler("iter")
+            return self.wrapped.iter(*args, **self._durable(kwargs))
+
+        @functools.wraps(WrapperAgent.run_stream)
+        def run_stream(self, *args, **kwargs):
+            self._refuse_in_handler("run_stream")
+            return self.wrapped.run_stream(*args, **self._durable(kwargs))
+
+        @functools.wraps(WrapperAgent.run_stream_events)
+        def run_stream_events(self, *args, **kwargs):
+            self._refuse_in_handler("run_stream_events")
+            return self.wrapped.run_stream_events(*args, **self._durable(kwargs))
+
+    def _durable(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Add the capability to the arguments of a run."""
+        if self._is_durable_already:
+            return arguments
+        durability: RestateDurability[AgentDepsT] = RestateDurability(
+            models=self._models,
+            event_stream_handler=arguments.pop("event_stream_handler", None) or self._handler,
+            name=self._name,
+            disable_auto_wrapping_tools=self._disable_auto_wrapping_tools,
+        )
+        # A name that was inferred from a variable would get into the names of steps, on some attempts.
+        return {
+            **arguments,
+            "capabilities": [*(arguments.get("capabilities") or ()), durability],
+            "infer_name": False,
+        }
+
+    def _check_context(self) -> None:
+        if self._restate_context is None or running_step.get() is not None:
+            return
+        invocation = current_invocation()
+        if invocation is None or invocation.context is not self._restate_context:
+            raise UserError(
+                "restate_context is not the context of the handler that is running. Make the RestateAgent inside the "
+                "handler, with the handler's own context, or leave restate_context out."
+            )
+
+    def _refuse_in_handler(self, method: str) -> None:
+        if current_invocation() is None:
+            return
+        with ending_the_invocation():
+            raise UserError(
+                f"RestateAgent.{method}() does not work inside a Restate handler, because what it hands out while the "
+                "model answers cannot be replayed. Use run(event_stream_handler=...) instead: the handler of events "
+                "gets them as they come, inside the durable step."
+            )

@@ -1,0 +1,65 @@
+"""How pydantic-ai's values become bytes in the journal, and values again."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from restate_steps.codec import Codec, JsonCodec
+from restate_steps.context import running_step
+from restate_steps.errors import EncodeError, StepResultError
+
+__all__ = ["ENCODED", "UNIT_CODEC", "encoding_failure"]
+
+# What pydantic-ai derives (the media type and identifier of a file, the digests that vouch for a tool's files) it
+# expects to find again, so it has to be written, while our own default leaves out whatever is computed.
+_JSON: Final = JsonCodec(round_trip=False)
+
+
+class _UnitCodec:
+    """Encodes as JSON in one pass to bytes, so that the step records what it is given.
+
+    Implements ``pydantic_ai.durable_exec.DurabilityCodec``.
+    """
+
+    def dump(self, tp: Any, value: Any) -> bytes:
+        """Encode a result, inside the step that it is the result of.
+
+        Raises:
+            StepResultError: It cannot be encoded; terminal, because another attempt would repeat the step for nothing.
+        """
+        try:
+            return _JSON.dump(tp, value)
+        except EncodeError as error:
+            raise encoding_failure(error) from error
+
+    def load(self, tp: Any, payload: Any) -> Any:
+        """Decode a result.
+
+        Raises:
+            DecodeError: It does not fit the type; retryable, so that a redeploy can mend it.
+        """
+        return _JSON.load(tp, payload)
+
+
+UNIT_CODEC: Final = _UnitCodec()
+"""The codec of the engine."""
+
+
+def encoding_failure(error: Exception) -> StepResultError:
+    """Build the terminal error for a result that cannot be encoded."""
+    info = running_step.get()
+    return StepResultError(info.name if info is not None else "(outside a handler)", str(error))
+
+
+class _Encoded:
+    """Hands on bytes that are encoded already."""
+
+    def dump(self, type: Any, value: bytes) -> bytes:
+        return value
+
+    def load(self, type: Any, data: bytes) -> bytes:
+        return data
+
+
+ENCODED: Final[Codec] = _Encoded()
+"""The codec of a step whose body encodes its result itself."""
