@@ -23,6 +23,7 @@ __all__ = [
     "StepResultError",
     "StepTimeoutError",
     "StepsError",
+    "ValueEncodeError",
 ]
 
 
@@ -81,6 +82,21 @@ class StepResultError(StepsError, TerminalError):
     def __init__(self, step: str, detail: str) -> None:
         TerminalError.__init__(self, f"step {step!r} ran, but its result was not recorded: {detail}", status_code=500)
         self.step = step
+
+
+class ValueEncodeError(StepsError, TerminalError):
+    """A value handed to a serde cannot be encoded; terminal, because the serde may be that of a ``ctx.run``.
+
+    There the body has run when its result is encoded, and a retry would run it again. Where nothing would be repeated,
+    ``serde(T, terminal=False)`` raises :class:`EncodeError` instead, and a redeploy can mend it.
+
+    Attributes:
+        error: What is wrong, and where.
+    """
+
+    def __init__(self, error: EncodeError) -> None:
+        TerminalError.__init__(self, str(error), status_code=500)
+        self.error = error
 
 
 class ResultTooLargeError(StepResultError):

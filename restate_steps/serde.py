@@ -1,0 +1,387 @@
+"""The codec for the rest of a service: handlers, state, awakeables, promises, calls and ``ctx.run``.
+
+:func:`serde` makes a ``restate.serde.Serde`` of any type the codec takes. :func:`typed_handler` registers a handler
+that uses it for its input and its output, and publishes their JSON schemas; :func:`describe` does the latter for
+handlers that are registered the SDK's own way.
+
+Two things of the SDK that it does not document are used here and nowhere else: ``service.handlers``, and the
+``handler_io`` of a handler, whose type hints carry the schema. Discovery looks at these hints alone and never asks a
+serde, so there is no other way to publish the schema of ``list[Order]``. Where they are missing, the handler works as
+it is, and its schema is left open.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from types import NoneType
+from typing import Any, Final, Literal, ParamSpec, TypedDict, TypeVar, cast, get_type_hints, overload
+
+from pydantic import TypeAdapter
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+from pydantic_core import core_schema
+from restate import InvocationRetryPolicy, Service, TerminalError, VirtualObject, Workflow
+from restate.serde import Serde
+from typing_extensions import TypeForm, Unpack
+
+from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec, is_plain, type_name, verify
+from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError, ValueEncodeError
+
+__all__ = ["HandlerOptions", "TypedSerde", "describe", "json_schema", "serde", "typed_handler"]
+
+_log: Final = logging.getLogger(__name__)
+_PUBLIC_CODEC: Final = JsonCodec(round_trip=False)
+"""What a handler answers: computed fields included, as the published schema says."""
+
+T = TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+AnyService = Service | VirtualObject | Workflow
+
+
+class TypedSerde(Serde[T]):
+    """A ``Serde`` for one type; made by :func:`serde`.
+
+    Attributes:
+        type: The type.
+        codec: What encodes and decodes.
+    """
+
+    def __init__(self, type: Any, codec: Codec, *, terminal: bool, verify: bool) -> None:
+        self.type = type
+        self.codec = codec
+        self._terminal = terminal
+        self._verify = verify
+
+    def __repr__(self) -> str:
+        return f"serde({type_name(self.type)})"
+
+    def serialize(self, obj: T | None) -> bytes:
+        """Encode a value; ``None`` becomes ``null`` if the type allows it.
+
+        Args:
+            obj: The value.
+
+        Returns:
+            The encoded value, never empty.
+
+        Raises:
+            ValueEncodeError: The value cannot be encoded, or would not come back unchanged; terminal.
+            EncodeError: The same, retryable, if the serde was made with ``terminal=False``.
+        """
+        try:
+            data = self.codec.dump(self.type, obj)
+            if self._verify:
+                verify(self.codec, self.type, obj, data)
+        except EncodeError as error:
+            if self._terminal:
+                raise ValueEncodeError(error) from error
+            raise
+        return data
+
+    def deserialize(self, buf: bytes) -> T | None:
+        """Decode a value; no bytes at all, as from a client that posts no body, are ``None`` if the type allows it.
+
+        Args:
+            buf: The encoded value.
+
+        Returns:
+            The value.
+
+        Raises:
+            DecodeError: The bytes do not fit the type.
+        """
+        if not buf:
+            if self._allows_none:
+                return None
+            raise DecodeError(type_name(self.type), "there is no value: the body is empty", where="an empty body")
+        # The SDK's interface says that there may be no value, which is so for the types that include None.
+        return cast("T | None", self.codec.load(self.type, buf))
+
+    @functools.cached_property
+    def _allows_none(self) -> bool:
+        try:
+            return self.codec.load(self.type, b"null") is None
+        except DecodeError:
+            return False
+
+
+@overload
+def serde(
+    type: TypeForm[T], *, codec: Codec | None = ..., terminal: bool = ..., verify: bool = ...
+) -> TypedSerde[T]: ...
+@overload
+def serde(type: Any, *, codec: Codec | None = ..., terminal: bool = ..., verify: bool = ...) -> TypedSerde[Any]: ...
+def serde(type: Any, *, codec: Codec | None = None, terminal: bool = True, verify: bool = False) -> TypedSerde[Any]:
+    """Make a ``restate.serde.Serde`` that keeps values of a type as they are.
+
+    It fits wherever the SDK takes a serde: ``ctx.get`` and ``ctx.set``, awakeables, promises, signals, generic calls,
+    ``RunOptions(serde=...)``, and the ``input_serde`` and ``output_serde`` of a handler.
+
+    Args:
+        type: Anything pydantic takes, such as ``list[Order]`` or ``Order | None``, or ``PLAIN_JSON``.
+        codec: What to encode and decode with, instead of the default.
+        terminal: Whether a value that cannot be encoded ends the invocation. It has to where a retry would repeat
+            something, as the body of a ``ctx.run``. With ``False`` the error is retryable.
+        verify: Decode every encoded value again, and refuse it if it is not the same.
+
+    Returns:
+        The serde.
+
+    Raises:
+        StepDefinitionError: Pydantic cannot handle the type.
+
+    Example:
+        >>> numbers = serde(dict[str, float])
+        >>> numbers.serialize({"a": float("inf")})
+        b'{"a":Infinity}'
+        >>> numbers.deserialize(b'{"a":Infinity}')
+        {'a': inf}
+    """
+    codec = DEFAULT_CODEC if codec is None else codec
+    _check(codec, type)
+    return TypedSerde(type, codec, terminal=terminal, verify=verify)
+
+
+class HandlerOptions(TypedDict, total=False):
+    """The options of the SDK's own decorators; those of one kind of service are refused by the others."""
+
+    accept: str
+    content_type: str
+    metadata: dict[str, str] | None
+    inactivity_timeout: timedelta | None
+    abort_timeout: timedelta | None
+    journal_retention: timedelta | None
+    idempotency_retention: timedelta | None
+    workflow_retention: timedelta | None
+    enable_lazy_state: bool | None
+    state_preload: bool | list[str] | None
+    ingress_private: bool | None
+    invocation_retry_policy: InvocationRetryPolicy | None
+    invocation_context_managers: list[Callable[[], AbstractAsyncContextManager[None]]] | None
+
+
+def typed_handler(
+    service: AnyService,
+    name: str | None = None,
+    *,
+    kind: Literal["exclusive", "shared", "main"] | None = None,
+    codec: Codec | None = None,
+    **options: Unpack[HandlerOptions],
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
+    """Register a handler whose input and output are what its annotations say.
+
+    It stands in for ``@service.handler()`` and ``@workflow.main()``. Types the SDK treats as plain JSON (lists of
+    models, unions, TypedDicts, datetimes) are decoded as annotated, and their JSON schema appears in discovery. Input
+    that does not fit is answered with status 400 and the places that do not fit. An answer that cannot be encoded is a
+    retryable error: nothing is repeated, and a redeploy mends it.
+
+    Args:
+        service: The service, virtual object or workflow.
+        name: The name of the handler; that of the function by default.
+        kind: ``"exclusive"`` (the default) or ``"shared"`` for a virtual object; ``"main"`` or ``"shared"`` (the
+            default) for a workflow.
+        codec: What to encode and decode with, instead of the default.
+        **options: Passed on to the SDK's decorator.
+
+    Returns:
+        A decorator, which keeps the type of the function.
+
+    Raises:
+        StepDefinitionError: The annotations cannot be resolved or encoded, or ``kind`` does not fit the service.
+
+    Example:
+        >>> greeter = Service("Greeter")
+        >>> @typed_handler(greeter)
+        ... async def greet(ctx: restate.Context, names: list[str]) -> dict[str, int]:
+        ...     return {name: len(name) for name in names}
+    """
+    register = _registrar(service, kind)
+
+    def decorate(fn: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+        input_type, output_type = _annotations(fn)
+        chosen = DEFAULT_CODEC if codec is None else codec
+        serdes: dict[str, Any] = {}
+        if input_type is not _NOTHING:
+            _check(chosen, input_type)
+            serdes["input_serde"] = _InputSerde(input_type, chosen, terminal=False, verify=False)
+        if output_type is not _NOTHING:
+            _check(chosen, output_type)
+            serdes["output_serde"] = _answering(TypedSerde[Any](output_type, chosen, terminal=False, verify=False))
+        registered = register(name=name, **serdes, **options)(_checked(fn) if "input_serde" in serdes else fn)
+        _publish(_handlers(service).get(name or fn.__name__), input_type, output_type)
+        return cast("Callable[P, Coroutine[Any, Any, R]]", registered)
+
+    return decorate
+
+
+def describe(*services: AnyService) -> None:
+    """Publish the JSON schemas of handlers registered with ``input_serde=serde(T)`` or ``output_serde=serde(T)``.
+
+    From then on they behave like those of :func:`typed_handler`: answers are written as the schema says, with computed
+    fields, bad input is answered with status 400, and an answer that cannot be encoded is a retryable error. Call it
+    before the services are served.
+
+    Args:
+        *services: Services, virtual objects and workflows.
+
+    Example:
+        >>> shop = Service("Shop")
+        >>> @shop.handler(output_serde=serde(list[int]))
+        ... async def stock(ctx: restate.Context) -> list[int]:
+        ...     return [1, 2]
+        >>> describe(shop)
+    """
+    for service in services:
+        for handler in _handlers(service).values():
+            io: Any = handler.handler_io
+            input_type = output_type = _NOTHING
+            question: object = io.input_serde
+            answer: object = io.output_serde
+            if isinstance(question, TypedSerde) and handler.arity > 1:
+                input_type = question.type
+                if not isinstance(question, _InputSerde):
+                    io.input_serde = _InputSerde(question.type, question.codec, terminal=False, verify=False)
+                    handler.fn = _checked(handler.fn)
+            if isinstance(answer, TypedSerde):
+                output_type = answer.type
+                io.output_serde = _answering(cast("TypedSerde[object]", answer))
+            _publish(handler, input_type, output_type)
+
+
+def json_schema(type: Any, mode: JsonSchemaMode) -> Any:
+    """The JSON schema of a type as the codec writes it.
+
+    Args:
+        type: Anything pydantic takes, or ``PLAIN_JSON``.
+        mode: ``"validation"`` for what is accepted, ``"serialization"`` for what is answered.
+
+    Returns:
+        The schema; ``True``, which allows everything, where there is none.
+    """
+    if is_plain(type):
+        return True
+    try:
+        return TypeAdapter(type).json_schema(mode=mode, schema_generator=_SchemaGenerator)
+    except Exception:
+        # A type without a JSON schema still works; it must not keep a deployment from being registered.
+        _log.warning("there is no JSON schema for %s", type_name(type), exc_info=True)
+        return True
+
+
+class _SchemaGenerator(GenerateJsonSchema):
+    def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
+        found = super().bytes_schema(schema)
+        config: Any = getattr(getattr(self, "_config", None), "config_dict", {})
+        if "ser_json_bytes" in config or "val_json_bytes" in config:
+            return found
+        # The codec writes base64 where a class says nothing; limits of length are about the bytes, not the text.
+        return {"type": "string", "format": "base64url"}
+
+    def encode_default(self, dft: Any) -> Any:
+        return json.loads(DEFAULT_CODEC.dump(bytes, dft)) if isinstance(dft, bytes) else super().encode_default(dft)
+
+
+_NOTHING: Final[Any] = object()
+"""No input, or no output."""
+
+
+class _BadInput:
+    """Stands for input that does not fit, until the handler can refuse it with a status of its own."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+class _InputSerde(TypedSerde[Any]):
+    """Hands bad input on instead of raising, since the SDK would answer it as an internal error."""
+
+    def deserialize(self, buf: bytes) -> Any:
+        try:
+            return super().deserialize(buf)
+        except DecodeError as error:
+            return _BadInput(f"the input does not fit {error.type_name}: {error.reason}")
+
+
+def _answering(serde: TypedSerde[T]) -> TypedSerde[T]:
+    """The same serde for the output of a handler."""
+    codec = _PUBLIC_CODEC if serde.codec is DEFAULT_CODEC else serde.codec
+    return TypedSerde(serde.type, codec, terminal=False, verify=False)
+
+
+def _checked(fn: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    @functools.wraps(fn)
+    async def checked(ctx: Any, argument: Any) -> Any:
+        if type(argument) is _BadInput:
+            raise TerminalError(argument.reason, status_code=400)
+        return await fn(ctx, argument)
+
+    return checked
+
+
+def _registrar(service: AnyService, kind: str | None) -> Callable[..., Callable[[Any], Any]]:
+    """Find the SDK's decorator for a kind of handler."""
+    if isinstance(service, VirtualObject) and kind in (None, "exclusive", "shared"):
+        return functools.partial(service.handler, kind=cast("Any", kind or "exclusive"))
+    if isinstance(service, Workflow) and kind in (None, "shared", "main"):
+        return service.main if kind == "main" else service.handler
+    if isinstance(service, Service) and kind is None:
+        return service.handler
+    raise StepDefinitionError(
+        f"a handler of {service.name!r} cannot be {kind!r}: a virtual object has exclusive and shared handlers, a "
+        "workflow has one main and shared ones, and a service has no kinds."
+    )
+
+
+def _annotations(fn: Callable[..., Any]) -> tuple[Any, Any]:
+    """The types of a handler's input and output, or :data:`_NOTHING`."""
+    parameters = list(inspect.signature(fn).parameters.values())
+    if len(parameters) not in (1, 2):
+        raise StepDefinitionError(
+            f"the handler {fn.__qualname__} takes {len(parameters)} parameters: it has to take the context, and the "
+            "input if there is one."
+        )
+    try:
+        hints = get_type_hints(fn, include_extras=True)
+    except NameError as error:
+        raise StepDefinitionError(
+            f"the annotations of the handler {fn.__qualname__} cannot be resolved: {error}. They are needed at run "
+            "time, so import what they name outside `if TYPE_CHECKING:`, and define it outside of functions."
+        ) from error
+    output_type = hints.get("return", PLAIN_JSON)
+    return (
+        _NOTHING if len(parameters) == 1 else hints.get(parameters[1].name, PLAIN_JSON),
+        _NOTHING if output_type is NoneType else output_type,
+    )
+
+
+def _check(codec: Codec, type: Any) -> None:
+    # Codecs other than ours need not be able to judge a type.
+    check = getattr(codec, "check", None)
+    if check is not None:
+        check(type)
+
+
+def _handlers(service: AnyService) -> dict[str, Any]:
+    return getattr(service, "handlers", {})
+
+
+def _publish(handler: Any, input_type: Any, output_type: Any) -> None:
+    """Put JSON schemas where discovery looks for them."""
+    try:
+        from restate.handler import TypeHint
+
+        for name, type_, mode in (
+            ("input_type", input_type, "validation"),
+            ("output_type", output_type, "serialization"),
+        ):
+            if type_ is not _NOTHING:
+                schema = functools.partial(json_schema, type_, cast("JsonSchemaMode", mode))
+                setattr(handler.handler_io, name, TypeHint(annotation=Any, generate_json_schema=schema))
+    except (ImportError, AttributeError, TypeError):
+        _log.warning("this version of the SDK does not take JSON schemas of handlers", exc_info=True)
