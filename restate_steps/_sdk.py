@@ -21,6 +21,7 @@ import asyncio
 import contextvars
 import functools
 import gc
+import importlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import CoroutineType, FrameType
@@ -28,14 +29,7 @@ from typing import Any, Final, Protocol, cast
 
 import restate.server_context as _server
 from restate import TerminalError
-from restate._internal import (
-    PyDoProgressAnyCompleted,
-    PyDoProgressCancelSignalReceived,
-    PyDoProgressExecuteRun,
-    PySuspended,
-    PyUnresolvedFuture,
-    VMException,
-)
+from restate.exceptions import SdkInternalException, SuspendedException
 from restate.extensions import current_context
 from restate.server_context import ServerDurableFuture, ServerInvocationContext
 from restate.vm import (
@@ -51,6 +45,7 @@ from .errors import ConcurrencyError
 __all__ = [
     "Leaf",
     "SdkPort",
+    "ServerInvocationContext",
     "ambient_context",
     "check_supported",
     "forget_task",
@@ -63,6 +58,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger("restate_steps")
+
+# The compiled half of the SDK comes without type information.
+_native: Any = importlib.import_module("restate._internal")
 
 _FUNNEL: Final = "create_poll_or_cancel_coroutine"
 
@@ -142,7 +140,7 @@ def map_failure(future: Any, convert: Callable[[TerminalError], BaseException]) 
     """Make ``await future`` raise ``convert(error)`` where it would raise a ``TerminalError``."""
     if not isinstance(future, ServerDurableFuture):
         return
-    lazy = future.future
+    lazy: Any = future.future  # pyright: ignore[reportUnknownMemberType]
     fetch = lazy.async_def
 
     async def fetch_and_convert() -> Any:
@@ -162,8 +160,8 @@ def forget_task(chain: Any, task: asyncio.Task[Any]) -> bool:
         task: The task that the SDK made for its first awaiter.
     """
     for frame in frames_of(chain):
-        lazy = frame.f_locals.get("self")
-        if isinstance(lazy, _server.LazyFuture) and lazy.task is task:
+        lazy: Any = frame.f_locals.get("self")
+        if type(lazy) is _server.LazyFuture and lazy.task is task:
             lazy.task = None
             return True
     return False
@@ -187,11 +185,12 @@ def frames_of(awaitable: Any) -> list[FrameType]:
             frame, following = awaitable.ag_frame, awaitable.ag_await
         elif type(awaitable).__name__ in ("coroutine_wrapper", "async_generator_asend", "async_generator_athrow"):
             frame = None
-            following = next((r for r in gc.get_referents(awaitable) if hasattr(r, "cr_await") or hasattr(r, "ag_await")), None)
+            referents = gc.get_referents(awaitable)
+            following = next((r for r in referents if hasattr(r, "cr_await") or hasattr(r, "ag_await")), None)
         else:
             break
         if frame is not None:
-            frames.append(cast(FrameType, frame))
+            frames.append(frame)
         awaitable = following
     return frames
 
@@ -223,8 +222,8 @@ class SdkPort:
 
     def __init__(self, context: ServerInvocationContext) -> None:
         self._context = context
-        self._vm: Any = context.vm.vm
-        self._leaves: dict[Leaf, PyUnresolvedFuture] = {}
+        self._vm: Any = cast(Any, context.vm).vm
+        self._leaves: dict[Leaf, Any] = {}
         self._by_handle: dict[int, Leaf] = {}
         self._sending = asyncio.Lock()
 
@@ -253,7 +252,7 @@ class SdkPort:
         """Wait until one of the added leaves is done.
 
         The VM goes through what the server sent in journal order, and stops at the first completion that is waited
-        for. If that completes several leaves, they are returned by as many calls, in the order in which they were added.
+        for. If that completes several leaves, as many calls return them, in the order in which they were added.
 
         Returns:
             The leaf, or None when the invocation was cancelled.
@@ -264,21 +263,21 @@ class SdkPort:
             DisconnectedException: The connection to the server is gone.
         """
         context, vm = self._context, self._vm
-        awaited = PyUnresolvedFuture.first_completed(list(self._leaves.values()))
+        awaited = _native.PyUnresolvedFuture.first_completed(list(self._leaves.values()))
         while True:
             await self.flush()
             try:
                 progress = vm.do_progress(awaited)
-            except VMException as error:
+            except _native.VMException as error:
                 logger.warning("the attempt failed, Restate will retry it: %s", error)
-                raise _server.SdkInternalException from error
-            if isinstance(progress, PyDoProgressAnyCompleted):
+                raise SdkInternalException from error
+            if isinstance(progress, _native.PyDoProgressAnyCompleted):
                 return self._first_done()
-            if isinstance(progress, PySuspended):
-                raise _server.SuspendedException
-            if isinstance(progress, PyDoProgressCancelSignalReceived):
+            if isinstance(progress, _native.PySuspended):
+                raise SuspendedException
+            if isinstance(progress, _native.PyDoProgressCancelSignalReceived):
                 return None
-            if isinstance(progress, PyDoProgressExecuteRun):
+            if isinstance(progress, _native.PyDoProgressExecuteRun):
                 self._start_body(progress.handle)
                 self._start_siblings()
                 continue
@@ -313,7 +312,7 @@ class SdkPort:
     async def flush(self) -> None:
         """Send the VM's output to the server, in the order in which the VM produced it."""
         async with self._sending:
-            await self._context.take_and_send_output()
+            await self._context.take_and_send_output()  # type: ignore[no-untyped-call]
 
     def fail(self, error: BaseException) -> None:
         """End the attempt with a retryable error, when the handler cannot raise it itself."""
@@ -325,8 +324,8 @@ class SdkPort:
         # then asking for single handles cannot change the order of completions.
         for handle in list(self._context.run_coros_to_execute):
             if handle in self._by_handle:
-                progress = self._vm.do_progress(PyUnresolvedFuture.single(handle))
-                if isinstance(progress, PyDoProgressExecuteRun):
+                progress = self._vm.do_progress(_native.PyUnresolvedFuture.single(handle))
+                if isinstance(progress, _native.PyDoProgressExecuteRun):
                     self._start_body(progress.handle)
 
     def _start_body(self, handle: int) -> None:
@@ -334,7 +333,7 @@ class SdkPort:
         leaf = self._by_handle.get(handle)
         # A body sees the context variables of the branch that asked for it, not those of whoever polls.
         context = leaf.context.copy() if leaf is not None else None
-        self._context.tasks.add(asyncio.create_task(self._run_body(run), context=context))
+        cast(Any, self._context.tasks).add(asyncio.create_task(self._run_body(run), context=context))
 
     async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -353,12 +352,10 @@ def _handles(source: UnresolvedFuture) -> Iterable[int]:
             yield from _handles(child)
 
 
-def _convert(source: UnresolvedFuture) -> PyUnresolvedFuture:
+def _convert(source: UnresolvedFuture) -> Any:
     if isinstance(source, SingleUnresolvedFuture):
-        return PyUnresolvedFuture.single(source.handle)
+        return _native.PyUnresolvedFuture.single(source.handle)
     children = [_convert(child) for child in source.children]
     if isinstance(source, FirstCompletedUnresolvedFuture):
-        return PyUnresolvedFuture.first_completed(children)
-    return PyUnresolvedFuture.all_completed(children)
-
-
+        return _native.PyUnresolvedFuture.first_completed(children)
+    return _native.PyUnresolvedFuture.all_completed(children)

@@ -82,17 +82,17 @@ def _raise_failure(scope: Scope) -> NoReturn:
 
 
 @overload
-async def gather(a1: Awaitable[T1], /, *, return_exceptions: Literal[False] = False) -> tuple[T1]: ...
+async def gather(a1: Awaitable[T1], /, *, return_exceptions: Literal[False] = False) -> tuple[T1]: ...  # type: ignore[overload-overlap]
 @overload
-async def gather(
+async def gather(  # type: ignore[overload-overlap]
     a1: Awaitable[T1], a2: Awaitable[T2], /, *, return_exceptions: Literal[False] = False
 ) -> tuple[T1, T2]: ...
 @overload
-async def gather(
+async def gather(  # type: ignore[overload-overlap]
     a1: Awaitable[T1], a2: Awaitable[T2], a3: Awaitable[T3], /, *, return_exceptions: Literal[False] = False
 ) -> tuple[T1, T2, T3]: ...
 @overload
-async def gather(
+async def gather(  # type: ignore[overload-overlap]
     a1: Awaitable[T1],
     a2: Awaitable[T2],
     a3: Awaitable[T3],
@@ -102,7 +102,7 @@ async def gather(
     return_exceptions: Literal[False] = False,
 ) -> tuple[T1, T2, T3, T4]: ...
 @overload
-async def gather(
+async def gather(  # type: ignore[overload-overlap]
     a1: Awaitable[T1],
     a2: Awaitable[T2],
     a3: Awaitable[T3],
@@ -113,7 +113,7 @@ async def gather(
     return_exceptions: Literal[False] = False,
 ) -> tuple[T1, T2, T3, T4, T5]: ...
 @overload
-async def gather(
+async def gather(  # type: ignore[overload-overlap]
     a1: Awaitable[T1],
     a2: Awaitable[T2],
     a3: Awaitable[T3],
@@ -380,9 +380,7 @@ class AsCompleted(Generic[T]):
             yield await self._next_task()
 
 
-def as_completed(
-    awaitables: Iterable[Awaitable[T]], *, timeout: float | timedelta | None = None
-) -> AsCompleted[T]:
+def as_completed(awaitables: Iterable[Awaitable[T]], *, timeout: float | timedelta | None = None) -> AsCompleted[T]:
     """Run awaitables concurrently and hand them out as they finish.
 
     As with :func:`asyncio.as_completed`, ``for`` yields awaitables of the next result, and ``async for`` (as in Python
@@ -408,7 +406,7 @@ def as_completed(
     return AsCompleted(awaitables, timeout)
 
 
-async def map(  # noqa: A001 - the name the field uses (Prefect, DBOS, AWS durable); meant to be imported on its own
+async def map(
     function: Callable[[Item], Awaitable[T]], items: Iterable[Item] | AsyncIterable[Item], *, limit: int | None = None
 ) -> list[T]:
     """Apply an async function to every item, at most ``limit`` at a time.
@@ -453,5 +451,3 @@ async def map(  # noqa: A001 - the name the field uses (Prefect, DBOS, AWS durab
         await scope.abort()
         _raise_failure(scope)
     return [task.result() for task in scope.tasks]
-
-

@@ -275,7 +275,7 @@ class Branch(Strand):
         left = self._left
         if left is None:
             return False
-        if future is left.task:
+        if left.task is not None and future is left.task:
             # Nobody else waits for it: let whoever awaits the durable future next start afresh.
             if not left.strands and not left.complete and forget_task(self.coro, left.task):
                 left.task.cancel()

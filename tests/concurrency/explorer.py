@@ -266,7 +266,9 @@ class Report:
     outputs: set[bytes] = field(default_factory=set)
 
 
-async def explore(app: Any, path: str, *, seeds: int, verdicts: tuple[str, ...] = ("done",), cancel: bool = False) -> Report:
+async def explore(
+    app: Any, path: str, *, seeds: int, verdicts: tuple[str, ...] = ("done",), cancel: bool = False
+) -> Report:
     """Run a handler under many orders of completions, and resume it from every prefix of every journal.
 
     Raises:
@@ -286,7 +288,9 @@ async def explore(app: Any, path: str, *, seeds: int, verdicts: tuple[str, ...] 
                 continue
             seen.add(tuple(prefix))
             resumed = await Player(app, path, prefix, seed * 1000 + length).play()
-            assert resumed.verdict in verdicts, f"seed {seed}, resumed from the first {length} of\n{attempt}\n-> {resumed}"
+            assert resumed.verdict in verdicts, (
+                f"seed {seed}, resumed from the first {length} of\n{attempt}\n-> {resumed}"
+            )
             report.prefixes += 1
             report.outputs.add(resumed.output)
     return report

@@ -168,9 +168,7 @@ async def failure_4_locks_events_and_queues(ctx: restate.Context) -> list[Any]:
             taken.append(number)
         return taken
 
-    _, _, _, woken, _, _, taken = await gather(
-        locked(0), locked(1), locked(2), waits(), sets(), produce(), consume()
-    )
+    _, _, _, woken, _, _, taken = await gather(locked(0), locked(1), locked(2), waits(), sets(), produce(), consume())
     return [sorted(held), woken, taken]
 
 

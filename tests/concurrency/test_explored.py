@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import restate
+
 from concurrency import scenarios
 from concurrency.explorer import (
     Player,
@@ -18,7 +19,6 @@ from concurrency.explorer import (
     first_journal,
     run_suspending,
 )
-
 from restate_steps import durable_step, gather
 
 APP = app_of(scenarios.service)

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import restate
-from concurrency import scenarios
 from conftest import Serve
 from harness import Env, Harness, InvocationFailed, eventually
 
+from concurrency import scenarios
 from restate_steps import TaskGroup, durable_step, gather
 
 
@@ -172,8 +172,7 @@ def test_cancellation_reaches_every_branch_and_compensation_works(normal_harness
             waiting.set()
         try:
             await ctx.sleep(timedelta(hours=1))
-        except restate.TerminalError as error:
-            assert error.status_code == 409
+        except restate.TerminalError:
             await note(f"undo {tag}")
             raise
 

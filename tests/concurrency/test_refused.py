@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import restate
-from concurrency.explorer import Attempt, Player, app_of, first_journal
 
+from concurrency.explorer import Attempt, Player, app_of, first_journal
 from restate_steps import TaskGroup, durable_step, gather, race, wait_for
 from restate_steps.concurrency import _scheduler
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import restate
-from concurrency.explorer import Player, app_of, fields, first_journal
 
 import restate_steps as rs
+from concurrency.explorer import Player, app_of, fields, first_journal
 from restate_steps import TaskGroup, as_completed, durable_step, gather, race, step_info, wait_for
 
 Body = Callable[[], Awaitable[Any]]
