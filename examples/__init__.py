@@ -1,0 +1,1 @@
+"""Services that show how it is used: ``restate-steps dev examples.app:app`` serves all of them."""

@@ -1,0 +1,10 @@
+"""All services of the examples, as one application."""
+
+from __future__ import annotations
+
+import restate
+
+from examples.checkout import shop
+from examples.greeting_agent import greeter
+
+app = restate.app([greeter, shop])

@@ -1,0 +1,171 @@
+"""What a kill in the middle did to an invocation: step by step, and whether that is right."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from examples.ledger import Started
+from restate_steps.server import JournalEntry
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step of an invocation.
+
+    Attributes:
+        name: Its name in the journal.
+        recorded: Whether its result was in the journal when the process was killed.
+        running: Whether its body had started by then, and had no recorded result.
+        runs_before: How often its body was started before the kill.
+        runs_after: How often it was started after the kill.
+    """
+
+    name: str
+    recorded: bool
+    running: bool
+    runs_before: int
+    runs_after: int
+
+    @property
+    def runs(self) -> int:
+        """How often its body was started in all."""
+        return self.runs_before + self.runs_after
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it, if anything is."""
+        if self.recorded and self.runs_after:
+            return f"{self.name!r} was recorded before the kill, and its body ran again"
+        if not self.runs:
+            return f"{self.name!r} is in the journal, and nothing shows that its body ran"
+        return None
+
+
+@dataclass(frozen=True)
+class Report:
+    """One invocation.
+
+    Attributes:
+        title: What was called.
+        steps: Its steps, in the order of the journal.
+        answer: What it answered.
+        wrong: What is wrong with the answer, if anything is.
+    """
+
+    title: str
+    steps: Sequence[StepReport]
+    answer: object
+    wrong: str | None
+
+    @property
+    def problems(self) -> list[str]:
+        """Everything that is wrong with it; the demonstration has failed if there is something."""
+        found = [step.problem for step in self.steps]
+        return [f"{self.title}: {problem}" for problem in (*found, self.wrong) if problem]
+
+
+def report_steps(
+    journal: Iterable[JournalEntry],
+    journal_at_kill: Iterable[JournalEntry],
+    ledger: Iterable[Started],
+    ledger_at_kill: Iterable[Started],
+) -> list[StepReport]:
+    """Compare the journal of one invocation with the ledger.
+
+    Args:
+        journal: The whole journal.
+        journal_at_kill: What was in it when the process was killed.
+        ledger: All bodies of this invocation that were started.
+        ledger_at_kill: Those that were started before the process was killed.
+
+    Returns:
+        A line for each step.
+    """
+    recorded = dict(_steps(journal_at_kill))
+    before, total = _runs(ledger_at_kill), _runs(ledger)
+    return [
+        StepReport(
+            name=name,
+            recorded=recorded.get((name, number), False),
+            running=before.get((name, number), 0) > 0 and not recorded.get((name, number), False),
+            runs_before=before.get((name, number), 0),
+            runs_after=total.get((name, number), 0) - before.get((name, number), 0),
+        )
+        for (name, number), _ in _steps(journal)
+    ]
+
+
+def _steps(journal: Iterable[JournalEntry]) -> list[tuple[tuple[str, int], bool]]:
+    """The steps in a journal: by name and number among those of that name, and whether each has a result."""
+    seen: dict[str, int] = {}
+    steps: list[tuple[tuple[str, int], bool]] = []
+    for entry in journal:
+        if entry.type == "Command: Run" and entry.name:
+            seen[entry.name] = number = seen.get(entry.name, -1) + 1
+            steps.append(((entry.name, number), entry.completed))
+    return steps
+
+
+def _runs(ledger: Iterable[Started]) -> dict[tuple[str, int], int]:
+    """How often each step's body was started. Steps of one name come one after another, so their order tells them."""
+    keys: dict[str, list[str]] = {}
+    runs: dict[tuple[str, int], int] = {}
+    for started in ledger:
+        of_this_name = keys.setdefault(started.step, [])
+        if started.key not in of_this_name:
+            of_this_name.append(started.key)
+        place = (started.step, of_this_name.index(started.key))
+        runs[place] = runs.get(place, 0) + 1
+    return runs
+
+
+def show(report: Report) -> None:
+    """Print an invocation as a table."""
+    headers = ("step", "recorded before the kill?", "its body ran")
+    rows = [(step.name, _recorded(step), _ran(step)) for step in report.steps]
+    print(f"\n{report.title}")
+    if find_spec("rich"):
+        _show_rich(headers, rows)
+    else:
+        _show_plain(headers, rows)
+    print(f"answer: {report.answer}")
+
+
+def times(count: int) -> str:
+    """Say how often something happened."""
+    return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
+
+
+def _recorded(step: StepReport) -> str:
+    if step.recorded:
+        return "yes"
+    return "no, it was running" if step.running else "no, not started yet"
+
+
+def _ran(step: StepReport) -> str:
+    again = step.running and step.runs_after > 0
+    return f"{times(step.runs)}, as there was no result" if again else times(step.runs)
+
+
+def _show_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich.box import ROUNDED
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=ROUNDED)
+    for header in headers:
+        table.add_column(header, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    # No markup: a name in brackets is a name. In a file or a pipe there is no width to keep to.
+    console = Console(file=sys.stdout, markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
+
+
+def _show_plain(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+    for row in (headers, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

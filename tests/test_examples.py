@@ -1,0 +1,123 @@
+"""The examples, called as a client would call them."""
+
+from __future__ import annotations
+
+import importlib
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from documents import ROOT
+from harness import Env, InvocationFailed
+
+Serve = Callable[..., Env]
+
+ORDER = {"id": "order-7", "card": "4242", "prices": ["10.00", "0.50"], "placed_at": "2026-03-01T12:00:00Z"}
+
+
+class Examples:
+    """The examples, with a ledger of their own.
+
+    Attributes:
+        ledger: The module.
+        payments: The module.
+        services: The services of the application.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.ledger = importlib.import_module("examples.ledger")
+        self.payments = importlib.import_module("examples.payments")
+        self.services = [
+            importlib.import_module("examples.greeting_agent").greeter,
+            importlib.import_module("examples.checkout").shop,
+        ]
+        self._folder = folder
+
+    def ran(self, invocation: str) -> Counter[str]:
+        """How often the bodies of an invocation's steps ran."""
+        noted = self.ledger.read(self._folder / "ledger")
+        return Counter(started.step for started in noted if started.invocation == invocation)
+
+    def charged(self) -> dict[str, str]:
+        """What was charged, by idempotency key."""
+        charged: dict[str, str] = self.payments.charges(self._folder / "payments")
+        return charged
+
+
+@pytest.fixture
+def examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Examples:
+    """The examples, in no hurry to be slow."""
+    monkeypatch.syspath_prepend(ROOT)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("RESTATE_STEPS_PACE", "0")
+    monkeypatch.setenv("RESTATE_STEPS_LEDGER", str(tmp_path / "ledger"))
+    monkeypatch.setenv("RESTATE_STEPS_PAYMENTS", str(tmp_path / "payments"))
+    return Examples(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Ada", "O'Neill"])
+def test_greeting_agent(env_factory: Serve, examples: Examples, name: str) -> None:
+    """The agent greets by its tool, which runs once, and the model is asked twice."""
+    env = env_factory(*examples.services)
+
+    invocation = env.send("Greeter", "greet", name)
+
+    assert f"Hello {name}!" == env.attach(invocation)
+    assert {
+        "agent__model.request": 2,
+        "agent__function_toolset__<agent>.call_tool:greet": 1,
+    } == examples.ran(invocation)
+
+
+def test_checkout(env_factory: Serve, examples: Examples) -> None:
+    """The checkout answers with a receipt; each of its five steps ran once, and the card was charged by its key."""
+    env = env_factory(*examples.services)
+
+    invocation = env.send("Shop", "checkout", ORDER)
+
+    assert {
+        "order_id": "order-7",
+        "payment_id": "payment-1",
+        "total": "10.50",
+        "delivered_on": "2026-03-04T12:00:00Z",
+    } == env.attach(invocation)
+    steps = ["add_up", "reserve", "charge order-7", "ship", "send_receipt"]
+    assert Counter(steps) == examples.ran(invocation)
+    assert {f"{invocation}/0": "payment-1"} == examples.charged()
+
+
+def test_checkout_with_a_declined_card(env_factory: Serve, examples: Examples) -> None:
+    """A declined card is the handler's own exception: it gives the reservation back, and nothing else runs."""
+    env = env_factory(*examples.services)
+
+    invocation = env.send("Shop", "checkout", {**ORDER, "card": "0000"})
+
+    with pytest.raises(InvocationFailed, match="card 0000 was declined: insufficient funds") as failed:
+        env.attach(invocation)
+    assert 402 == failed.value.status
+    assert Counter(["add_up", "reserve", "charge order-7", "release"]) == examples.ran(invocation)
+    assert {} == examples.charged()
+
+
+async def test_examples_are_plain_code_outside_a_handler(examples: Examples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outside a handler the steps are plain calls, and note nothing; the fake payments are in memory."""
+    monkeypatch.delenv("RESTATE_STEPS_PAYMENTS")
+    checkout = importlib.import_module("examples.checkout")
+    order = checkout.Order.model_validate(ORDER)
+
+    assert Decimal("10.50") == await checkout.add_up(order)
+    first = await examples.payments.charge("4242", Decimal(1), idempotency_key="k")
+    assert first == await examples.payments.charge("4242", Decimal(1), idempotency_key="k")
+    assert not examples.ran("")
+
+
+def test_application_combines_the_services(examples: Examples) -> None:
+    """What is served is an ASGI application with both services."""
+    module: Any = importlib.import_module("examples.app")
+
+    assert isinstance(module, ModuleType)
+    assert callable(module.app)
