@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from restate import TerminalError
 from restate.exceptions import RetryableError
@@ -56,8 +58,12 @@ class RetryPolicy:
         for field in ("max_duration", "initial_retry_interval", "max_retry_interval"):
             check_duration(field, getattr(self, field))
         factor = self.retry_interval_factor
-        if factor is not None and (isinstance(factor, bool) or not isinstance(factor, (int, float)) or factor < 1):
+        if factor is not None and not _is_factor(factor):
             raise StepDefinitionError(f"retry_interval_factor must be a number of at least 1, got {factor!r}.")
+
+
+def _is_factor(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 1
 
 
 def check_duration(field: str, value: object) -> None:
@@ -94,6 +100,7 @@ class StepOptions:
                 f"name must be text, a template such as 'charge {{order.id}}', or a function of the step's "
                 f"arguments; got {self.name!r}."
             )
+        _refuse_async("name", self.name)
         if isinstance(self.name, str) and not self.name.strip():
             raise StepDefinitionError("name must not be empty.")
         if not isinstance(self.retry, RetryPolicy):
@@ -128,13 +135,21 @@ class StepOptions:
 
 
 def _check_filter(field: str, value: object) -> None:
+    _refuse_async(field, value)
     if value is None or (callable(value) and not isinstance(value, type)):
         return
-    classes = value if isinstance(value, tuple) else (value,)
+    classes = cast("tuple[object, ...]", value) if isinstance(value, tuple) else (value,)
     if not all(isinstance(item, type) and issubclass(item, BaseException) for item in classes):
         raise StepDefinitionError(
             f"{field} must be an exception class, a tuple of them, or a function from the exception to bool; "
             f"got {value!r}."
+        )
+
+
+def _refuse_async(field: str, value: object) -> None:
+    if inspect.iscoroutinefunction(value):
+        raise StepDefinitionError(
+            f"{field} must be a plain function, because its answer is needed at once; got an async one."
         )
 
 

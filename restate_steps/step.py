@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import collections.abc
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -12,17 +13,29 @@ import string
 import sys
 import types
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
-from typing import Any, Concatenate, Final, Generic, NoReturn, ParamSpec, TypedDict, TypeVar, cast, overload
+from typing import (
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    NoReturn,
+    ParamSpec,
+    TypedDict,
+    TypeVar,
+    TypeVarTuple,
+    Unpack,
+    cast,
+    overload,
+)
 
 from restate import RestateDurableFuture, RunOptions, TerminalError
 from restate.exceptions import RetryableError
 from restate.serde import Serde
-from typing_extensions import TypeVarTuple, Unpack
 
 from ._sdk import map_failure
-from .codec import PLAIN_JSON, Codec, verify
+from .codec import PLAIN_JSON, Codec, is_plain, verify
 from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step
 from .errors import (
     ConcurrencyError,
@@ -70,28 +83,27 @@ class DurableStep(Generic[P, T]):
     __name__: str
     __wrapped__: Callable[P, Any]
 
-    def __init__(self, function: Callable[P, Any], options: StepOptions, namespace: dict[str, Any] | None) -> None:
+    def __init__(self, function: Callable[P, Any], options: StepOptions, caller: types.FrameType | None) -> None:
         _refuse_what_is_no_step(function)
-        functools.update_wrapper(self, cast("Callable[..., Any]", function))
-        self._function = function
+        namespace = None if caller is None else _names_around(function, caller)
+        _take_over_looks(self, function, namespace)
+        self._declared = self._function = function
+        self._receiver: tuple[Any, ...] = ()
         self._options = options
         self._is_async = _is_async(function)
-        self._default_name = _name_of(function)
-        self.__name__ = self._default_name
-        self._fields = _check_template(options.name, function) if isinstance(options.name, str) else ()
-        self._result_type = _UNRESOLVED if options.returns is None else options.returns
-        if self._result_type is _UNRESOLVED:
-            self._result_type = _return_type(function, namespace)
-        self._run_options = self._make_run_options()
+        self._default_name = self.__name__
+        self._annotated = _return_type(function, namespace)
+        self._settle()
         _mark_as_coroutine_function(self)
 
     def __repr__(self) -> str:
         return f"<durable_step {self._default_name}>"
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the function as a step, or plainly where no handler is running."""
         invocation = current_invocation()
         if invocation is None:
-            return cast(T, await self._call(args, kwargs))
+            return cast(T, await self._call_plainly(args, kwargs))
         if invocation.branching:
             return await self._begin(invocation, args, kwargs)
         if invocation.awaiting is not None:
@@ -121,8 +133,10 @@ class DurableStep(Generic[P, T]):
         Example:
             ```python
             match await restate.select(answer=ask.start(question), late=ctx.sleep(timedelta(seconds=10))):
-                case ["answer", answer]: ...
-                case ["late", _]: ...
+                case ["answer", answer]:
+                    ...
+                case ["late", _]:
+                    ...
             ```
         """
         if (outer := running_step.get()) is not None:
@@ -149,11 +163,7 @@ class DurableStep(Generic[P, T]):
         _check_known(options)
         changed = copy.copy(self)
         changed._options = dataclasses.replace(self._options, **options)
-        if isinstance(changed._options.name, str):
-            changed._fields = _check_template(changed._options.name, self._function)
-        if changed._options.returns is not None:
-            changed._result_type = changed._options.returns
-        changed._run_options = changed._make_run_options()
+        changed._settle()
         return changed
 
     @overload
@@ -163,22 +173,25 @@ class DurableStep(Generic[P, T]):
         self: DurableStep[Concatenate[Any, Q], T], instance: object, owner: type[Any] | None = None, /
     ) -> DurableStep[Q, T]: ...
     def __get__(self, instance: Any, owner: Any = None, /) -> Any:
-        function = cast(Any, self._function)
-        bind = getattr(type(function), "__get__", None)
+        function: Any = self._function
+        bind: Any = getattr(function.__class__, "__get__", None)
         if bind is None or isinstance(function, (functools.partial, types.MethodType, types.BuiltinFunctionType)):
             return self
         if instance is None and not isinstance(function, (classmethod, staticmethod)):
             return self
         bound = copy.copy(self)
-        bound._function = bind(function, instance, owner)
-        bound.__wrapped__ = bound._function
+        bound._function = bound.__wrapped__ = bind(function, instance, owner)
+        if isinstance(bound._function, types.MethodType):
+            bound._receiver = (bound._function.__self__,)
         return bound
 
-    # --- one call -----------------------------------------------------------------------------------------------
-
-    def _make_run_options(self) -> RunOptions[T]:
+    def _settle(self) -> None:
+        """Work out once what follows from the options."""
+        self._journal_name = _naming(self._options.name, self._declared)
+        if self._options.returns is not None or self._annotated is not _UNRESOLVED:
+            self._check_result_type()
         retry = self._options.retry
-        return RunOptions(
+        self._run_options: RunOptions[T] = RunOptions(
             serde=_ResultSerde(self),
             max_attempts=retry.max_attempts,
             max_duration=retry.max_duration,
@@ -187,8 +200,45 @@ class DurableStep(Generic[P, T]):
             retry_interval_factor=retry.retry_interval_factor,
         )
 
+    def _check_result_type(self) -> None:
+        # A codec may be able to tell beforehand what it cannot encode; ours does.
+        check = getattr(self._options.codec, "check", None)
+        if check is not None:
+            try:
+                check(self._result_type())
+            except StepDefinitionError as error:
+                raise StepDefinitionError(f"step {self._default_name!r}: {error}") from error
+
+    def _result_type(self) -> Any:
+        if self._options.returns is not None:
+            return self._options.returns
+        if self._annotated is _UNRESOLVED:
+            # It may name something that is defined further down than the step.
+            self._annotated = _return_type(self._function, None)
+            if self._annotated is _UNRESOLVED:
+                raise StepDefinitionError(
+                    f"the return annotation of step {self._default_name!r} names something that does not exist "
+                    "where the function is defined. Import it at run time, or pass returns=."
+                )
+            self._check_result_type()
+        return self._annotated
+
+    # --- one call -----------------------------------------------------------------------------------------------
+
+    async def _call_plainly(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if running_step.get() is not None:
+            return await self._call(args, kwargs)
+        name = self._journal_name(*self._receiver, *args, **kwargs)
+        outer = running_step.set(StepInfo(name, invocation_id="", idempotency_key=""))
+        try:
+            return await self._call(args, kwargs)
+        finally:
+            running_step.reset(outer)
+
     def _begin(self, invocation: Invocation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RestateDurableFuture[T]:
-        info = invocation.register_step(self._journal_name(args, kwargs))
+        # Asked for before anything runs: without it a result could not be recorded.
+        self._result_type()
+        info = invocation.register_step(self._journal_name(*self._receiver, *args, **kwargs))
 
         async def body() -> bytes:
             return await self._run_body(info, args, kwargs)
@@ -198,30 +248,15 @@ class DurableStep(Generic[P, T]):
         future = invocation.context.run_typed(info.name, cast(Any, body), self._run_options)
         if self._options.raises:
             map_failure(future, self._declared_failure)
-        return cast("RestateDurableFuture[T]", future)
-
-    def _journal_name(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        name = self._options.name
-        if name is None:
-            return self._default_name
-        if isinstance(name, str):
-            if not self._fields:
-                return name
-            bound = _signature(self._function).bind(*args, **kwargs)
-            bound.apply_defaults()
-            return name.format_map(bound.arguments)
-        given = name(*args, **kwargs)
-        if not isinstance(given, str) or not given:
-            raise StepDefinitionError(f"the name function of step {self._default_name!r} returned {given!r}, not text.")
-        return given
+        return future
 
     async def _run_body(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         running_step.set(info)
         options = self._options
         try:
-            value = await self._call_within_timeout(info, args, kwargs)
+            value = await self._attempt(info, args, kwargs)
         except options.raises as error:
-            raise encode_failure(info.name, cast(Exception, error)) from error
+            raise encode_failure(info.name, error) from error
         except (TerminalError, RetryableError):
             raise
         except Exception as error:
@@ -230,21 +265,24 @@ class DurableStep(Generic[P, T]):
             raise TerminalError(f"{type(error).__name__}: {error}") from error
         return self._encode(info, value)
 
-    async def _call_within_timeout(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._options.timeout is None:
-            return await self._call(args, kwargs)
-        seconds = self._options.timeout.total_seconds()
-        timer = asyncio.timeout(seconds)
+    async def _attempt(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        timeout = self._options.timeout
+        timer = asyncio.timeout(None if timeout is None else timeout.total_seconds())
         try:
             async with timer:
                 return await self._call(args, kwargs)
         except TimeoutError:
-            if timer.expired():
-                raise StepTimeoutError(info.name, seconds) from None
+            if timeout is not None and timer.expired():
+                raise StepTimeoutError(info.name, timeout.total_seconds()) from None
             raise
+        except asyncio.CancelledError as error:
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+            # The SDK takes it for the end of the attempt, and would wait for this step for ever.
+            raise RuntimeError(f"something that the body of step {info.name!r} waited for was cancelled") from error
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        function = cast("Callable[..., Any]", self._function)
+        function: Callable[..., Any] = self._function
         if self._is_async:
             return await function(*args, **kwargs)
         result = await asyncio.to_thread(function, *args, **kwargs)
@@ -252,10 +290,10 @@ class DurableStep(Generic[P, T]):
         return await result if inspect.isawaitable(result) else result
 
     def _encode(self, info: StepInfo, value: Any) -> bytes:
-        codec, result_type = self._options.codec, self._resolved_type()
+        codec, result_type = self._options.codec, self._result_type()
         try:
             data = codec.dump(result_type, value)
-            if self._verifies():
+            if self._verifies(result_type):
                 verify(codec, result_type, value, data)
         except EncodeError as error:
             raise StepResultError(info.name, str(error)) from error
@@ -267,29 +305,19 @@ class DurableStep(Generic[P, T]):
             raise ResultTooLargeError(info.name, len(data), MAX_RESULT_BYTES)
         return data
 
-    def _verifies(self) -> bool:
+    def _verifies(self, result_type: Any) -> bool:
         chosen = self._options.verify
-        return self._result_type is not PLAIN_JSON if chosen is None else chosen
+        return not is_plain(result_type) if chosen is None else chosen
 
     def _decode(self, data: bytes) -> T:
         try:
-            return cast(T, self._options.codec.load(self._resolved_type(), data))
+            return cast(T, self._options.codec.load(self._result_type(), data))
         except DecodeError as error:
             where = f"the journaled result of step {self._default_name!r}"
             raise DecodeError(error.type_name, error.reason, where=where) from error
 
     def _declared_failure(self, failure: TerminalError) -> Exception:
         return decode_failure(self._default_name, failure, self._options.raises)
-
-    def _resolved_type(self) -> Any:
-        if self._result_type is _UNRESOLVED:
-            self._result_type = _return_type(self._function, None)
-            if self._result_type is _UNRESOLVED:
-                raise StepDefinitionError(
-                    f"the return annotation of step {self._default_name!r} names something that does not exist "
-                    "where the function is defined. Import it at run time, or pass returns=."
-                )
-        return self._result_type
 
 
 class _ResultSerde(Serde[Any]):
@@ -331,13 +359,13 @@ def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
 
     Args:
         function: What to call.
-        **options: ``name``: text, a template of the arguments such as ``"charge {order.id}"``, or a function of them;
-            shown in Restate, and compared on replay. ``retry``: a :class:`RetryPolicy`; without one the invocation's
-            own policy applies. ``timeout``: limit of one attempt. ``returns``: the result's type, where there is no
-            annotation. ``raises``: exceptions that are recorded with their data and raised again as themselves.
-            ``codec``: how results become bytes. ``verify``: compare the result with what will come back from the
-            journal; by default wherever a result type is declared. ``retry_on`` / ``no_retry_on``: which other
-            exceptions are worth another attempt, as classes or a predicate; the rest is terminal.
+        **options: ``name``: text, a template of the arguments such as ``"charge {order.id}"``, or a function of them
+            (``self`` included); shown in Restate, and compared on replay. ``retry``: a :class:`RetryPolicy`; without
+            one the invocation's own policy applies. ``timeout``: limit of one attempt. ``returns``: the result's type,
+            where there is no annotation. ``raises``: exceptions that are recorded with their data and raised again as
+            themselves. ``codec``: how results become bytes. ``verify``: compare the result with what will come back
+            from the journal; by default wherever a result type is declared. ``retry_on`` / ``no_retry_on``: which
+            other exceptions are worth another attempt, as classes or a predicate; the rest is terminal.
 
     Returns:
         The step. ``await step(...)`` calls it, ``step.start(...)`` starts it, ``step.with_options(...)`` copies it.
@@ -356,18 +384,16 @@ def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
     if function is not None:
         if options:
             raise StepDefinitionError("pass options to durable_step by name and decorate with what it returns.")
-        return DurableStep(function, StepOptions(), _caller_namespace())
+        return DurableStep[..., Any](function, StepOptions(), _caller())
     checked = StepOptions(**options)
 
     def decorate(function: Any) -> Any:
-        return DurableStep(function, checked, _caller_namespace())
+        return DurableStep[..., Any](function, checked, _caller())
 
     return decorate
 
 
-async def run_step(
-    function: Callable[[Unpack[Ts]], Awaitable[T]], *args: Unpack[Ts], **options: Unpack[_Options]
-) -> T:
+async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, **options: Unpack[_Options]) -> T:
     """Call something as a durable step without decorating it.
 
     Args:
@@ -403,13 +429,18 @@ def _check_known(options: object) -> None:
 _UNRESOLVED: Final = object()
 
 
+def _untyped(value: Any) -> Any:
+    # What isinstance() tells a type checker about generic classes is only that their parameters are unknown.
+    return value
+
+
 def _innermost(function: Any) -> Any:
     """Return the function inside partials, methods, classmethods and staticmethods."""
     while True:
         if isinstance(function, functools.partial):
-            function = function.func
+            function = _untyped(function).func
         elif isinstance(function, (types.MethodType, classmethod, staticmethod)):
-            function = function.__func__
+            function = _untyped(function).__func__
         else:
             return function
 
@@ -419,7 +450,7 @@ def _code_of(function: Any) -> Any:
     inner = _innermost(function)
     if inspect.isroutine(inner) or isinstance(inner, type):
         return inner
-    return getattr(type(inner), "__call__", inner)
+    return cast(Any, type(inner)).__call__
 
 
 def _is_async(function: Any) -> bool:
@@ -433,9 +464,10 @@ def _name_of(function: Any) -> str:
 
 
 def _refuse_what_is_no_step(function: Any) -> None:
-    if isinstance(_innermost(function), DurableStep):
-        raise StepDefinitionError(f"{function!r} is a step already; use with_options() for a copy with other options.")
-    if not callable(function) and not isinstance(function, (classmethod, staticmethod)):
+    inner = _innermost(function)
+    if isinstance(inner, DurableStep):
+        raise StepDefinitionError(f"{inner!r} is a step already; use with_options() for a copy with other options.")
+    if not callable(inner):
         raise StepDefinitionError(f"durable_step needs something to call, got {function!r}.")
     code = _code_of(function)
     if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
@@ -445,55 +477,119 @@ def _refuse_what_is_no_step(function: Any) -> None:
         )
 
 
-def _signature(function: Any) -> inspect.Signature:
-    return inspect.signature(function)
+def _take_over_looks(step: Any, function: Any, namespace: dict[str, Any] | None) -> None:
+    """Give a step the name, docstring, annotations and signature of its function."""
+    code = _code_of(function)
+    # Attributes of an object or a class mean something there, and could hide a method of the step.
+    functools.update_wrapper(step, code, updated=("__dict__",) if inspect.isroutine(code) else ())
+    step.__wrapped__ = function
+    step.__name__ = _name_of(function)
+    if code is not _innermost(function):
+        step.__qualname__ = type(_innermost(function)).__qualname__
+        step.__doc__ = code.__doc__ or type(_innermost(function)).__doc__
+    if not hasattr(inspect.unwrap(step), "__globals__"):
+        # Nobody could tell any more what the names in annotations stand for.
+        with contextlib.suppress(NameError, AttributeError, TypeError):
+            step.__annotations__ = typing.get_type_hints(code, localns=namespace, include_extras=True)
 
 
-def _check_template(template: str, function: Any) -> tuple[str, ...]:
-    """Return the fields of a name template, checked against the parameters."""
+def _naming(name: str | Callable[..., str] | None, function: Any) -> Callable[..., str]:
+    """Return a function from the arguments of a call to its name in the journal."""
+    default = _name_of(function)
+    if isinstance(name, str):
+        signature = _check_template(name, function)
+        if signature is not None:
+            return functools.partial(_fill_in, name, signature)
+        default = name.format()
+    elif name is not None:
+        return functools.partial(_ask_for_name, default, name)
+    return lambda *args, **kwargs: default
+
+
+def _fill_in(template: str, signature: inspect.Signature, /, *args: Any, **kwargs: Any) -> str:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return template.format_map(bound.arguments)
+
+
+def _ask_for_name(step: str, function: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
+    name = function(*args, **kwargs)
+    if not isinstance(name, str) or not name:
+        raise StepDefinitionError(f"the name function of step {step!r} returned {name!r}, not text.")
+    return name
+
+
+def _check_template(template: str, function: Any) -> inspect.Signature | None:
+    """Return the signature that a name template is filled in by, or None if it has no fields."""
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(template) if field is not None]
+        fields = list(_fields(template))
     except ValueError as error:
         raise StepDefinitionError(f"name {template!r} is not a valid template: {error}.") from error
     if not fields:
-        return ()
-    inner = function.__func__ if isinstance(function, (classmethod, staticmethod)) else function
-    parameters = list(_signature(inner).parameters)
+        return None
+    binds = isinstance(function, (classmethod, staticmethod))
+    signature = inspect.signature(_untyped(function).__func__ if binds else function)
     for field in fields:
         root = field.partition(".")[0].partition("[")[0]
-        if root not in parameters:
+        if root not in signature.parameters:
             raise StepDefinitionError(
                 f"name {template!r} uses {{{field}}}, but {_name_of(function)} has no parameter {root!r} "
-                f"(it has: {', '.join(parameters) or 'none'})."
+                f"(it has: {', '.join(signature.parameters) or 'none'})."
             )
-    return tuple(fields)
+    return signature
 
 
-def _caller_namespace() -> dict[str, Any]:
-    """Return the local names where a decorator is used, so that annotations may name local classes."""
-    return sys._getframe(2).f_locals  # pyright: ignore[reportPrivateUsage]
+def _fields(template: str) -> Iterator[str]:
+    for _, field, spec, conversion in string.Formatter().parse(template):
+        if field is None:
+            continue
+        if conversion not in (None, "a", "r", "s"):
+            raise ValueError(f"unknown conversion {conversion!r}")
+        yield field
+        yield from _fields(spec or "")
+
+
+def _caller() -> types.FrameType:
+    """Return the frame in which a decorator is used."""
+    return sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+
+
+def _names_around(function: Any, caller: types.FrameType) -> dict[str, Any] | None:
+    """Return the local names that annotations of a function may mean, if it is decorated where it is defined."""
+    if getattr(inspect.unwrap(_code_of(function)), "__globals__", None) is not caller.f_globals:
+        return None
+    names = dict(caller.f_locals)
+    # The body of a class does not see the names of the function around it, but an annotation in it does.
+    while not caller.f_code.co_flags & inspect.CO_OPTIMIZED and caller.f_code.co_name != "<module>" and caller.f_back:
+        caller = caller.f_back
+        names = {**caller.f_locals, **names}
+    return names
 
 
 def _return_type(function: Any, namespace: dict[str, Any] | None) -> Any:
     """Return the type to encode results as: ``PLAIN_JSON`` without an annotation, unresolved if it is not there yet."""
     inner = _innermost(function)
     if isinstance(inner, type):
-        return inner
+        return cast("type[Any]", inner)
+    code = _code_of(function)
+    # Only the result's annotation: those of parameters may name what is imported for type checkers alone.
+    annotations = {"return": getattr(code, "__annotations__", {}).get("return", Any)}
+    alone = types.SimpleNamespace(__annotations__=annotations, __type_params__=getattr(code, "__type_params__", ()))
+    names = getattr(inspect.unwrap(code), "__globals__", {})
     try:
-        hints = typing.get_type_hints(_code_of(function), localns=namespace, include_extras=True)
+        hint = typing.get_type_hints(alone, names, namespace, include_extras=True)["return"]
     except (NameError, AttributeError):
         return _UNRESOLVED
-    except TypeError:
-        return PLAIN_JSON
-    hint = hints.get("return", Any)
-    if not inspect.iscoroutinefunction(_code_of(function)) and typing.get_origin(hint) in (
+    except (TypeError, SyntaxError) as error:
+        raise StepDefinitionError(
+            f"the return annotation of step {_name_of(function)!r} is no type: {error}"
+        ) from error
+    if not inspect.iscoroutinefunction(code) and typing.get_origin(hint) in (
         collections.abc.Awaitable,
         collections.abc.Coroutine,
     ):
         hint = typing.get_args(hint)[-1]
-    if hint in (Any, object, NoReturn, typing.Never):
-        return PLAIN_JSON
-    return hint
+    return PLAIN_JSON if hint in (Any, object, NoReturn, typing.Never) else hint
 
 
 def _mark_as_coroutine_function(step: Any) -> None:

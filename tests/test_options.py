@@ -1,0 +1,216 @@
+"""What a decorator takes, and how it refuses the rest where it is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import restate
+from restate.exceptions import RetryableError
+
+from restate_steps import DurableStep, RetryPolicy, StepDefinitionError, durable_step, run_step
+from restate_steps.options import StepOptions
+
+
+class Connection:
+    """Something that no codec can keep."""
+
+
+class Declined(Exception):
+    """A failure of the domain."""
+
+
+async def charge(order: str, amount: int = 1) -> str:
+    return f"{order} {amount}"
+
+
+def decorate(**options: Any) -> DurableStep[[str, int], str]:
+    """Decorate `charge` with options that a type checker would refuse."""
+    step: DurableStep[[str, int], str] = durable_step(**options)(charge)
+    return step
+
+
+async def async_answer(*given: Any) -> Any:
+    """An answer that comes too late for an option."""
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"name": 5}, r"name must be text, a template such as 'charge \{order\.id\}', or a function .*; got 5"),
+    ({"name": ""}, "name must not be empty"),
+    ({"name": "  "}, "name must not be empty"),
+    ({"name": "charge {ordre}"}, r"uses \{ordre\}, but charge has no parameter 'ordre' \(it has: order, amount\)"),
+    ({"name": "charge {ordre.id}"}, r"uses \{ordre\.id\}, but charge has no parameter 'ordre'"),
+    ({"name": "charge {ordre[0]}"}, r"uses \{ordre\[0\]\}, but charge has no parameter 'ordre'"),
+    ({"name": "charge {}"}, r"uses \{\}, but charge has no parameter ''"),
+    ({"name": "charge {order:{width}}"}, r"uses \{width\}, but charge has no parameter 'width'"),
+    ({"name": "charge {order"}, r"name 'charge \{order' is not a valid template: "),
+    ({"name": "charge }"}, r"name 'charge \}' is not a valid template: "),
+    ({"name": "charge {order!x}"}, r"name 'charge \{order!x\}' is not a valid template: .*'x'"),
+    ({"retry": 3}, r"retry must be a RetryPolicy, got 3"),
+    ({"retry": None}, r"retry must be a RetryPolicy, got None"),
+    ({"timeout": 30}, r"timeout must be a datetime\.timedelta, got 30\. Write timedelta\(seconds=\.\.\.\)"),
+    ({"timeout": timedelta(0)}, r"timeout must be longer than zero, got datetime\.timedelta\(0\)"),
+    ({"timeout": timedelta(seconds=-1)}, "timeout must be longer than zero"),
+    ({"raises": Declined}, "raises must be a tuple of exception classes, got <class .*Declined'>"),
+    ({"raises": [Declined]}, "raises must be a tuple of exception classes"),
+    ({"raises": ("Declined",)}, "raises must hold exception classes, got 'Declined'"),
+    ({"raises": (KeyboardInterrupt,)}, "raises must hold exception classes, got <class 'KeyboardInterrupt'>"),
+    ({"raises": (Exception,)}, "raises must not hold Exception: it has a meaning of its own for Restate"),
+    ({"raises": (restate.TerminalError,)}, "raises must not hold TerminalError"),
+    ({"raises": (RetryableError,)}, "raises must not hold RetryableError"),
+    ({"codec": object()}, r"codec must have a dump\(\) method"),
+    ({"verify": "yes"}, "verify must be True, False or None, got 'yes'"),
+    ({"retry_on": 5}, "retry_on must be an exception class, a tuple of them, or a function .*; got 5"),
+    ({"retry_on": int}, "retry_on must be an exception class, .*; got <class 'int'>"),
+    ({"retry_on": (ValueError, "x")}, "retry_on must be an exception class"),
+    ({"no_retry_on": "ValueError"}, "no_retry_on must be an exception class, .*; got 'ValueError'"),
+    ({"name": async_answer}, "name must be a plain function, because its answer is needed at once"),
+    ({"retry_on": async_answer}, "retry_on must be a plain function, because its answer is needed at once"),
+    ({"returns": Connection}, r"step 'charge': Connection cannot be encoded: .* codec="),
+    ({"returns": 5}, "step 'charge'.* cannot be encoded"),
+    ({"retries": 3}, "unknown option 'retries'. The options of a step are: name, retry, timeout, returns, raises,"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda case: str(case)[:50])
+def test_an_option_that_cannot_work_is_refused_at_decoration(options: dict[str, Any], message: str) -> None:
+    """The error comes from the line of the decorator, and says what is wrong."""
+    with pytest.raises(StepDefinitionError, match=message):
+        decorate(**options)
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda case: str(case)[:50])
+def test_with_options_refuses_what_the_decorator_refuses(options: dict[str, Any], message: str) -> None:
+    """A copy for one call site is checked like the original."""
+    with pytest.raises(StepDefinitionError, match=message):
+        decorate().with_options(**options)
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda case: str(case)[:50])
+async def test_run_step_refuses_what_the_decorator_refuses(options: dict[str, Any], message: str) -> None:
+    """An undecorated step is checked before its body runs."""
+    ran: list[str] = []
+
+    async def charge(order: str, amount: int = 1) -> str:
+        ran.append(order)
+        return order
+
+    with pytest.raises(StepDefinitionError, match=message):
+        await run_step(charge, "a", 1, **options)
+
+    assert [] == ran
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_attempts": 0}, "max_attempts must be a whole number of at least 1, got 0"),
+        ({"max_attempts": 1.5}, "max_attempts must be a whole number"),
+        ({"max_attempts": True}, "max_attempts must be a whole number of at least 1, got True"),
+        ({"max_duration": 5}, r"max_duration must be a datetime\.timedelta, got 5"),
+        ({"max_duration": timedelta(0)}, "max_duration must be longer than zero"),
+        ({"initial_retry_interval": 0.1}, r"initial_retry_interval must be a datetime\.timedelta, got 0\.1"),
+        ({"max_retry_interval": "1s"}, r"max_retry_interval must be a datetime\.timedelta, got '1s'"),
+        ({"retry_interval_factor": 0.5}, r"retry_interval_factor must be a number of at least 1, got 0\.5"),
+        ({"retry_interval_factor": float("nan")}, "retry_interval_factor must be a number of at least 1, got nan"),
+        ({"retry_interval_factor": float("inf")}, "retry_interval_factor must be a number of at least 1, got inf"),
+        ({"retry_interval_factor": True}, "retry_interval_factor must be a number of at least 1, got True"),
+        ({"retry_interval_factor": "2"}, "retry_interval_factor must be a number of at least 1, got '2'"),
+    ],
+    ids=str,
+)
+def test_a_retry_policy_out_of_range_is_refused(fields: dict[str, Any], message: str) -> None:
+    """A policy is checked where it is made."""
+    with pytest.raises(StepDefinitionError, match=message):
+        RetryPolicy(**fields)
+
+
+def test_field_names_are_those_of_run_options() -> None:
+    """Whoever knows `restate.RunOptions` knows a retry policy."""
+    ours = {field.name for field in dataclasses.fields(RetryPolicy)}
+
+    assert ours <= {field.name for field in dataclasses.fields(restate.RunOptions)}
+
+
+def test_no_limit_is_set_unless_asked_for() -> None:
+    """Without a policy the server's own decides, as the rest of the ecosystem expects."""
+    assert all(getattr(RetryPolicy(), field.name) is None for field in dataclasses.fields(RetryPolicy))
+    assert StepOptions().timeout is None
+
+
+def test_options_are_passed_by_name() -> None:
+    """A function and options in one call are refused, because it would be decorated without them."""
+    with pytest.raises(StepDefinitionError, match="pass options to durable_step by name"):
+        durable_step(charge, name="charge")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("thing", [5, "charge", property(lambda self: 1)], ids=repr)
+def test_what_cannot_be_called_is_refused(thing: Any) -> None:
+    """Something that is no function is refused where it is decorated."""
+    with pytest.raises(StepDefinitionError, match="durable_step needs something to call, got "):
+        durable_step(thing)
+
+
+def test_a_step_is_not_decorated_twice() -> None:
+    """Two decorators would be two steps in one, so the second is refused with the way to change options."""
+    with pytest.raises(StepDefinitionError, match=r"is a step already; use with_options\(\)"):
+        durable_step(durable_step(charge))
+
+
+def test_generators_are_refused() -> None:
+    """Neither a generator nor an async generator has one result to record, however it is wrapped."""
+
+    def lines() -> Any:
+        yield 1
+
+    async def pages() -> Any:
+        yield 1
+
+    class Reader:
+        async def __call__(self) -> Any:
+            yield 1
+
+        @staticmethod
+        def read() -> Any:
+            yield 1
+
+    for function in (lines, pages, Reader(), Reader.__dict__["read"]):
+        with pytest.raises(StepDefinitionError, match=r"is a generator, and a step has one result. Collect the values"):
+            durable_step(function)
+
+
+def test_a_result_type_that_cannot_be_encoded_is_refused() -> None:
+    """An annotation that no value could be decoded to is an error before anything runs."""
+
+    async def connect() -> Connection:
+        raise NotImplementedError
+
+    with pytest.raises(StepDefinitionError, match=r"step 'connect': Connection cannot be encoded: .* codec="):
+        durable_step(connect)
+
+
+def test_another_codec_decides_what_can_be_encoded() -> None:
+    """The default codec's opinion of a type does not matter where another is given."""
+
+    class AnyCodec:
+        def dump(self, type: Any, value: Any) -> bytes:
+            return b"x"
+
+        def load(self, type: Any, data: bytes) -> Any:
+            return None
+
+    async def connect() -> Connection:
+        raise NotImplementedError
+
+    assert "<durable_step connect>" == repr(durable_step(codec=AnyCodec())(connect))
+
+
+def test_a_policy_is_a_value() -> None:
+    """Two policies with the same fields are equal, and none can be changed after it was checked."""
+    policy = RetryPolicy(max_attempts=3)
+
+    assert RetryPolicy(max_attempts=3) == policy
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        policy.max_attempts = 0  # type: ignore[misc]
