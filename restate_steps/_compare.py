@@ -284,6 +284,8 @@ def _surely_equal(a: Collection[Any], b: Collection[Any]) -> bool:
     kinds = set(map(type, a))
     if not kinds.issuperset(map(type, b)):
         return False
+    if not kinds:
+        return not b
     if len(kinds) > 1:
         return kinds <= _EXACT and list(map(type, a)) == list(map(type, b)) and list(a) == list(b)
     only = next(iter(kinds))
