@@ -140,7 +140,7 @@ def map_failure(future: Any, convert: Callable[[TerminalError], BaseException]) 
     """Make ``await future`` raise ``convert(error)`` where it would raise a ``TerminalError``."""
     if not isinstance(future, ServerDurableFuture):
         return
-    lazy: Any = future.future  # pyright: ignore[reportUnknownMemberType]
+    lazy = cast(Any, future).future
     fetch = lazy.async_def
 
     async def fetch_and_convert() -> Any:
@@ -160,8 +160,8 @@ def forget_task(chain: Any, task: asyncio.Task[Any]) -> bool:
         task: The task that the SDK made for its first awaiter.
     """
     for frame in frames_of(chain):
-        lazy: Any = frame.f_locals.get("self")
-        if type(lazy) is _server.LazyFuture and lazy.task is task:
+        lazy = frame.f_locals.get("self")
+        if isinstance(lazy, _server.LazyFuture) and cast(Any, lazy).task is task:
             lazy.task = None
             return True
     return False

@@ -36,7 +36,7 @@ _ANYIO_WAITS: Final = frozenset(
 _CLIENT_LIBRARIES: Final = frozenset(
     {
         "aiohttp", "anyio", "asyncio", "asyncpg", "fastmcp", "grpc", "httpcore", "httpcore2", "httpx", "httpx2", "mcp",
-        "motor", "psycopg", "redis", "sqlalchemy", "websockets",
+        "motor", "psycopg", "pydantic_ai", "pydantic_graph", "redis", "sqlalchemy", "websockets",
     }
 )  # fmt: skip
 
