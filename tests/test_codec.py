@@ -673,11 +673,11 @@ def test_a_forward_reference_is_resolved_on_first_use() -> None:
 
     DEFAULT_CODEC.check(Later)
     with pytest.raises(EncodeError, match=r"name 'LaterStill' is not defined.* Define the name"):
-        DEFAULT_CODEC.dump(Later, Later(b""))  # type: ignore[call-arg]
+        DEFAULT_CODEC.dump(Later, Later(b""))
 
     globals()["LaterStill"] = bytes
     try:
-        assert DEFAULT_CODEC.dump(Later, Later(b"\xff")) == b'{"content":"_w=="}'  # type: ignore[call-arg]
+        assert DEFAULT_CODEC.dump(Later, Later(b"\xff")) == b'{"content":"_w=="}'
     finally:
         del globals()["LaterStill"]
 
@@ -779,11 +779,11 @@ typed: st.SearchStrategy[tuple[Any, Any]] = st.one_of(
 
 def wrapped(inner: st.SearchStrategy[tuple[Any, Any]]) -> st.SearchStrategy[tuple[Any, Any]]:
     return st.one_of(
-        inner.map(lambda p: (list[p[0]], [p[1], p[1]])),  # type: ignore[name-defined]
-        inner.map(lambda p: (tuple[p[0], ...], (p[1],))),  # type: ignore[name-defined]
+        inner.map(lambda p: (list[p[0]], [p[1], p[1]])),
+        inner.map(lambda p: (tuple[p[0], ...], (p[1],))),
         inner.map(lambda p: (p[0] | None if p[0] is not Any else Any, p[1])),
-        st.tuples(text, inner).map(lambda p: (dict[str, p[1][0]], {p[0]: p[1][1]})),  # type: ignore[index]
-        inner.map(lambda p: (Crate[p[0]], Crate(p[1]))),  # type: ignore[name-defined]
+        st.tuples(text, inner).map(lambda p: (dict[str, p[1][0]], {p[0]: p[1][1]})),
+        inner.map(lambda p: (Crate[p[0]], Crate(p[1]))),
     )
 
 
