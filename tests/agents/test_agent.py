@@ -337,6 +337,38 @@ def test_model_retry_is_a_value(env_factory: Serve) -> None:
     assert {"model": 3, "tool": 2} == asked
 
 
+def test_calls_of_one_response(env_factory: Serve) -> None:
+    """Of three calls in one response, one with invalid arguments gets a retry prompt, and the others run."""
+    ran: Counter[str] = Counter()
+
+    def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        ran["model"] += 1
+        if ran["model"] == 1:
+            calls = [("double", {"number": "x"}), ("double", {"number": 2}), ("spell", {})]
+        elif ran["model"] == 2:
+            calls = [("double", {"number": 1})]
+        else:
+            return ModelResponse(parts=[TextPart("done")])
+        return ModelResponse(parts=[ToolCallPart(*call) for call in calls])
+
+    agent = Agent(FunctionModel(respond), name="several", retries=1)
+
+    @agent.tool_plain
+    async def double(number: int) -> int:
+        ran["double"] += 1
+        return 2 * number
+
+    @agent.tool_plain(metadata={"restate": False})
+    async def spell() -> str:
+        return await run_step(lambda: "a", name="first") + await run_step(lambda: "b", name="second")
+
+    async def handler(ctx: restate.Context) -> str:
+        return (await RestateAgent(agent, restate_context=ctx).run("go")).output
+
+    assert "done" == serve_handler(env_factory, "SeveralCalls", handler)()
+    assert {"model": 3, "double": 2} == ran
+
+
 def test_rich_results_reach_the_model(env_factory: Serve) -> None:
     """What a tool returns for the model arrives as it would in a plain run: data, files, and separate content."""
     seen: list[Any] = []
