@@ -1,0 +1,460 @@
+"""How a step is called, started, copied and named, and which calls are refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import restate
+from harness import Env, InvocationFailed, eventually
+from restate.exceptions import RetryableError
+
+from restate_steps import ContextInStepError, StepDefinitionError, durable_step, gather, run_step
+
+Serve = Callable[..., Env]
+
+
+@dataclass(frozen=True)
+class Order:
+    id: str
+    lines: tuple[str, ...] = ()
+
+
+class Declined(Exception):
+    def __init__(self, code: str) -> None:
+        super().__init__(f"declined: {code}")
+        self.code = code
+
+
+@durable_step
+async def echo(value: str) -> str:
+    return value
+
+
+@durable_step
+async def find(order_id: str) -> Order:
+    return Order(order_id, ("tea",))
+
+
+@durable_step(raises=(Declined,))
+async def charge(order: Order) -> str:
+    raise Declined(order.id)
+
+
+def step_names(env: Env, invocation: str) -> list[str | None]:
+    """The names of the steps in the journal, in order."""
+    return [entry.name for entry in env.server.journal(invocation) if entry.type == "Command: Run"]
+
+
+def last_failure(env: Env, invocation: str) -> str:
+    """Wait until an attempt has failed, and return what the operator sees."""
+    return str(eventually(lambda: env.server.invocation(invocation).get("last_failure")))
+
+
+def replayed(seen: list[Any], value: Any) -> Any:
+    """Note a value, and ask for a replay the first time."""
+    seen.append(value)
+    if len(seen) == 1:
+        raise RetryableError("once more, as a replay", retry_after=timedelta(milliseconds=1))
+    return value
+
+
+# --- names ------------------------------------------------------------------------------------------------------
+
+
+class Shop:
+    def __init__(self, town: str) -> None:
+        self.town = town
+
+    @durable_step(name="{self.town}: {order.id}")
+    async def pack(self, order: Order) -> str:
+        return order.id
+
+    @durable_step(name=lambda self, order: f"{order.id} from {self.town}")
+    async def send(self, order: Order) -> str:
+        return order.id
+
+    @durable_step(name="{cls.__name__} counts {n:03}")
+    @classmethod
+    async def count(cls, n: int = 7) -> int:
+        return n
+
+    @durable_step(name="weigh {order.lines[0]!r}")
+    @staticmethod
+    def weigh(order: Order) -> int:
+        return 1
+
+
+NAMED: dict[str, Callable[[], Awaitable[Any]]] = {
+    "echo": lambda: echo("a"),
+    "an echo": lambda: echo.with_options(name="an echo")("a"),
+    "echo of a": lambda: echo.with_options(name="echo of {value}")("a"),
+    "echo of b": lambda: echo.with_options(name="echo of {value}")(value="b"),
+    "echo {value}": lambda: echo.with_options(name="echo {{value}}")("a"),
+    "a!": lambda: echo.with_options(name=lambda value: value + "!")("a"),
+    "Lisbon: o1": lambda: Shop("Lisbon").pack(Order("o1")),
+    "Porto: o1": lambda: Shop.pack(Shop("Porto"), Order("o1")),
+    "o1, again": lambda: Shop("Lisbon").pack.with_options(name="{order.id}, again")(Order("o1")),
+    "o1 from Faro": lambda: Shop("Faro").send(order=Order("o1")),
+    "Shop counts 007": lambda: Shop("Faro").count(),
+    "weigh 'tea'": lambda: Shop.weigh(Order("o1", ("tea",))),
+    "lambda": lambda: run_step(lambda: echo.__wrapped__("a")),
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_step_has_its_name_in_the_journal(env_factory: Serve, name: str) -> None:
+    """The function's name, a text, a template of the arguments, or what a function of them returns."""
+    service = restate.Service("Names")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> None:
+        await NAMED[name]()
+
+    env = env_factory(service)
+    invocation = env.send("Names", "run")
+    env.attach(invocation)
+
+    assert [name] == step_names(env, invocation)
+
+
+@pytest.mark.parametrize("answer", [None, "", 5], ids=repr)
+def test_a_name_function_that_returns_no_name_is_refused(env_factory: Serve, answer: Any) -> None:
+    """Without a name nothing is run, and the error says which function is wrong."""
+    service = restate.Service("NoNames")
+    ran: list[str] = []
+
+    @durable_step(name=lambda: answer)
+    async def body() -> None:
+        ran.append("body")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> None:
+        try:
+            await body()
+        except StepDefinitionError as error:
+            raise restate.TerminalError(str(error)) from error
+
+    with pytest.raises(InvocationFailed, match=f"name function of step 'body' returned {answer!r}, not text"):
+        env_factory(service).call("NoNames", "run")
+    assert [] == ran
+
+
+# --- with_options and run_step ----------------------------------------------------------------------------------
+
+
+def test_with_options_changes_a_copy(env_factory: Serve) -> None:
+    """The options of one call site are those of the step, but for the ones that are given."""
+    service = restate.Service("Copies")
+    other = charge.with_options(name="charge again")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> list[str]:
+        seen: list[str] = []
+        for step in (charge, other, charge):
+            try:
+                await step(Order("o1"))
+            except Declined as error:
+                seen.append(error.code)
+        return seen
+
+    env = env_factory(service)
+    invocation = env.send("Copies", "run")
+
+    assert ["o1", "o1", "o1"] == env.attach(invocation)
+    assert ["charge", "charge again", "charge"] == step_names(env, invocation)
+    assert other is not charge
+
+
+def test_an_option_can_be_taken_back(env_factory: Serve) -> None:
+    """Giving None for the result's type means the annotation again, which may name a local class."""
+    service = restate.Service("TakenBack")
+
+    @dataclass
+    class Local:
+        n: int
+
+    @durable_step(returns=dict[str, int])
+    async def make() -> Local:
+        return Local(1)
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> bool:
+        return Local(1) == await make.with_options(returns=None)()
+
+    assert True is env_factory(service).call("TakenBack", "run")
+
+
+def test_run_step_takes_the_options_of_a_step(env_factory: Serve) -> None:
+    """What is not decorated can be a step with any option, with the type of its annotation."""
+    service = restate.Service("RunStep")
+    seen: list[Any] = []
+
+    async def fetch(order_id: str) -> Order:
+        return Order(order_id, ("tea",))
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> bool:
+        replayed(seen, await run_step(fetch, "o1", name="fetch {order_id}"))
+        return all(Order("o1", ("tea",)) == value for value in seen)
+
+    env = env_factory(service)
+    invocation = env.send("RunStep", "run")
+
+    assert True is env.attach(invocation)
+    assert ["fetch o1"] == step_names(env, invocation)
+
+
+# --- start ------------------------------------------------------------------------------------------------------
+
+
+def test_a_started_step_can_be_selected(env_factory: Serve) -> None:
+    """`start` gives the SDK's durable future; what comes out of `restate.select` is typed, on every attempt."""
+    service = restate.Service("Selected")
+    seen: list[Any] = []
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> bool:
+        match await restate.select(found=find.start("o1"), late=ctx.sleep(timedelta(hours=1))):
+            case ["found", order]:
+                replayed(seen, order)
+        return all(Order("o1", ("tea",)) == value for value in seen)
+
+    assert True is env_factory(service).call("Selected", "run")
+    assert len(seen) >= 2
+
+
+def test_a_typed_failure_comes_out_of_select(env_factory: Serve) -> None:
+    """A declared exception is raised as itself by `restate.select` as well, on every attempt."""
+    service = restate.Service("SelectedFailure")
+    seen: list[Any] = []
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> list[str]:
+        try:
+            await restate.select(paid=charge.start(Order("o1")), late=ctx.sleep(timedelta(hours=1)))
+        except Declined as error:
+            replayed(seen, error.code)
+        return seen
+
+    assert {"o1"} == set(env_factory(service).call("SelectedFailure", "run"))
+
+
+def test_started_steps_run_at_the_same_time(env_factory: Serve) -> None:
+    """Bodies of steps that were started together meet each other."""
+    service = restate.Service("Started")
+    barriers: dict[str, asyncio.Barrier] = {}
+
+    @durable_step
+    async def meet(invocation: str, n: int) -> int:
+        await barriers.setdefault(invocation, asyncio.Barrier(2)).wait()
+        return n
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> list[int]:
+        futures = [meet.start(ctx.request().id, n) for n in range(2)]
+        await restate.gather(*futures)
+        return [await future for future in futures]
+
+    assert [0, 1] == env_factory(service).call("Started", "run")
+
+
+async def test_start_needs_a_handler() -> None:
+    """There is no durable future outside a handler, and the error says so."""
+    with pytest.raises(RuntimeError, match=r"echo\.start\(\) works inside a Restate handler, and none is running"):
+        echo.start("a")
+
+
+def test_start_inside_a_step_is_refused(env_factory: Serve) -> None:
+    """A step is one journal entry, so no other can be started in it."""
+    service = restate.Service("StartInside")
+
+    @durable_step(raises=(ContextInStepError,))
+    async def outer() -> None:
+        echo.start("a")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> str:
+        try:
+            await outer()
+        except ContextInStepError as error:
+            return str(error)
+        return ""
+
+    assert (
+        env_factory(service)
+        .call("StartInside", "run")
+        .startswith("echo.start() was called inside the body of step 'outer'. A step is one journal entry")
+    )
+
+
+# --- steps in steps ---------------------------------------------------------------------------------------------
+
+
+def test_a_step_in_a_step_is_part_of_it(env_factory: Serve) -> None:
+    """Only the outer step is in the journal; its body gets the inner one's value as it is, and may gather them."""
+    service = restate.Service("Nested")
+    inner_saw: list[Any] = []
+
+    @durable_step
+    async def untyped(order: Order) -> Any:
+        return order
+
+    @durable_step
+    async def outer() -> tuple[str, int]:
+        order = await untyped(Order("o1"))
+        inner_saw.append(order)
+        return order.id, len(await gather(echo("a"), echo("b")))
+
+    @durable_step
+    def plain_outer() -> Awaitable[str]:
+        return echo("c")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> list[Any]:
+        return [*await outer(), await plain_outer()]
+
+    env = env_factory(service)
+    invocation = env.send("Nested", "run")
+
+    assert ["o1", 2, "c"] == env.attach(invocation)
+    assert ["outer", "plain_outer"] == step_names(env, invocation)
+    assert [Order("o1")] == inner_saw
+
+
+def test_options_of_an_inner_step_do_not_apply(env_factory: Serve) -> None:
+    """The inner step's exception reaches the outer body as it was raised, and the outer step decides about it."""
+    service = restate.Service("NestedFailure")
+    ran: list[str] = []
+
+    @durable_step
+    async def outer() -> str:
+        ran.append("outer")
+        try:
+            return await charge(Order("o1"))
+        except Declined as error:
+            return f"caught {error.code}, cause {error.__cause__!r}"
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> str:
+        return await outer()
+
+    assert "caught o1, cause None" == env_factory(service).call("NestedFailure", "run")
+    assert ["outer"] == ran
+
+
+# --- concurrency ------------------------------------------------------------------------------------------------
+
+
+def test_concurrent_steps_with_one_name_have_different_names_in_the_journal(env_factory: Serve) -> None:
+    """Were two of them to swap on a replay, Restate would notice, because it compares names."""
+    service = restate.Service("SameNames")
+
+    async def branch() -> list[str]:
+        return [await echo("a"), await echo("a")]
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> list[list[str]]:
+        await echo("a")
+        together = await gather(branch(), branch(), gather(echo("a"), echo("a")))
+        await echo("a")
+        return [list(part) for part in together]
+
+    env = env_factory(service)
+    invocation = env.send("SameNames", "run")
+    env.attach(invocation)
+    names = step_names(env, invocation)
+
+    assert 8 == len(names)
+    assert {"echo": 2, "echo [0]": 2, "echo [1]": 2, "echo [2.0]": 1, "echo [2.1]": 1} == {
+        name: names.count(name) for name in names
+    }
+
+
+async def with_gather() -> None:
+    await asyncio.gather(echo("a"), echo("b"))
+
+
+async def with_create_task() -> None:
+    task = asyncio.create_task(echo("a"))
+    await asyncio.sleep(0)
+    await echo("b")
+    await task
+
+
+async def with_task_group() -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(echo("a"))
+        group.create_task(echo("b"))
+
+
+@pytest.mark.parametrize("together", [with_gather, with_create_task, with_task_group])
+def test_steps_in_plain_asyncio_tasks_are_refused(env_factory: Serve, together: Callable[[], Awaitable[None]]) -> None:
+    """Their order would depend on timing, so the attempt fails at once and names what to use instead."""
+    service = restate.Service("PlainTasks")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> None:
+        await together()
+
+    env = env_factory(service)
+    failure = last_failure(env, env.send("PlainTasks", "run"))
+
+    assert "is already being awaited by another asyncio task of this handler" in failure
+    assert "Use restate_steps.gather, TaskGroup, race, map or as_completed" in failure
+
+
+async def with_timeout(step: Awaitable[None]) -> None:
+    async with asyncio.timeout(0.01):
+        await step
+
+
+async def with_wait_for(step: Awaitable[None]) -> None:
+    await asyncio.wait_for(step, 0.01)
+
+
+@pytest.mark.parametrize("limited", [with_timeout, with_wait_for])
+def test_a_local_timeout_around_a_step_is_refused(
+    env_factory: Serve, limited: Callable[[Awaitable[None]], Awaitable[None]]
+) -> None:
+    """When it fires depends on the clock, so the step after it is refused, with the two ways to have a time limit."""
+    service = restate.Service("LocalTimeout")
+
+    @durable_step
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> str:
+        try:
+            await limited(endless())
+        except TimeoutError:
+            return await echo("too late")
+        return "unexpected"
+
+    env = env_factory(service)
+    failure = last_failure(env, env.send("LocalTimeout", "run"))
+
+    assert "step 'endless' was cancelled by something local" in failure
+    assert "Use restate_steps.wait_for for a timeout, or the step's own timeout= option" in failure
+
+
+def test_request_response_mode(env_factory: Serve) -> None:
+    """Steps, groups of them and typed failures work over HTTP/1.1 too, where each wait ends the request."""
+    service = restate.Service("Http1")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> list[str]:
+        order = await find("o1")
+        together = await gather(echo("a"), echo("b"), echo("c"))
+        try:
+            await charge(order)
+        except Declined as error:
+            return [error.code, *together]
+        return []
+
+    assert ["o1", "a", "b", "c"] == env_factory(service, http1=True).call("Http1", "run")
