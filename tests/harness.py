@@ -68,8 +68,7 @@ class Env:
         self.app_server = app_server
         self._client = client
         self.deployment_id = server.register(app_server.url, http1=app_server.http1)
-        found = client.get(f"{server.admin_url}/deployments/{self.deployment_id}").raise_for_status().json()
-        self.services: tuple[str, ...] = tuple(sorted(service["name"] for service in found["services"]))
+        self.services = tuple(server.services(self.deployment_id))
 
     def call(
         self,

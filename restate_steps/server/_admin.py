@@ -55,6 +55,21 @@ class AdminClient:
         answer = self._request("POST", "/deployments", json=body, doing=f"register {uri}")
         return str(answer.json()["id"])
 
+    def services(self, deployment_id: str) -> list[str]:
+        """List the services that a deployment serves now.
+
+        Args:
+            deployment_id: What :meth:`register` returned.
+
+        Returns:
+            Their names, sorted; none if a later deployment has taken them all over.
+
+        Raises:
+            ServerError: If the server cannot be reached.
+        """
+        sql = f"SELECT name FROM sys_service WHERE deployment_id = {_quoted(deployment_id)} ORDER BY name"
+        return [str(row["name"]) for row in self._rows(sql, doing="list the services")]
+
     def query(self, sql: str) -> list[dict[str, Any]]:
         """Ask the server's tables, such as ``sys_invocation``, ``sys_journal`` and ``state``.
 

@@ -6,7 +6,7 @@ import random
 import socket
 from contextlib import ExitStack
 
-__all__ = ["LOOPBACK", "free_ports", "is_free"]
+__all__ = ["LOOPBACK", "free_ports", "port_or_free"]
 
 LOOPBACK = "127.0.0.1"
 
@@ -50,20 +50,25 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def is_free(port: int) -> bool:
-    """Tell whether a port on loopback can be bound now.
+def port_or_free(wanted: int) -> int:
+    """Take a port of loopback if it is free, and another if it is not.
 
     Args:
-        port: The port to try.
+        wanted: The port to take if it is free.
 
     Returns:
-        ``False`` if something listens there, or if this user may not bind it.
+        A port that is free now.
+
+    Example:
+        >>> with socket.create_server(("127.0.0.1", 0)) as taken:
+        ...     port_or_free(taken.getsockname()[1]) == taken.getsockname()[1]
+        False
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # A port whose last connections are still winding down counts as free, as it does for the server.
+        # A port whose last connections are still winding down counts as free, as it does for a server.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((LOOPBACK, port))
+            probe.bind((LOOPBACK, wanted))
         except OSError:
-            return False
-        return True
+            return free_ports(1)[0]
+        return wanted

@@ -1,0 +1,195 @@
+"""The command line: ``restate-steps dev | serve | register | server | doctor``.
+
+Every verb calls a public function of :mod:`restate_steps.server`. A failure is one line on stderr that starts with
+``error:``, and exit code 1; wrong usage is exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from restate_steps.errors import ServerError
+from restate_steps.server import (
+    SERVER_VERSION,
+    AdminClient,
+    DevOptions,
+    RestateServer,
+    develop,
+    ensure_server,
+    examine,
+    load_app,
+    port_or_free,
+    run_app,
+    run_server,
+    server_version,
+)
+
+__all__ = ["main"]
+
+# The ports that Restate's documentation uses.
+_INGRESS_PORT, _ADMIN_PORT, _APP_PORT = 8080, 9070, 9080
+_DATA = Path(".restate-steps")
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        arguments: The arguments after the program's name; those of this process if left out.
+
+    Returns:
+        The exit code: 0 for success, 1 for a failure, 130 for an interrupt. Wrong usage exits with 2.
+
+    Example:
+        >>> main(["serve", "no_such_module:app"])
+        1
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return code
+
+
+def _dev(options: argparse.Namespace) -> int:
+    develop(
+        DevOptions(
+            target=options.app,
+            base_dir=options.base_dir,
+            watch=options.watch or [Path()],
+            ingress_port=_port(options.ingress_port, _INGRESS_PORT, "the ingress"),
+            admin_port=_port(options.admin_port, _ADMIN_PORT, "the admin API"),
+            app_port=_port(options.port, _APP_PORT, "the application"),
+            http1=options.http1,
+            always_replay=options.always_replay,
+        ),
+        _say,
+    )
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    def ready(url: str) -> None:
+        if not options.quiet:
+            _say(f"serving {options.app} at {url}")
+
+    run_app(load_app(options.app), host=options.host, port=options.port, http1=options.http1, ready=ready)
+    return 0
+
+
+def _register(options: argparse.Namespace) -> int:
+    admin = AdminClient(options.admin)
+    deployment = admin.register(options.url, force=options.force, http1=options.http1)
+    _say(f"registered {', '.join(admin.services(deployment)) or 'no service'} as {deployment}")
+    return 0
+
+
+def _server(options: argparse.Namespace) -> int:
+    if options.version_only:
+        binary = ensure_server()
+        _say(f"restate-server {server_version(binary)} at {binary}")
+        return 0
+
+    def ready(server: RestateServer) -> None:
+        _say(f"  ingress  {server.ingress_url}")
+        _say(f"  admin    {server.admin_url}")
+        _say(f"  UI       {server.ui_url}")
+        _say(f"  data     {server.base_dir}{'' if options.base_dir else ' (removed at the end)'}")
+
+    server = RestateServer(
+        base_dir=options.base_dir,
+        always_replay=options.always_replay,
+        log_filter=options.log_filter,
+        ingress_port=_port(options.ingress_port, _INGRESS_PORT, "the ingress"),
+        admin_port=_port(options.admin_port, _ADMIN_PORT, "the admin API"),
+    )
+    run_server(server, ready=ready)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    broken = 0
+    for finding in examine():
+        _say(f"{'ok' if finding.ok else 'FAIL':<4}  {finding.subject:<16}  {finding.detail}")
+        if not finding.ok:
+            broken += 1
+            _say(f"{'':<24}-> {finding.fix}")
+    _say(f"{broken} to mend" if broken else "everything is in place")
+    return 1 if broken else 0
+
+
+def _port(given: int | None, usual: int, what: str) -> int:
+    """Keep a port that was asked for, even if that fails; replace a usual one that is taken, and say so."""
+    if given is not None:
+        return given
+    port = port_or_free(usual)
+    if port != usual:
+        _say(f"port {usual} is taken, so {what} is at port {port}")
+    return port
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="restate-steps", description="Durable steps for Restate.")
+    parser.add_argument("--version", action="version", version=_own_version())
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    app = argparse.ArgumentParser(add_help=False)
+    app.add_argument("app", metavar="MODULE:APP", help="the application, for example main:app")
+    http1 = argparse.ArgumentParser(add_help=False)
+    http1.add_argument("--http1", action="store_true", help="use HTTP/1.1, in request/response mode")
+    server = argparse.ArgumentParser(add_help=False)
+    server.add_argument("--ingress-port", type=int, metavar="PORT", help=f"default: {_INGRESS_PORT} if it is free")
+    server.add_argument("--admin-port", type=int, metavar="PORT", help=f"default: {_ADMIN_PORT} if it is free")
+    server.add_argument("--always-replay", action="store_true", help="suspend handlers at every wait, to test replay")
+
+    dev = verbs.add_parser("dev", parents=[app, server, http1], help="run a server, and an app that reloads")
+    dev.add_argument("--port", type=int, metavar="PORT", help=f"of the app; default: {_APP_PORT} if it is free")
+    dev.add_argument("--base-dir", type=Path, default=_DATA, metavar="DIR", help="data, kept; default: %(default)s")
+    dev.add_argument("--watch", type=Path, action="append", metavar="DIR", help="default: the current folder")
+    dev.set_defaults(run=_dev)
+
+    serve = verbs.add_parser("serve", parents=[app, http1], help="serve an app")
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--port", type=int, default=_APP_PORT, help="0 for a free one; default: %(default)s")
+    serve.add_argument("--quiet", action="store_true", help="do not say where it is served")
+    serve.set_defaults(run=_serve)
+
+    register = verbs.add_parser("register", parents=[http1], help="register an app with a server")
+    register.add_argument("url", metavar="URL", help="where the app is served")
+    register.add_argument(
+        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
+    )
+    register.add_argument("--force", action="store_true", help="replace what was registered with this URL before")
+    register.set_defaults(run=_register)
+
+    run = verbs.add_parser("server", parents=[server], help="run a server, fetched if need be")
+    run.add_argument("--base-dir", type=Path, metavar="DIR", help="data, kept; default: a temporary folder")
+    run.add_argument("--log-filter", default="warn", metavar="FILTER", help="default: %(default)s")
+    run.add_argument(
+        "--version-only", action="store_true", help=f"find, or fetch ({SERVER_VERSION}), show its version, and end"
+    )
+    run.set_defaults(run=_server)
+
+    doctor = verbs.add_parser("doctor", help="see whether everything is in place")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _own_version() -> str:
+    try:
+        return f"restate-steps {version('restate-steps')}"
+    except PackageNotFoundError:
+        return "restate-steps (not installed)"

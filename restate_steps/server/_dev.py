@@ -1,0 +1,186 @@
+"""A server and an application that is served anew when a file changes.
+
+1. The application runs in a process of its own, started afresh for every change: no module is ever reloaded in place.
+2. Whatever ends this process, the server and the application end too.
+3. An application that does not start is reported, and the next change is awaited.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from restate_steps.errors import ServerError
+from restate_steps.server._extra import missing_extra
+from restate_steps.server._guard import Guard
+from restate_steps.server._ports import LOOPBACK
+from restate_steps.server._process import RestateServer
+from restate_steps.server._run import ended_by_signals
+
+__all__ = ["DevOptions", "develop"]
+
+_START_WITHIN = 60.0
+_STOP_WITHIN = 5.0
+_POLL_EVERY = 0.05
+_LOOK_EVERY_MS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class DevOptions:
+    """What to develop, and how.
+
+    Attributes:
+        target: The application, as ``module:app``.
+        base_dir: The folder for the server's data, kept from run to run.
+        watch: The folders to watch for changes.
+        ingress_port: The port that takes calls.
+        admin_port: The port of the admin API and the UI.
+        app_port: The port of the application.
+        http1: Whether to serve the application over HTTP/1.1.
+        always_replay: Whether the server shall suspend a handler at every wait, so that each goes on by replay.
+    """
+
+    target: str
+    base_dir: Path
+    watch: Sequence[Path]
+    ingress_port: int
+    admin_port: int
+    app_port: int
+    http1: bool = False
+    always_replay: bool = False
+
+
+def develop(options: DevOptions, say: Callable[[str], None]) -> None:
+    """Run a server and an application, and serve the application anew when a file changes, until SIGINT or SIGTERM.
+
+    Args:
+        options: What to develop, and how.
+        say: Called with each line to show to the developer.
+
+    Raises:
+        ServerError: If ``watchfiles`` is not installed, or the server does not start, or ends by itself.
+    """
+    try:
+        from watchfiles import PythonFilter, watch
+    except ImportError as error:
+        raise missing_extra("watchfiles", "see when a file changes", extra="cli") from error
+
+    options.base_dir.mkdir(parents=True, exist_ok=True)
+    # Data is no source code: without this it would be one `git add .` away from being committed.
+    (options.base_dir / ".gitignore").write_text("*\n")
+    with suppress(KeyboardInterrupt), ended_by_signals(), ExitStack() as stack:
+        server = stack.enter_context(
+            RestateServer(
+                base_dir=options.base_dir,
+                always_replay=options.always_replay,
+                ingress_port=options.ingress_port,
+                admin_port=options.admin_port,
+            )
+        )
+        app = _AppProcess(options)
+        stack.callback(app.stop)
+        _say_urls(server, app, options, say)
+        _serve(app, server, options, say)
+        folders = [folder.absolute() for folder in options.watch]
+        ignored = PythonFilter(ignore_paths=[options.base_dir.absolute()])
+        for changes in watch(
+            *folders, watch_filter=ignored, rust_timeout=_LOOK_EVERY_MS, yield_on_timeout=True, raise_interrupt=True
+        ):
+            if not server.running:
+                raise ServerError(f"the server has ended by itself; its log is {server.log_path}.")
+            if changes:
+                names = sorted({_relative(Path(path)) for _, path in changes})
+                say(f"changed: {', '.join(names)}")
+                _serve(app, server, options, say)
+            elif code := app.failure():
+                say(f"error: the application has ended with exit code {code}; it is served again after a change.")
+
+
+def _serve(app: _AppProcess, server: RestateServer, options: DevOptions, say: Callable[[str], None]) -> None:
+    started = time.monotonic()
+    app.stop()
+    if not app.start():
+        say("error: the application does not start; it is served again after a change.")
+        return
+    try:
+        services = server.services(server.register(app.url, force=True, http1=options.http1))
+    except ServerError as error:
+        say(f"error: {error}")
+        return
+    say(f"serving {', '.join(services) or 'no service'} (ready in {time.monotonic() - started:.1f} s)")
+
+
+def _say_urls(server: RestateServer, app: _AppProcess, options: DevOptions, say: Callable[[str], None]) -> None:
+    for name, value in (
+        ("ingress", server.ingress_url),
+        ("admin", server.admin_url),
+        ("UI", server.ui_url),
+        ("app", f"{app.url} ({options.target})"),
+        ("data", _relative(options.base_dir)),
+    ):
+        say(f"  {name:<8} {value}")
+
+
+class _AppProcess:
+    """The process that serves the application."""
+
+    def __init__(self, options: DevOptions) -> None:
+        self._port = options.app_port
+        more = ["--http1"] if options.http1 else []
+        self._command = [
+            *(sys.executable, "-m", "restate_steps", "serve", options.target),
+            *("--host", LOOPBACK, "--port", str(self._port), "--quiet", *more),
+        ]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self._port}"
+
+    def start(self) -> bool:
+        """Start the process, and wait until it listens or has ended."""
+        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._guard = Guard(self._process.pid)
+        deadline = time.monotonic() + _START_WITHIN
+        while time.monotonic() < deadline and self._process.poll() is None:
+            with suppress(OSError), socket.create_connection((LOOPBACK, self._port), timeout=1):
+                return True
+            time.sleep(_POLL_EVERY)
+        self.stop()
+        return False
+
+    def failure(self) -> int | None:
+        """The exit code of a process that has ended by itself, told once."""
+        if self._process is None or (code := self._process.poll()) is None:
+            return None
+        self.stop()
+        return code or None
+
+    def stop(self) -> None:
+        """End the process and all it has started."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        for sign in (signal.SIGTERM, signal.SIGKILL):
+            # The second error is what macOS says of a group that has ended.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, sign)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(_STOP_WITHIN)
+        if self._guard is not None:
+            self._guard.dismiss()
+            self._guard = None
+
+
+def _relative(path: Path) -> str:
+    absolute, here = path.absolute(), Path.cwd()
+    return str(absolute.relative_to(here)) if absolute.is_relative_to(here) else str(absolute)
