@@ -33,13 +33,15 @@ class Started:
 
 
 def note() -> None:
-    """Add a line for the step whose body calls this; do nothing outside a step, and where no ledger is kept."""
+    """Add a line for the step whose body calls this; do nothing outside a handler, and where no ledger is kept."""
     path = os.environ.get("RESTATE_STEPS_LEDGER")
     if not path:
         return
     try:
         info = step_info()
     except RuntimeError:
+        return
+    if not info.invocation_id:
         return
     started = Started(info.invocation_id, info.name, info.idempotency_key, os.getpid())
     append(Path(path), json.dumps(asdict(started)))
