@@ -8,7 +8,10 @@ What is used, and what happens if a later SDK no longer has it:
 * ``PyVM.do_progress`` with a ``PyUnresolvedFuture`` that is built once per wait. The public wrapper converts the
   whole set on every call, which makes a fan-out quadratic.
 * ``VMWrapper`` is the single place where commands enter the journal; :func:`guard_commands` puts a check there.
+  The same goes for ``ServerInvocationContext.random_instance``, whose state is part of what a replay must repeat.
   Missing: misuse is no longer refused, correct code is unaffected.
+* ``restate.server`` keeps the service it calls in a local variable ``service``, the one place where its mark for
+  explicit recovery can be read. Missing: a service with that mark is no longer refused.
 * ``LazyFuture.task`` caches the task of the first awaiter; when that awaiter is cancelled, :func:`forget_task`
   clears the cache, or the future could never be awaited again.
 
@@ -23,6 +26,8 @@ import functools
 import gc
 import importlib
 import logging
+import random
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from types import CoroutineType, FrameType
 from typing import Any, Final, Protocol, cast
@@ -81,7 +86,15 @@ def invocation_id(context: ServerInvocationContext) -> str:
 
 def uses_explicit_recovery(context: ServerInvocationContext) -> bool:
     """Whether the handler runs in the SDK's preview mode that repeats ``ctx.run`` on every attempt."""
-    return bool(getattr(context.handler, "explicit_recovery", False))
+    if getattr(context.handler, "explicit_recovery", False):
+        return True
+    # The mark of a whole service is handed to the VM, which does not tell.
+    frame: FrameType | None = sys._getframe()  # pyright: ignore[reportPrivateUsage]
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "restate.server" and (service := frame.f_locals.get("service")):
+            return bool(getattr(service, "explicit_recovery", False))
+        frame = frame.f_back
+    return False
 
 
 def check_supported() -> None:
@@ -125,12 +138,30 @@ for _name in sorted(dir(VMWrapper)):
         setattr(_GuardedVM, _name, _guarded(_name))
 
 
+class _GuardedRandom(random.Random):
+    """The context's random numbers with a check before each: a body that is not run again would draw none."""
+
+    _check: Callable[[str], None]
+
+    def random(self) -> float:
+        self._check("random")
+        return super().random()
+
+    def getrandbits(self, k: int, /) -> int:
+        self._check("random")
+        return super().getrandbits(k)
+
+
 def guard_commands(context: ServerInvocationContext, check: Callable[[str], None]) -> None:
     """Call ``check(operation)`` before every command that the invocation issues; it refuses by raising."""
-    vm = context.vm
-    if type(vm) is VMWrapper:
-        vm.__class__ = _GuardedVM
-    cast(Any, vm)._check = check
+    guarded: list[tuple[object, type, type]] = [
+        (context.vm, VMWrapper, _GuardedVM),
+        (getattr(context, "random_instance", None), random.Random, _GuardedRandom),
+    ]
+    for thing, plain, guard in guarded:
+        if type(thing) is plain:
+            thing.__class__ = guard
+            cast(Any, thing)._check = check
 
 
 # --- futures ----------------------------------------------------------------------------------------------------
