@@ -178,7 +178,11 @@ def map_failure(future: Any, convert: Callable[[TerminalError], BaseException]) 
         try:
             return await fetch()
         except TerminalError as error:
-            raise convert(error) from error.__cause__
+            converted = convert(error)
+            if converted is error:
+                raise
+            # Its cause stays: by it the SDK knows that an exception nobody catches is terminal.
+            raise converted  # noqa: B904
 
     lazy.async_def = fetch_and_convert
 

@@ -1,16 +1,20 @@
 """Journals declared exceptions as terminal failures that carry their data, and builds them again.
 
-An exception is its class, its ``args`` and its attributes. Each value is written as JSON under the first of these types
-that brings it back unchanged: plain JSON, then the annotations of the class and of its ``__init__``. Which one it was
-is written beside it. Nothing is pickled.
+An exception is its class, its arguments and its attributes. Each value is written as JSON under the first of these
+types that brings it back unchanged: plain JSON, then the annotations of the class and of its ``__init__``. Which one it
+was is written beside it. Nothing is pickled.
+
+Of the class only the builtin part is asked to take an exception apart and to build it again: what a subclass does in
+``__init__`` or ``__new__`` has been done, and must not be done a second time.
 """
 
 from __future__ import annotations
 
 import json
+import types
 import typing
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from restate import TerminalError
 
@@ -40,10 +44,12 @@ def encode_failure(step: str, error: Exception) -> TerminalError:
     """
     cls = type(error)
     hints = _hints(cls)
+    args, state = _take_apart(error)
     data = {
-        "args": [_encode(step, error, f"args[{index}]", value, hints) for index, value in enumerate(error.args)],
-        "state": {key: _encode(step, error, key, value, hints) for key, value in vars(error).items()},
+        "args": [_encode(step, error, f"args[{index}]", value, hints) for index, value in enumerate(args)],
+        "state": {key: _encode(step, error, key, value, hints) for key, value in state.items()},
     }
+    _check_text(step, error, data, hints)
     metadata = {_TYPE: _name(cls), _DATA: json.dumps(data)}
     code = error.status_code if isinstance(error, TerminalError) else 500
     if isinstance(error, TerminalError) and error.metadata:
@@ -74,17 +80,11 @@ def decode_failure(step: str, failure: TerminalError, declared: Iterable[type[Ex
             f"it is a {name}, which is not among them (or has been renamed)",
             where="a journaled failure",
         )
-    hints = _hints(cls)
     try:
-        data = json.loads(metadata[_DATA])
-        args = tuple(_decode(value, hints) for value in data["args"])
-        state = {key: _decode(value, hints) for key, value in data["state"].items()}
-        error = cls.__new__(cls, *args)
-    except (DecodeError, KeyError, TypeError, ValueError) as problem:
+        error = _build(cls, json.loads(metadata[_DATA]), _hints(cls))
+    except (DecodeError, AttributeError, KeyError, TypeError, ValueError) as problem:
         return DecodeError(cls.__name__, str(problem), where=f"the journaled failure of step {step!r}")
-    error.args = args
-    vars(error).update(state)
-    error.__cause__ = failure
+    BaseException.__setattr__(error, "__cause__", failure)
     return error
 
 
@@ -108,6 +108,51 @@ def _hints(cls: type[Exception]) -> dict[str, Any]:
             continue
         hints.update({f"{prefix}:{key}": hint for key, hint in found.items() if key != "return"})
     return hints
+
+
+def _builtin(cls: type[Exception]) -> Any:
+    return next(base for base in cls.__mro__ if base.__module__ == "builtins")
+
+
+def _take_apart(error: Exception) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments and the attributes of an exception."""
+    cls = type(error)
+    _, args, *rest = _builtin(cls).__reduce__(error)
+    state: dict[str, Any] = {**rest[0]} if rest and rest[0] else {}
+    for owner in cls.__mro__:
+        for name, member in vars(owner).items():
+            # The slots of a class; those of builtin ones are among the arguments.
+            if isinstance(member, types.MemberDescriptorType) and owner.__module__ != "builtins":
+                state.update({name: getattr(error, name)} if hasattr(error, name) else {})
+    return args, state
+
+
+def _build(cls: type[Exception], data: dict[str, Any], hints: dict[str, Any]) -> Exception:
+    args = [_decode(value, hints) for value in data["args"]]
+    error = cast(Exception, _builtin(cls).__new__(cls, *args))
+    _builtin(cls).__init__(error, *args)
+    for name, value in data["state"].items():
+        # Not the class's own way of setting attributes: it may be a frozen dataclass.
+        BaseException.__setattr__(error, name, _decode(value, hints))
+    return error
+
+
+def _check_text(step: str, error: Exception, data: dict[str, Any], hints: dict[str, Any]) -> None:
+    """Refuse an exception that keeps something where nobody looks."""
+    kind = type(error).__name__
+    try:
+        text = str(_build(type(error), data, hints))
+    except Exception as problem:
+        loss = f"it cannot be built again from its arguments and attributes ({problem})"
+    else:
+        if text == str(error):
+            return
+        loss = f"its text would come back as {text!r}"
+    raise StepResultError(
+        step,
+        f"it raised {kind}, which is declared in raises=, but {loss}. Keep what it needs in attributes, or raise an "
+        "exception of your own from it.",
+    ) from error
 
 
 def _encode(step: str, error: Exception, key: str, value: Any, hints: dict[str, Any]) -> dict[str, Any]:
