@@ -9,6 +9,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from sphinx.pycode import ModuleAnalyzer
+
 _PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
 
 project = "restate-steps"
@@ -87,8 +89,34 @@ def _show_fences(app: Any, what: str, name: str, obj: Any, options: Any, lines: 
     lines[:] = shown
 
 
+def _keep_prose(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep what follows "Returns:" as text: napoleon takes what stands before a colon for a type."""
+    for index, line in enumerate(lines[:-1]):
+        if line.strip() == "Returns:":
+            lines[index] = ""
+            lines[index + 1] = f"{line[: len(line) - len(line.lstrip())]}:returns: {lines[index + 1].strip()}"
+
+
+def _describe_data(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Show what stands below a constant where it is defined, instead of the docstring of its class."""
+    if what == "data":
+        for module in sorted(known for known in sys.modules if known.partition(".")[0] == "restate_steps"):
+            found = ModuleAnalyzer.for_module(module).find_attr_docs().get(("", name.rpartition(".")[2]))
+            if found:
+                lines[:] = found
+                return
+
+
+def _hide_constructors(app: Any, what: str, name: str, *rest: Any) -> tuple[str, None] | None:
+    """Show no parameters of classes that one does not make by calling them."""
+    return ("", None) if name.rpartition(".")[2] in ("AsCompleted", "Codec", "DurableStep", "TypedSerde") else None
+
+
 def setup(app: Any) -> None:
-    """Connect the resolver, and the fences before napoleon reads the sections."""
+    """Connect the resolver, and what changes docstrings before and after napoleon reads the sections, at 500."""
     importlib.import_module("restate_steps")
     app.connect("autodoc-process-docstring", _show_fences, priority=400)
+    app.connect("autodoc-process-docstring", _keep_prose, priority=400)
+    app.connect("autodoc-process-docstring", _describe_data, priority=600)
+    app.connect("autodoc-process-signature", _hide_constructors)
     app.connect("missing-reference", _resolve)
