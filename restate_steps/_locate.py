@@ -13,13 +13,14 @@ from typing import Any, Final, TypeAlias, cast
 from pydantic import BaseModel
 from pydantic_core import CoreSchema, SchemaSerializer, core_schema
 
-from restate_steps._adapters import part_serializer, union_choices
+from restate_steps._adapters import PLAIN_JSON, adapter_for, part_serializer
+from restate_steps._amend import union_choices
 from restate_steps._paths import Element, format_path
 from restate_steps._strict import encode_slowly
 
 __all__ = ["colliding_keys", "locate"]
 
-_ANY: Final = core_schema.any_schema()
+_ANY: Final = adapter_for(PLAIN_JSON).schema
 _MAX_PARTS: Final = 10_000
 # Beyond this the search is given up and the path found so far is reported: an error must not take minutes to write.
 
@@ -86,7 +87,7 @@ def _collision(mapping: dict[object, object]) -> tuple[Any, Any] | None:
 
 
 _NESTING: Final = frozenset({dict, list, tuple})
-_ENCODE: Final[Callable[[Any], bytes]] = SchemaSerializer(_ANY).to_json
+_ENCODE: Final[Callable[[Any], bytes]] = adapter_for(PLAIN_JSON).to_json
 
 
 class _Search:
@@ -226,8 +227,7 @@ class _Search:
         if isinstance(value, dict):
             return self._dict_parts({}, cast("dict[object, object]", value))
         if isinstance(value, BaseModel):
-            # Pydantic takes the serializer of the model's own class here, so its own schema is the one to follow.
-            schema: Any = type(value).__pydantic_core_schema__
+            schema = adapter_for(type(value)).schema
             self._define(schema)
             return self._parts(schema, value)
         if dataclasses.is_dataclass(value):

@@ -21,7 +21,8 @@ from typing import Annotated, Any, Final, Literal, Protocol, TypeVar, Union, cas
 from pydantic import ValidationError
 from pydantic.errors import PydanticUndefinedAnnotation
 
-from restate_steps._adapters import CACHE, PLAIN_JSON, Adapter, adapter_for, is_plain, union_choices
+from restate_steps._adapters import CACHE, PLAIN_JSON, Adapter, adapter_for, is_plain
+from restate_steps._amend import union_choices
 from restate_steps._compare import Difference, find_difference
 from restate_steps._locate import colliding_keys, locate
 from restate_steps._paths import format_path
@@ -29,6 +30,9 @@ from restate_steps._strict import encode, encode_slowly
 from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError
 
 __all__ = ["DEFAULT_CODEC", "PLAIN_JSON", "Codec", "JsonCodec", "is_plain", "type_name", "verify"]
+
+
+_cached: Final = CACHE.get
 
 
 class Codec(Protocol):
@@ -106,7 +110,7 @@ class JsonCodec:
         Raises:
             EncodeError: The value does not fit the type, or cannot be written as JSON.
         """
-        adapter = CACHE.get(id(type))
+        adapter = _cached(id(type))
         if adapter is None:
             try:
                 adapter = adapter_for(type)
@@ -143,7 +147,7 @@ class JsonCodec:
         Raises:
             DecodeError: The bytes are not JSON, or do not fit the type.
         """
-        adapter = CACHE.get(id(type))
+        adapter = _cached(id(type))
         try:
             if adapter is None:
                 adapter = adapter_for(type)

@@ -196,7 +196,8 @@ def typed_handler(
         StepDefinitionError: The annotations cannot be resolved or encoded, or ``kind`` does not fit the service.
 
     Example:
-        >>> greeter = Service("Greeter")
+        >>> import restate
+        >>> greeter = restate.Service("Greeter")
         >>> @typed_handler(greeter)
         ... async def greet(ctx: restate.Context, names: list[str]) -> dict[str, int]:
         ...     return {name: len(name) for name in names}
@@ -231,7 +232,8 @@ def describe(*services: AnyService) -> None:
         *services: Services, virtual objects and workflows.
 
     Example:
-        >>> shop = Service("Shop")
+        >>> import restate
+        >>> shop = restate.Service("Shop")
         >>> @shop.handler(output_serde=serde(list[int]))
         ... async def stock(ctx: restate.Context) -> list[int]:
         ...     return [1, 2]

@@ -235,6 +235,11 @@ class Hex(BaseModel):
     data: bytes
 
 
+class Utf8(BaseModel):
+    model_config = ConfigDict(ser_json_bytes="utf8")
+    data: bytes
+
+
 class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True)
     names: frozenset[str]
@@ -437,7 +442,8 @@ def test_without_a_declared_type_values_become_plain_json(mark: Any) -> None:
         ([({None: 1, "None": 2},)], "$[0][0]", "the keys None and 'None' become the same text"),
         (["\ud800"], "$[0]", "surrogates not allowed"),
         ({"\ud800": 1}, "$['\\ud800']", "surrogates not allowed"),
-        ({"m": Blob(data=b"\xff")}, "$.m.data", "invalid utf-8"),
+        ({"m": Utf8(data=b"\xff")}, "$.m.data", "invalid utf-8"),
+        ([Blob.model_construct(data="x")], "$[0].data", "Expected `bytes`"),
     ],
 )
 def test_what_plain_json_cannot_hold_is_refused(value: Any, path: str, reason: str) -> None:
@@ -449,12 +455,28 @@ def test_what_plain_json_cannot_hold_is_refused(value: Any, path: str, reason: s
     assert reason in caught.value.reason
 
 
+@pytest.mark.parametrize("mark", [PLAIN_JSON, dict[str, Any], dict[str, list[Any]], dict[str, object]], ids=type_name)
+def test_models_lose_nothing_where_no_type_is_declared(mark: Any) -> None:
+    """Pydantic by itself would write NaN as null and refuse the bytes."""
+    value = {"all": [Blob(data=b"\xff", weight=NAN), Parcel(b"\xfe"), Crate({1: Camel(firstName="A", lastName="B")})]}
+
+    data = DEFAULT_CODEC.dump(mark, value)
+
+    blob, parcel = b'{"data":"_w==","weight":NaN}', b'{"data":"_g==","weight":NaN}'
+    camel = b'{"content":{"1":{"firstName":"A","lastName":"B"}}}'
+    assert data == b'{"all":[' + b",".join([blob, parcel, camel]) + b"]}"
+
+
+def test_a_value_of_no_type_that_refers_to_itself_is_refused() -> None:
+    """It has no form in JSON."""
+    value: list[Any] = [Base(a=1)]
+    value.append(value)
+
+    with pytest.raises(EncodeError, match="Circular reference"):
+        DEFAULT_CODEC.dump(list[Any], value)
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------
-
-
-class Utf8(BaseModel):
-    model_config = ConfigDict(ser_json_bytes="utf8")
-    data: bytes
 
 
 class HexOneWay(BaseModel):
@@ -717,13 +739,13 @@ def test_an_unknown_core_schema_is_used_as_it_is(
 ) -> None:
     """Should pydantic change, values go on being encoded, and verified."""
 
-    def fail(schema: Any) -> Any:
+    def fail(schema: Any, infer: Any) -> Any:
         raise KeyError("schema")
 
     class Fresh(BaseModel):
         data: bytes
 
-    monkeypatch.setattr(_adapters, "_Amendment", fail)
+    monkeypatch.setattr(_adapters, "Amendment", fail)
 
     assert DEFAULT_CODEC.dump(Fresh, Fresh(data=b"a")) == b'{"data":"a"}'
     assert "cannot amend pydantic's schema" in caplog.text

@@ -1,0 +1,223 @@
+"""A copy of a type's core schema in which nothing is lost.
+
+Pydantic's defaults lose three things that JSON can hold: bytes that are not UTF-8, NaN and the infinities, and fields
+whose name in the output is not one their own validator accepts. And they write sets in an order that changes from one
+process to the next. Configuration mends some of it, but the one given to a ``TypeAdapter`` stops at the border of every
+class. So the schema is copied and completed. A choice a class makes itself is kept.
+
+The layout of a core schema is known to this module and to ``_locate``. Should it change, building from a copy fails,
+and the schema is used as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final, cast
+
+from pydantic_core import CoreSchema, PydanticSerializationUnexpectedValue, core_schema
+
+__all__ = ["Amendment", "Infer", "classes_in", "union_choices"]
+
+Infer = Callable[[Any], Any]
+"""Prepares a value whose type is not declared for being encoded."""
+
+_CLASS_KINDS: Final = frozenset({"model", "dataclass", "typed-dict"})
+_LOSSY_KINDS: Final = frozenset({"any", "bytes", "float", "is-instance", "json", "complex", "decimal"})
+_NOT_SCHEMAS: Final = frozenset({"config", "default", "expected", "members", "metadata"})
+
+
+class Amendment:
+    """A copy of a core schema in which nothing is lost.
+
+    Attributes:
+        schema: The copy.
+        needed: Whether it differs from the original in effect.
+
+    Args:
+        schema: The schema of a type.
+        infer: Called with what stands where nothing is declared.
+    """
+
+    def __init__(self, schema: CoreSchema, infer: Infer) -> None:
+        self.needed = False
+        self._infer = infer
+        self._definitions: dict[str, Any] = {item["ref"]: item for item in _schemas(schema) if "ref" in item}
+        self.schema = cast(CoreSchema, self._copy(schema))
+
+    def _copy(self, node: Any) -> Any:
+        if isinstance(node, dict):
+            return self._copy_mapping(cast("dict[str, object]", node))
+        if isinstance(node, list):
+            return [self._copy(item) for item in cast("list[object]", node)]
+        if isinstance(node, tuple):
+            return tuple(self._copy(item) for item in cast("tuple[object, ...]", node))
+        return node
+
+    def _copy_mapping(self, node: dict[str, Any]) -> dict[str, Any]:
+        kind = node.get("type")
+        if not isinstance(kind, str):
+            # Not a schema but a mapping of names (of fields, of tags) to schemas.
+            return {key: self._copy(value) for key, value in node.items()}
+        copy = {key: value if key in _NOT_SCHEMAS else self._copy(value) for key, value in node.items()}
+        if kind in _LOSSY_KINDS or "serialization" in node:
+            self.needed = True
+        if kind in _CLASS_KINDS:
+            config: dict[str, Any] = node.get("config") or {}
+            copy["config"] = _completed(config)
+            if config.get("validate_by_alias") is False:
+                self.needed = True
+        if kind in ("model-fields", "typed-dict"):
+            for name, field in copy["fields"].items():
+                self._accept_own_output(field, name)
+        elif kind == "dataclass-args":
+            for field in copy["fields"]:
+                self._accept_own_output(field, field["name"])
+        elif kind == "tagged-union":
+            self._accept_own_tags(copy, node)
+        elif kind == "any" and "serialization" not in node:
+            self._prepare(copy, core_schema.any_schema())
+        elif kind == "dict" and _is_any(node.get("values_schema")) and "serialization" not in node:
+            # Once for the whole of a dict or a list is faster than for each of its elements.
+            self._prepare(copy, core_schema.dict_schema(copy.get("keys_schema")), dict)
+        elif kind == "list" and _is_any(node.get("items_schema")) and "serialization" not in node:
+            self._prepare(copy, core_schema.list_schema(), list)
+        elif kind in ("set", "frozenset") and "serialization" not in node:
+            copy["serialization"] = core_schema.plain_serializer_function_ser_schema(
+                _in_order, return_schema=core_schema.list_schema(copy.get("items_schema"))
+            )
+            self.needed = True
+        return copy
+
+    def _prepare(self, copy: dict[str, Any], schema: CoreSchema, expected: type | None = None) -> None:
+        infer = self._infer
+
+        def prepare(value: Any) -> Any:
+            if expected is not None and not isinstance(value, expected):
+                raise _misfit(expected, value)
+            return infer(value)
+
+        function = infer if expected is None else prepare
+        copy["serialization"] = core_schema.plain_serializer_function_ser_schema(function, return_schema=schema)
+        self.needed = True
+
+    def _accept_own_output(self, field: dict[str, Any], name: str) -> None:
+        """Add the key a field is written under to those it is read from."""
+        paths = _paths(field.get("validation_alias", name))
+        written = [field.get("serialization_alias", name)]
+        if written not in paths:
+            field["validation_alias"] = [*paths, written]
+            self.needed = True
+
+    def _accept_own_tags(self, union: dict[str, Any], original: Mapping[str, Any]) -> None:
+        """Let a discriminated union find its tag under the key the tag is written under."""
+        if callable(union["discriminator"]):
+            return
+        paths = _paths(union["discriminator"])
+        for choice in union_choices(original):
+            for name, field in self._fields(choice):
+                read = [[name], *_paths(field.get("validation_alias", name))]
+                written = [field.get("serialization_alias", name)]
+                if written not in paths and any(path in read for path in paths):
+                    paths.append(written)
+        if len(paths) > len(_paths(union["discriminator"])):
+            union["discriminator"] = paths
+            self.needed = True
+
+    def _fields(self, schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The fields of the class a member of a union is, through any validators around it."""
+        while schema is not None:
+            kind = schema["type"]
+            if kind == "definition-ref":
+                schema = self._definitions.get(schema["schema_ref"])
+            elif kind in ("model-fields", "typed-dict"):
+                yield from schema["fields"].items()
+                return
+            elif kind == "dataclass-args":
+                yield from ((field["name"], field) for field in schema["fields"])
+                return
+            elif kind == "tagged-union":
+                for choice in union_choices(schema):
+                    yield from self._fields(choice)
+                return
+            else:
+                schema = schema.get("schema")
+
+
+def classes_in(schema: CoreSchema) -> set[Any]:
+    """The classes a schema refers to."""
+    return {item["cls"] for item in _schemas(schema) if "cls" in item}
+
+
+def _schemas(node: Any) -> Iterator[Mapping[str, Any]]:
+    """Every schema within a schema."""
+    if isinstance(node, dict):
+        mapping = cast("dict[str, object]", node)
+        is_schema = isinstance(mapping.get("type"), str)
+        if is_schema:
+            yield mapping
+        for key, value in mapping.items():
+            if not (is_schema and key in _NOT_SCHEMAS):
+                yield from _schemas(value)
+    elif isinstance(node, list | tuple):
+        for item in cast("Sequence[object]", node):
+            yield from _schemas(item)
+
+
+def _in_order(value: Any) -> Any:
+    """The members of a set in an order that every process agrees on.
+
+    The order of a set of strings differs from process to process, and Restate compares what a replay sends (a new
+    state, the argument of a call) with what was sent before.
+    """
+    if not isinstance(value, set | frozenset):
+        raise _misfit(set, value)
+    members = cast("Iterable[Any]", value)
+    kinds = set(map(type, members))
+    return sorted(members, key=None if len(kinds) == 1 and kinds <= _ORDERED else _sort_key)
+
+
+def _misfit(expected: type, value: object) -> Exception:
+    return PydanticSerializationUnexpectedValue(f"Expected `{expected.__name__}` but got `{type(value).__name__}`")
+
+
+def _is_any(schema: Any) -> bool:
+    return schema is None or (schema["type"] == "any" and "serialization" not in schema)
+
+
+_ORDERED: Final[frozenset[type]] = frozenset({str, int, bytes})
+
+
+def _sort_key(member: Any) -> str:
+    if isinstance(member, frozenset):
+        return repr(sorted(map(_sort_key, cast("Iterable[Any]", member))))
+    return f"{type(member).__name__}:{member!r}"
+
+
+def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a class, with what it leaves open filled in."""
+    config = dict(config)
+    if "ser_json_bytes" not in config and "val_json_bytes" not in config:
+        config["ser_json_bytes"] = config["val_json_bytes"] = "base64"
+    config.setdefault("ser_json_inf_nan", "constants")
+    # Fields are written under their aliases, so they have to be found there, too.
+    if config.get("validate_by_alias") is False:
+        config["validate_by_alias"] = True
+    return config
+
+
+def union_choices(schema: Any) -> list[Any]:
+    """The schemas of the members of a union, tagged or not."""
+    choices = schema["choices"]
+    if schema["type"] == "tagged-union":
+        return list(choices.values())
+    # A member may come with a label for error messages.
+    return [choice[0] if isinstance(choice, tuple) else choice for choice in choices]  # pyright: ignore
+
+
+def _paths(alias: Any) -> list[list[Any]]:
+    """An alias as a list of paths, whichever of its three forms it has."""
+    if isinstance(alias, str):
+        return [[alias]]
+    if alias and not isinstance(alias[0], list):
+        return [list(alias)]
+    return [list(path) for path in alias]
