@@ -213,12 +213,12 @@ def _as_plain(value: Any) -> Any:
 def _has_model(value: object) -> bool:
     if type(value) in _LEAVES:
         return False
-    if hasattr(type(value), "__pydantic_serializer__"):
-        return True
     if isinstance(value, dict):
         parts: Iterable[object] = cast("dict[object, object]", value).values()
     elif isinstance(value, _PARTS):
         parts = cast("Iterable[object]", value)
+    elif hasattr(type(value), "__pydantic_serializer__"):
+        return True
     elif dataclasses.is_dataclass(type(value)):
         parts = _fields(value).values()
     else:

@@ -23,7 +23,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import (
     AliasChoices,
@@ -779,6 +779,9 @@ def test_types_are_named_as_in_source_code(type_: Any, name: str) -> None:
 
 # --- properties -------------------------------------------------------------------------------------------------
 
+# Building the adapter of a type takes long enough to fail a deadline on a busy machine.
+unhurried = settings(deadline=None)
+
 text = st.text(st.characters(exclude_categories=["Cs"]))
 zones = st.one_of(st.none(), st.builds(timezone, st.integers(-1439, 1439).map(lambda m: timedelta(minutes=m))))
 typed: st.SearchStrategy[tuple[Any, Any]] = st.one_of(
@@ -809,6 +812,7 @@ def wrapped(inner: st.SearchStrategy[tuple[Any, Any]]) -> st.SearchStrategy[tupl
     )
 
 
+@unhurried
 @given(st.recursive(typed, wrapped, max_leaves=4))
 def test_random_values_of_random_types_survive(pair: tuple[Any, Any]) -> None:
     """Whatever is built of types that pydantic takes comes back equal, level by level."""
@@ -824,12 +828,14 @@ json_values = st.recursive(
 )
 
 
+@unhurried
 @given(json_values)
 def test_json_values_survive_as_plain_json(value: Any) -> None:
     """What JSON can hold needs no declared type."""
     assert find_difference(value, DEFAULT_CODEC.load(PLAIN_JSON, DEFAULT_CODEC.dump(PLAIN_JSON, value))) is None
 
 
+@unhurried
 @given(st.dictionaries(st.one_of(st.integers(0, 3), st.sampled_from("0123"), st.booleans(), st.none()), st.integers()))
 def test_no_key_of_plain_json_is_ever_lost(value: dict[Any, int]) -> None:
     """Either every key comes back as its text, or the value is refused."""

@@ -19,7 +19,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
@@ -441,14 +441,17 @@ def test_long_lists_are_compared_faster_than_they_are_decoded() -> None:
     def best(call: Any) -> float:
         times = []
         for _ in range(10):
-            start = clock.perf_counter()
+            start = clock.thread_time()
             call()
-            times.append(clock.perf_counter() - start)
+            times.append(clock.thread_time() - start)
         return min(times)
 
     codec = best(lambda: DEFAULT_CODEC.load(list[Line], DEFAULT_CODEC.dump(list[Line], lines)))
     assert best(lambda: find_difference(lines, decoded)) < codec
 
+
+# What is to be found out here is not how busy the machine is.
+unhurried = settings(deadline=None)
 
 values = st.recursive(
     st.one_of(
@@ -475,12 +478,14 @@ values = st.recursive(
 )
 
 
+@unhurried
 @given(values)
 def test_a_copy_is_equal(value: Any) -> None:
     """Whatever the value is, a deep copy of it shows no difference."""
     assert find_difference(value, copy.deepcopy(value)) is None
 
 
+@unhurried
 @given(st.lists(values, min_size=1), st.data())
 def test_a_change_is_found(value: list[Any], data: st.DataObject) -> None:
     """One changed element anywhere is reported at its index."""
@@ -494,6 +499,7 @@ def test_a_change_is_found(value: list[Any], data: st.DataObject) -> None:
     assert found.path == f"$[{index}]"
 
 
+@unhurried
 @given(st.sets(st.one_of(st.integers(), st.floats(), st.text())))
 def test_sets_do_not_depend_on_order(value: set[Any]) -> None:
     """A set built in another order, with other NaNs, is the same set."""
