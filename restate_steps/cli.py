@@ -1,6 +1,6 @@
 """The command line: ``restate-steps dev | serve | register | server | doctor``.
 
-Every verb calls a public function of :mod:`restate_steps.server`. A failure is one line on stderr that starts with
+Every verb calls one function of :mod:`restate_steps.server`. A failure is one line on stderr that starts with
 ``error:``, and exit code 1; wrong usage is exit code 2.
 """
 
@@ -13,22 +13,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from restate_steps.errors import ServerError
-from restate_steps.server import (
-    SERVER_VERSION,
-    AdminClient,
-    DevOptions,
-    RestateServer,
-    develop,
-    ensure_server,
-    examine,
-    load_app,
-    port_or_free,
-    run_app,
-    run_server,
-    server_version,
-)
+from restate_steps.server import SERVER_VERSION, AdminClient, RestateServer, ensure_server, server_version
+from restate_steps.server._dev import DevOptions, develop
+from restate_steps.server._doctor import examine
+from restate_steps.server._load import load_app
+from restate_steps.server._ports import port_or_free
+from restate_steps.server._run import run_app, run_server
 
-__all__ = ["main"]
+__all__ = ["build_parser", "main"]
 
 # The ports that Restate's documentation uses.
 _INGRESS_PORT, _ADMIN_PORT, _APP_PORT = 8080, 9070, 9080
@@ -49,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         >>> main(["serve", "no_such_module:app"])
         1
     """
-    options = _parser().parse_args(arguments)
+    options = build_parser().parse_args(arguments)
     try:
         code: int = options.run(options)
     except ServerError as error:
@@ -58,6 +50,62 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     return code
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line.
+
+    Returns:
+        A parser whose result has the function to call as ``run``.
+
+    Example:
+        >>> build_parser().parse_args(["register", "http://127.0.0.1:9080"]).admin
+        'http://127.0.0.1:9070'
+    """
+    parser = argparse.ArgumentParser(prog="restate-steps", description="Durable steps for Restate.")
+    parser.add_argument("--version", action="version", version=_own_version())
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    app = argparse.ArgumentParser(add_help=False)
+    app.add_argument("app", metavar="MODULE:APP", help="the application, for example main:app")
+    http1 = argparse.ArgumentParser(add_help=False)
+    http1.add_argument("--http1", action="store_true", help="use HTTP/1.1, in request/response mode")
+    server = argparse.ArgumentParser(add_help=False)
+    server.add_argument("--ingress-port", type=int, metavar="PORT", help=f"default: {_INGRESS_PORT} if it is free")
+    server.add_argument("--admin-port", type=int, metavar="PORT", help=f"default: {_ADMIN_PORT} if it is free")
+    server.add_argument("--always-replay", action="store_true", help="suspend handlers at every wait, to test replay")
+
+    dev = verbs.add_parser("dev", parents=[app, server, http1], help="run a server, and an app that reloads")
+    dev.add_argument("--port", type=int, metavar="PORT", help=f"of the app; default: {_APP_PORT} if it is free")
+    dev.add_argument("--base-dir", type=Path, default=_DATA, metavar="DIR", help="data, kept; default: %(default)s")
+    dev.add_argument("--watch", type=Path, action="append", metavar="DIR", help="default: the current folder")
+    dev.set_defaults(run=_dev)
+
+    serve = verbs.add_parser("serve", parents=[app, http1], help="serve an app")
+    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    serve.add_argument("--port", type=int, default=_APP_PORT, help="0 for a free one; default: %(default)s")
+    serve.add_argument("--quiet", action="store_true", help="do not say where it is served")
+    serve.set_defaults(run=_serve)
+
+    register = verbs.add_parser("register", parents=[http1], help="register an app with a server")
+    register.add_argument("url", metavar="URL", help="where the app is served")
+    register.add_argument(
+        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
+    )
+    register.add_argument("--force", action="store_true", help="replace what was registered with this URL before")
+    register.set_defaults(run=_register)
+
+    run = verbs.add_parser("server", parents=[server], help="run a server, fetched if need be")
+    run.add_argument("--base-dir", type=Path, metavar="DIR", help="data, kept; default: a temporary folder")
+    run.add_argument("--log-filter", default="warn", metavar="FILTER", help="default: %(default)s")
+    run.add_argument(
+        "--version-only", action="store_true", help=f"find, or fetch ({SERVER_VERSION}), show its version, and end"
+    )
+    run.set_defaults(run=_server)
+
+    doctor = verbs.add_parser("doctor", help="see whether everything is in place")
+    doctor.set_defaults(run=_doctor)
+    return parser
 
 
 def _dev(options: argparse.Namespace) -> int:
@@ -139,53 +187,6 @@ def _port(given: int | None, usual: int, what: str) -> int:
 
 def _say(line: str) -> None:
     print(line, flush=True)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="restate-steps", description="Durable steps for Restate.")
-    parser.add_argument("--version", action="version", version=_own_version())
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
-
-    app = argparse.ArgumentParser(add_help=False)
-    app.add_argument("app", metavar="MODULE:APP", help="the application, for example main:app")
-    http1 = argparse.ArgumentParser(add_help=False)
-    http1.add_argument("--http1", action="store_true", help="use HTTP/1.1, in request/response mode")
-    server = argparse.ArgumentParser(add_help=False)
-    server.add_argument("--ingress-port", type=int, metavar="PORT", help=f"default: {_INGRESS_PORT} if it is free")
-    server.add_argument("--admin-port", type=int, metavar="PORT", help=f"default: {_ADMIN_PORT} if it is free")
-    server.add_argument("--always-replay", action="store_true", help="suspend handlers at every wait, to test replay")
-
-    dev = verbs.add_parser("dev", parents=[app, server, http1], help="run a server, and an app that reloads")
-    dev.add_argument("--port", type=int, metavar="PORT", help=f"of the app; default: {_APP_PORT} if it is free")
-    dev.add_argument("--base-dir", type=Path, default=_DATA, metavar="DIR", help="data, kept; default: %(default)s")
-    dev.add_argument("--watch", type=Path, action="append", metavar="DIR", help="default: the current folder")
-    dev.set_defaults(run=_dev)
-
-    serve = verbs.add_parser("serve", parents=[app, http1], help="serve an app")
-    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=int, default=_APP_PORT, help="0 for a free one; default: %(default)s")
-    serve.add_argument("--quiet", action="store_true", help="do not say where it is served")
-    serve.set_defaults(run=_serve)
-
-    register = verbs.add_parser("register", parents=[http1], help="register an app with a server")
-    register.add_argument("url", metavar="URL", help="where the app is served")
-    register.add_argument(
-        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
-    )
-    register.add_argument("--force", action="store_true", help="replace what was registered with this URL before")
-    register.set_defaults(run=_register)
-
-    run = verbs.add_parser("server", parents=[server], help="run a server, fetched if need be")
-    run.add_argument("--base-dir", type=Path, metavar="DIR", help="data, kept; default: a temporary folder")
-    run.add_argument("--log-filter", default="warn", metavar="FILTER", help="default: %(default)s")
-    run.add_argument(
-        "--version-only", action="store_true", help=f"find, or fetch ({SERVER_VERSION}), show its version, and end"
-    )
-    run.set_defaults(run=_server)
-
-    doctor = verbs.add_parser("doctor", help="see whether everything is in place")
-    doctor.set_defaults(run=_doctor)
-    return parser
 
 
 def _own_version() -> str:

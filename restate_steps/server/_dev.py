@@ -7,10 +7,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restate_steps.errors import ServerError
+from restate_steps.server._child import Child
 from restate_steps.server._extra import missing_extra
-from restate_steps.server._guard import Guard
 from restate_steps.server._ports import LOOPBACK
 from restate_steps.server._process import RestateServer
 from restate_steps.server._run import ended_by_signals
@@ -139,8 +137,7 @@ class _AppProcess:
             *(sys.executable, "-m", "restate_steps", "serve", options.target),
             *("--host", LOOPBACK, "--port", str(self._port), "--quiet", *more),
         ]
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: Guard | None = None
+        self._process: Child | None = None
 
     @property
     def url(self) -> str:
@@ -148,8 +145,7 @@ class _AppProcess:
 
     def start(self) -> bool:
         """Start the process, and wait until it listens or has ended."""
-        self._process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, start_new_session=True)
-        self._guard = Guard(self._process.pid)
+        self._process = Child(self._command)
         deadline = time.monotonic() + _START_WITHIN
         while time.monotonic() < deadline and self._process.poll() is None:
             with suppress(OSError), socket.create_connection((LOOPBACK, self._port), timeout=1):
@@ -168,17 +164,8 @@ class _AppProcess:
     def stop(self) -> None:
         """End the process and all it has started."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            # The second error is what macOS says of a group that has ended.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, sign)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(_STOP_WITHIN)
-        if self._guard is not None:
-            self._guard.dismiss()
-            self._guard = None
+        if process is not None:
+            process.end(signal.SIGTERM, within=_STOP_WITHIN)
 
 
 def _relative(path: Path) -> str:

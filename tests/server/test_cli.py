@@ -19,7 +19,9 @@ import pytest
 from harness import eventually
 
 from restate_steps.cli import main
-from restate_steps.server import SERVER_VERSION, RestateServer, examine, free_ports
+from restate_steps.server import SERVER_VERSION, RestateServer
+from restate_steps.server._doctor import examine
+from restate_steps.server._ports import free_ports
 
 APP = """
 import restate
@@ -253,9 +255,11 @@ class TestServer:
         server = run("server", "--ingress-port", ports[0], "--admin-port", ports[1])
         server.wait_for(r"data ")
 
-        listing = subprocess.run(["ps", "-A", "-o", "pid=,comm="], capture_output=True, text=True, check=True).stdout
+        listing = subprocess.run(
+            ["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True
+        ).stdout
         below = children(server.process.pid)
-        servers = {int(row.split()[0]) for row in listing.splitlines() if row.endswith("restate-server")}
+        servers = {int(row.split()[0]) for row in listing.splitlines() if "--no-logo" in row}
         [pid] = servers & below
         os.kill(pid, signal.SIGKILL)
 

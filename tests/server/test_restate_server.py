@@ -217,8 +217,8 @@ class TestFailedStart:
             _ = server.base_dir
 
     def test_a_data_folder_in_use_is_an_error(self, normal_server: RestateServer) -> None:
-        """The server's own message is shown."""
-        with pytest.raises(ServerError, match=r"(?is)instead of starting.*lock"):
+        """The folder is named, and the server that uses it goes on."""
+        with pytest.raises(ServerError, match=f"the data folder {normal_server.base_dir} is in use by another server"):
             RestateServer(base_dir=normal_server.base_dir).start()
 
         assert normal_server.running
@@ -234,14 +234,14 @@ class TestFailedStart:
 
     def test_a_chosen_port_that_is_taken_is_an_error(self, taken: int) -> None:
         """No other is used in its place."""
-        with pytest.raises(ServerError, match=f"(?s)instead of starting.*{taken}.*Address in use"):
+        with pytest.raises(ServerError, match=f"instead of starting. Port {taken} of 127.0.0.1 is taken"):
             RestateServer(ingress_port=taken).start()
 
     def test_a_stranger_on_the_port_is_not_taken_for_the_server(self, normal_server: RestateServer) -> None:
         """Another healthy server does not make this one ready."""
         port = httpx.URL(normal_server.admin_url).port
 
-        with pytest.raises(ServerError, match="Address in use"):
+        with pytest.raises(ServerError, match=f"Port {port} of 127.0.0.1 is taken"):
             RestateServer(admin_port=port).start()
 
     def test_a_free_port_that_is_taken_meanwhile_is_replaced(self, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
