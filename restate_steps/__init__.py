@@ -14,8 +14,10 @@ from .errors import (
     StepResultError,
     StepsError,
     StepTimeoutError,
+    ValueEncodeError,
 )
 from .options import RetryPolicy
+from .serde import TypedSerde, describe, serde, typed_handler
 from .step import DurableStep, durable_step, run_step
 
 __version__ = "0.1.0"
@@ -41,13 +43,18 @@ __all__ = [
     "StepsError",
     "Task",
     "TaskGroup",
+    "TypedSerde",
+    "ValueEncodeError",
     "as_completed",
+    "describe",
     "durable_step",
     "gather",
     "map",
     "race",
     "restate_context",
     "run_step",
+    "serde",
     "step_info",
+    "typed_handler",
     "wait_for",
 ]

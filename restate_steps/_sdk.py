@@ -38,7 +38,6 @@ from restate.exceptions import SdkInternalException, SuspendedException
 from restate.extensions import current_context
 from restate.server_context import ServerDurableFuture, ServerInvocationContext
 from restate.vm import (
-    AllCompletedUnresolvedFuture,
     FirstCompletedUnresolvedFuture,
     SingleUnresolvedFuture,
     UnresolvedFuture,
@@ -53,13 +52,18 @@ __all__ = [
     "ServerInvocationContext",
     "ambient_context",
     "check_supported",
+    "fail_attempt",
     "forget_task",
     "frames_of",
     "guard_commands",
     "invocation_id",
+    "keep_state",
     "map_failure",
+    "running_body",
+    "state_of",
     "uses_explicit_recovery",
     "waiting_on",
+    "watch_bodies",
 ]
 
 logger = logging.getLogger("restate_steps")
@@ -68,6 +72,7 @@ logger = logging.getLogger("restate_steps")
 _native: Any = importlib.import_module("restate._internal")
 
 _FUNNEL: Final = "create_poll_or_cancel_coroutine"
+_STATE: Final = "restate_steps"
 
 
 def ambient_context() -> ServerInvocationContext | None:
@@ -162,6 +167,62 @@ def guard_commands(context: ServerInvocationContext, check: Callable[[str], None
         if type(thing) is plain:
             thing.__class__ = guard
             cast(Any, thing)._check = check
+
+
+def fail_attempt(context: ServerInvocationContext, error: BaseException) -> None:
+    """Make the attempt fail with a retryable error, whatever the handler does from now on.
+
+    The VM takes no output after that. So a handler that catches the error cannot end with an answer that rests on it.
+    """
+    context.vm.notify_error(f"{type(error).__name__}: {error}", "")
+
+
+def state_of(context: ServerInvocationContext) -> Any:
+    """Return what :func:`keep_state` has kept, or None."""
+    return vars(context).get(_STATE)
+
+
+def keep_state(context: ServerInvocationContext, state: Any) -> None:
+    """Keep this package's state of the invocation; its ``__close__`` is called when the handler has ended.
+
+    It hangs on the context itself: the SDK's extension data is gone when the handler's context managers exit, and a
+    state made anew would give their steps the idempotency keys of the handler's first ones.
+    """
+    vars(context)[_STATE] = state
+    context.extension_data[_STATE] = state
+
+
+class _Bodies(dict[int, Callable[[], Awaitable[None]]]):
+    """The SDK's bodies that are to run, each told where it runs before it does."""
+
+    def __init__(self, bodies: dict[int, Callable[[], Awaitable[None]]], enter: Callable[[int], None]) -> None:
+        super().__init__()
+        self._enter = enter
+        for handle, body in bodies.items():
+            self[handle] = body
+
+    def __setitem__(self, handle: int, body: Callable[[], Awaitable[None]]) -> None:
+        async def run() -> None:
+            self._enter(handle)
+            await body()
+
+        super().__setitem__(handle, run)
+
+
+def watch_bodies(context: ServerInvocationContext, enter: Callable[[int], None]) -> None:
+    """Call ``enter(handle)`` in each body of ``ctx.run``, before the body itself, in the body's own context."""
+    context.run_coros_to_execute = _Bodies(context.run_coros_to_execute, enter)
+
+
+def running_body() -> int | None:
+    """Return the handle of the ``ctx.run`` in whose body the caller runs, if the SDK started that body itself."""
+    task = asyncio.current_task()
+    coro: Any = task.get_coro() if task is not None else None
+    if getattr(coro, "__qualname__", None) != f"ServerInvocationContext.{_FUNNEL}.<locals>.wrapper":
+        return None
+    start: Any = coro.cr_frame.f_locals.get("f")
+    names: tuple[str, ...] = start.__code__.co_freevars
+    return cast(int, start.__closure__[names.index("handle")].cell_contents)
 
 
 # --- futures ----------------------------------------------------------------------------------------------------
@@ -260,6 +321,9 @@ class SdkPort:
         self._vm: Any = cast(Any, context.vm).vm
         self._leaves: dict[Leaf, Any] = {}
         self._by_handle: dict[int, Leaf] = {}
+        # What is left to wait for of each leaf that combines several futures. A future that has completed must be
+        # taken out while it can be seen: to the VM, one whose value was taken by another branch is not completed.
+        self._composites: dict[Leaf, UnresolvedFuture] = {}
         self._sending = asyncio.Lock()
 
     def install(self, funnel: Callable[[UnresolvedFuture], Coroutine[Any, Any, None]]) -> None:
@@ -273,24 +337,32 @@ class SdkPort:
     def add(self, leaf: Leaf) -> None:
         """Poll for ``leaf`` from now on."""
         self._leaves[leaf] = _convert(leaf.source)
+        if not isinstance(leaf.source, SingleUnresolvedFuture):
+            self._composites[leaf] = leaf.source
         for handle in _handles(leaf.source):
-            self._by_handle[handle] = leaf
+            self._by_handle.setdefault(handle, leaf)
 
     def discard(self, leaf: Leaf) -> None:
         """Poll no longer for ``leaf``."""
-        if self._leaves.pop(leaf, None) is not None:
-            for handle in _handles(leaf.source):
-                if self._by_handle.get(handle) is leaf:
-                    del self._by_handle[handle]
+        if self._leaves.pop(leaf, None) is None:
+            return
+        for handle in _handles(leaf.source):
+            if self._by_handle.get(handle) is leaf:
+                del self._by_handle[handle]
+        if self._composites:
+            self._composites.pop(leaf, None)
+            for other in self._leaves:
+                for handle in _handles(other.source):
+                    self._by_handle.setdefault(handle, other)
 
-    async def poll(self) -> Leaf | None:
-        """Wait until one of the added leaves is done.
+    async def poll(self) -> list[Leaf] | None:
+        """Wait until some of the added leaves are done.
 
-        The VM goes through what the server sent in journal order, and stops at the first completion that is waited
-        for. If that completes several leaves, as many calls return them, in the order in which they were added.
+        The VM goes through what the server sent in journal order, and stops at the first completion that is waited for.
 
         Returns:
-            The leaf, or None when the invocation was cancelled.
+            The leaves that this completion ends (more than one if they share a future), in the order in which they
+            were added; None when the invocation was cancelled.
 
         Raises:
             SuspendedException: The server asked the attempt to end; it will be resumed.
@@ -307,7 +379,11 @@ class SdkPort:
                 logger.warning("the attempt failed, Restate will retry it: %s", error)
                 raise SdkInternalException from error
             if isinstance(progress, _native.PyDoProgressAnyCompleted):
-                return self._first_done()
+                if done := self._done():
+                    return done
+                # One of several futures that a leaf waits for together: it needs the rest.
+                awaited = _native.PyUnresolvedFuture.first_completed(list(self._leaves.values()))
+                continue
             if isinstance(progress, _native.PySuspended):
                 raise SuspendedException
             if isinstance(progress, _native.PyDoProgressCancelSignalReceived):
@@ -326,23 +402,34 @@ class SdkPort:
             if not chunk.get("more_body", False):
                 vm.notify_input_closed()
 
-    def _first_done(self) -> Leaf:
-        # Completions mostly come in the order of their commands, so the search mostly ends at once.
+    def _done(self) -> list[Leaf]:
         is_completed = self._vm.is_completed
-        for leaf in self._leaves:
-            source = leaf.source
-            if isinstance(source, SingleUnresolvedFuture):
-                if is_completed(source.handle):
-                    return leaf
-            elif self._is_done(source):
-                return leaf
-        raise AssertionError("the VM reported a completion, but none of the awaited futures is completed")
+        if not self._composites:
+            # Completions mostly come in the order of their commands, so the search mostly ends at once.
+            for leaf, handle in ((leaf, cast(SingleUnresolvedFuture, leaf.source).handle) for leaf in self._leaves):
+                if is_completed(handle):
+                    return [leaf]
+            raise AssertionError("the VM reported a completion, but none of the awaited futures is completed")
+        done: list[Leaf] = []
+        for leaf in list(self._leaves):
+            source = self._composites.get(leaf, leaf.source)
+            rest = self._rest(source)
+            if rest is None:
+                done.append(leaf)
+            elif rest != source:
+                self._composites[leaf] = rest
+                self._leaves[leaf] = _convert(rest)
+        return done
 
-    def _is_done(self, source: UnresolvedFuture) -> bool:
+    def _rest(self, source: UnresolvedFuture) -> UnresolvedFuture | None:
+        """Return what is left to wait for of ``source``; None if it is done."""
         if isinstance(source, SingleUnresolvedFuture):
-            return bool(self._vm.is_completed(source.handle))
-        combine = all if isinstance(source, AllCompletedUnresolvedFuture) else any
-        return combine(self._is_done(child) for child in source.children)
+            return None if self._vm.is_completed(source.handle) else source
+        rests = [self._rest(child) for child in source.children]
+        left = [rest for rest in rests if rest is not None]
+        if not left or (isinstance(source, FirstCompletedUnresolvedFuture) and len(left) < len(rests)):
+            return None
+        return type(source)(left)
 
     async def flush(self) -> None:
         """Send the VM's output to the server, in the order in which the VM produced it."""
@@ -350,8 +437,8 @@ class SdkPort:
             await self._context.take_and_send_output()  # type: ignore[no-untyped-call]
 
     def fail(self, error: BaseException) -> None:
-        """End the attempt with a retryable error, when the handler cannot raise it itself."""
-        self._context.vm.notify_error(str(error), "")
+        """See :func:`fail_attempt`."""
+        fail_attempt(self._context, error)
 
     def _start_siblings(self) -> None:
         # The VM asks for one body per call, and a call costs time in proportion to what it is given. It has just

@@ -6,20 +6,21 @@ are concerned: the body is one journal entry, and nothing in it may add another.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
+import sys
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, cast
 
 from . import _sdk
-from .errors import ConcurrencyError, ContextInStepError
+from .errors import ConcurrencyError, ContextInStepError, StepsError
 
 if TYPE_CHECKING:
     from .concurrency._scheduler import Scheduler
     from .concurrency._strand import Strand
 
 __all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_info"]
-
-_KEY: Final = "restate_steps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +77,13 @@ class Invocation:
         self.context = context
         self.id = _sdk.invocation_id(context)
         self.awaiting: str | None = None
+        self._thread = threading.get_ident()
         self._scheduler: Scheduler | None = None
-        self._misuse: ConcurrencyError | None = None
+        self._failed: StepsError | None = None
         self._steps: dict[tuple[int, ...], int] = {}
         self._names: dict[str, tuple[int, ...]] = {}
         _sdk.guard_commands(context, self._check)
+        _sdk.watch_bodies(context, self.enter_body)
         if _sdk.uses_explicit_recovery(context):
             raise ConcurrencyError(
                 "the handler uses the SDK's preview feature explicit_recovery, which runs every step again on every "
@@ -91,10 +94,22 @@ class Invocation:
         """Refuse a command that could not be replayed; called before each one."""
         if (step := running_step.get()) is not None:
             raise ContextInStepError(f"the Restate context ({operation})", step.name)
-        if self._misuse is not None:
-            raise self._misuse
+        if self._failed is not None:
+            raise self._failed
+        if threading.get_ident() != self._thread:
+            error = ConcurrencyError(
+                f"the Restate context ({operation}) was used in another thread than the handler's, where its place in "
+                "the journal would depend on timing. Use it in the handler, and do in the thread what belongs into a "
+                "step."
+            )
+            self.fail(error)
+            raise error
         if self._scheduler is not None:
-            self._scheduler.check(operation)
+            self._scheduler.command(operation)
+
+    def enter_body(self, handle: int) -> None:
+        """Mark the code that follows as the body of a ``ctx.run``; a step's body goes on to say which step it is."""
+        running_step.set(StepInfo("ctx.run", self.id, f"{self.id}/run{handle}"))
 
     def scheduler(self) -> Scheduler:
         """Return what orders this invocation's branches, made on first use."""
@@ -104,7 +119,9 @@ class Invocation:
             _sdk.check_supported()
             self._scheduler = Scheduler(_sdk.SdkPort(self.context))
         if self.awaiting is not None and not self._scheduler.active:
-            raise plain_concurrency(self.awaiting)
+            error = plain_concurrency(self.awaiting)
+            self.fail(error)
+            raise error
         return self._scheduler
 
     @property
@@ -135,14 +152,28 @@ class Invocation:
         key = f"{self.id}/{place}:{number}" if path else f"{self.id}/{number}"
         return StepInfo(name, self.id, key)
 
-    def misused(self, error: ConcurrencyError) -> None:
-        """Refuse every further command of this attempt."""
-        self._misuse = error
+    def fail(self, error: StepsError) -> None:
+        """Make the attempt fail with a retryable error, and refuse every further command of it.
+
+        Code that catches the error cannot make an answer of it.
+        """
+        if self._failed is None:
+            self._failed = error
+            _sdk.fail_attempt(self.context, error)
 
     def __close__(self) -> None:
         """Called by the SDK when the handler has ended: whatever branches are left end too."""
+        task = asyncio.current_task()
+        if isinstance(sys.exc_info()[1], asyncio.CancelledError) and task is not None and not task.cancelling():
+            self.fail(
+                ConcurrencyError(
+                    "the handler ended with asyncio.CancelledError although nobody cancelled it. A branch or task was "
+                    "cancelled, and awaiting it raises that error: catch it, or ask task.cancelled() first."
+                )
+            )
         if self._scheduler is not None:
-            self._scheduler.handler_ended()
+            # Context managers of the handler exit after this, and may have steps of their own.
+            self._scheduler = self._scheduler.succeed()
 
 
 def plain_concurrency(step: str) -> ConcurrencyError:
@@ -161,10 +192,14 @@ def current_invocation() -> Invocation | None:
     context = _sdk.ambient_context()
     if context is None:
         return None
-    invocation: Invocation | None = context.extension_data.get(_KEY)
-    if invocation is None:
-        invocation = context.extension_data[_KEY] = Invocation(context)
-    return invocation
+    if (invocation := _sdk.state_of(context)) is None:
+        invocation = Invocation(context)
+        _sdk.keep_state(context, invocation)
+        if (handle := _sdk.running_body()) is not None:
+            # The first step of the invocation is called in the body of a ctx.run, which could not be marked before.
+            invocation.enter_body(handle)
+            return None
+    return cast(Invocation, invocation)
 
 
 def restate_context() -> Any:

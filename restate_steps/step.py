@@ -30,12 +30,13 @@ from typing import (
     overload,
 )
 
-from restate import RestateDurableFuture, RunOptions, TerminalError
+from restate import RestateDurableFuture, RunOptions, SdkInternalBaseException, TerminalError
 from restate.exceptions import RetryableError
 from restate.serde import Serde
 
 from ._sdk import map_failure
 from .codec import PLAIN_JSON, Codec, is_plain, verify
+from .codec import type_name as type_name_of
 from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step
 from .errors import (
     ConcurrencyError,
@@ -107,13 +108,15 @@ class DurableStep(Generic[P, T]):
         if invocation.branching:
             return await self._begin(invocation, args, kwargs)
         if invocation.awaiting is not None:
-            raise plain_concurrency(invocation.awaiting)
+            error = plain_concurrency(invocation.awaiting)
+            invocation.fail(error)
+            raise error
         future = self._begin(invocation, args, kwargs)
         invocation.awaiting = self._default_name
         try:
             return await future
         except asyncio.CancelledError:
-            invocation.misused(_cancelled_locally(self._default_name))
+            invocation.fail(_cancelled_locally(self._default_name))
             raise
         finally:
             invocation.awaiting = None
@@ -263,6 +266,11 @@ class DurableStep(Generic[P, T]):
             if options.should_retry(error):
                 raise
             raise TerminalError(f"{type(error).__name__}: {error}") from error
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit, SdkInternalBaseException):
+            raise
+        except BaseException as error:
+            # The SDK knows exceptions only, and would wait for this step for ever.
+            raise RuntimeError(f"the body of step {info.name!r} raised {error!r}, which is no Exception") from error
         return self._encode(info, value)
 
     async def _attempt(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -313,8 +321,16 @@ class DurableStep(Generic[P, T]):
         try:
             return cast(T, self._options.codec.load(self._result_type(), data))
         except DecodeError as error:
-            where = f"the journaled result of step {self._default_name!r}"
-            raise DecodeError(error.type_name, error.reason, where=where) from error
+            raise self._undecodable(error.type_name, error.reason) from error
+        except Exception as error:
+            raise self._undecodable(type_name_of(self._result_type()), f"its codec failed: {error!r}") from error
+
+    def _undecodable(self, type_name: str, reason: str) -> DecodeError:
+        error = DecodeError(type_name, reason, where=f"the journaled result of step {self._default_name!r}")
+        # Whatever the handler does about it: a redeploy is to mend this, so the invocation must not end with it.
+        if (invocation := current_invocation()) is not None:
+            invocation.fail(error)
+        return error
 
     def _declared_failure(self, failure: TerminalError) -> Exception:
         return decode_failure(self._default_name, failure, self._options.raises)

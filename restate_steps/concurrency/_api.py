@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -57,7 +58,8 @@ def _coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
 
 def _start(awaitables: Iterable[Awaitable[Any]], *, fail_fast: bool) -> Scope:
     """Open a scope with a task for each awaitable; if that is refused, close what was given, or Python complains."""
-    given = list(awaitables)
+    # As in asyncio, an awaitable that is given twice is run once.
+    given = list({id(awaitable): awaitable for awaitable in awaitables}.values())
     started = 0
     try:
         coros = [_coroutine(awaitable) for awaitable in given]
@@ -151,17 +153,19 @@ async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -
         ```
     """
     scope = _start(awaitables, fail_fast=not return_exceptions)
+    tasks = dict(zip(dict.fromkeys(id(awaitable) for awaitable in awaitables), scope.tasks, strict=True))
     try:
         await scope.until(lambda: scope.live == 0 or (scope.fail_fast and scope.failure is not None))
     except BaseException:
         await scope.abort()
         raise
     if return_exceptions:
-        return [_outcome(task) for task in scope.tasks]
+        scope.raise_if_cancelled()
+        return [_outcome(tasks[id(awaitable)]) for awaitable in awaitables]
     if scope.failure is not None:
         await scope.abort()
         _raise_failure(scope)
-    return [task.result() for task in scope.tasks]
+    return [tasks[id(awaitable)].result() for awaitable in awaitables]
 
 
 def _outcome(task: Task[Any]) -> Any:
@@ -231,43 +235,54 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -
             await remind()
         ```
     """
-    if timeout is None:
+    if timeout is None or timeout == math.inf:
         return await awaitable
-    delay = _delay(timeout)
-    timer = _Timer(delay)
+    timer = _Timer(timeout)
     # The timer comes first: if the awaitable never waits for anything, the journal is the same all the same.
     scope = _start((timer.run(), awaitable), fail_fast=False)
     work = scope.tasks[1]
     try:
-        await scope.until(lambda: work.done() or timer.expired)
-        in_time = work.done() and not (timer.expired and scope.finished[0] is not work)
+        await scope.until(lambda: work.done() or timer.ended)
+        if timer.error is not None and scope.is_cleaning_up(work):
+            await scope.until(work.done)
+        late = timer.ended
     finally:
         await scope.abort()
-    scope.raise_if_cancelled()
-    if in_time or not (work.cancelled() or work.exception() is None):
+    if not work.cancelled():
+        # In time, or while it was being cancelled: what it did is done, and the caller is to know.
         return cast(T, work.result())
-    raise TimeoutError(f"not finished within {delay.total_seconds():g} s")
-
-
-def _delay(timeout: float | timedelta) -> timedelta:
-    return max(timeout if isinstance(timeout, timedelta) else timedelta(seconds=timeout), timedelta(0))
+    if timer.error is not None:
+        raise timer.error
+    if late:
+        raise TimeoutError(f"not finished within {timer.seconds:g} s")
+    return cast(T, work.result())
 
 
 class _Timer:
-    """A durable timer in a handler, a plain one elsewhere."""
+    """A durable timer in a handler, a plain one elsewhere.
 
-    def __init__(self, delay: timedelta) -> None:
-        self._delay = delay
-        self.expired = False
+    Attributes:
+        seconds: How long it runs.
+        ended: Whether the time is up, or the timer was told that the invocation is cancelled.
+        error: What told it.
+    """
+
+    def __init__(self, timeout: float | timedelta) -> None:
+        self.seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+        self.ended = False
+        self.error: TerminalError | None = None
 
     async def run(self) -> None:
+        delay = timedelta(seconds=max(self.seconds, 0.0))
         context = ambient_context() if current_invocation() is not None else None
         try:
-            await (asyncio.sleep(self._delay.total_seconds()) if context is None else context.sleep(self._delay))
-        except TerminalError:
-            # The invocation was cancelled. Whatever is timed hears of it too, and may have to clean up: no time-out.
-            return
-        self.expired = True
+            await (asyncio.sleep(delay.total_seconds()) if context is None else context.sleep(delay))
+        except TerminalError as error:
+            # Whatever is timed may hear of it too, and clean up; its caller decides.
+            self.error = error
+            raise
+        finally:
+            self.ended = True
 
 
 class TaskGroup:
@@ -308,7 +323,7 @@ class TaskGroup:
         Raises:
             RuntimeError: The group has not been entered, or is ending.
         """
-        if self._scope is None or self._closed or self._scope.failure is not None:
+        if self._scope is None or self._closed or self._scope.closing:
             coro.close()
             state = "has not been entered" if self._scope is None else "is ending"
             raise RuntimeError(f"this TaskGroup {state}, so it takes no new task.")
@@ -324,7 +339,7 @@ class TaskGroup:
         try:
             await scope.join()
         except asyncio.CancelledError:
-            if error is None and scope.failure is None:
+            if scope.over is not None or (error is None and scope.failure is None):
                 raise
         finally:
             self._closed = True
@@ -343,7 +358,7 @@ class AsCompleted(Generic[T]):
 
     def __init__(self, awaitables: Iterable[Awaitable[T]], timeout: float | timedelta | None) -> None:
         self._taken = 0
-        self._timer = None if timeout is None else _Timer(_delay(timeout))
+        self._timer = None if timeout is None or timeout == math.inf else _Timer(timeout)
         given = list(awaitables)
         self._count = len(given)
         self._scope = _start([*given, self._timer.run()] if self._timer is not None else given, fail_fast=False)
@@ -359,11 +374,11 @@ class AsCompleted(Generic[T]):
         index = self._taken
         self._taken += 1
         timer = self._timer
-        await self._scope.until(lambda: len(self._ended()) > index or (timer is not None and timer.expired))
+        await self._scope.until(lambda: len(self._ended()) > index or (timer is not None and timer.ended))
         ended = self._ended()
         if index >= len(ended):
-            self._scope.cancel()
-            raise TimeoutError("as_completed: the time is up")
+            await self._scope.abort()
+            raise (timer and timer.error) or TimeoutError("as_completed: the time is up")
         if timer is not None and len(ended) == self._count:
             self._scope.tasks[-1].cancel()
         return ended[index]

@@ -29,6 +29,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol
@@ -116,6 +117,20 @@ class Scheduler:
             self._watch_main()
         return branch
 
+    def command(self, operation: str) -> None:
+        """Check a command that is about to enter the journal.
+
+        Raises:
+            ConcurrencyError: See :meth:`check`.
+        """
+        self.check(operation)
+        strand = self.holder
+        if strand is not None and strand.cleaning_up and sys.exc_info()[1] is None:
+            # It has left the except and finally blocks in which it handled the cancellation of the invocation.
+            strand.cleaning_up = False
+            if strand.deferred is not None:
+                strand.interruption, strand.deferred = strand.deferred, None
+
     def check(self, operation: str) -> None:
         """Refuse what is not the holder's doing (B1, B6).
 
@@ -124,6 +139,9 @@ class Scheduler:
         """
         if self.closed is not None:
             raise self.closed
+        if (stale := current_strand.get()) is not None and stale.scheduler.closed is not None:
+            # A branch that the handler left running; see succeed().
+            raise stale.scheduler.closed
         if self.active and self.holder is not (strand := self.current()):
             self.refuse(
                 f"{operation} was called by a task that runs beside {strand} while that waits for something else, so "
@@ -159,6 +177,9 @@ class Scheduler:
         if wait.task is not None:
             self._tasks[wait.task] = wait
         try:
+            if isinstance(strand, Branch) and wait.task is not None and strand.future is not task:
+                # With asyncio.eager_task_factory the SDK's task runs before the branch has come to wait for it.
+                await asyncio.sleep(0)
             if not (isinstance(strand, Branch) and strand.state is State.READY and strand.future is task):
                 self.check("awaiting a durable future")
                 self._register(wait)
@@ -177,7 +198,7 @@ class Scheduler:
     async def wait_for_strands(self, register: Callable[[Callable[[], None]], None]) -> None:
         """Wait until another strand calls what is handed to ``register``."""
         strand = self.current()
-        self.check("waiting for a branch")
+        self.command("waiting for a branch")
         wait = Wait(None, None)
 
         def wake() -> None:
@@ -202,7 +223,10 @@ class Scheduler:
     def _classify(self, strand: Strand, future: asyncio.Future[Any]) -> None:
         if (wait := self._tasks.get(future)) is not None:
             # A durable future that another strand awaits already, or did until it was cancelled.
-            if not wait.complete:
+            if wait.complete:
+                # Its first waiter has not had its turn yet; this one need not wait for that.
+                wait.settle()
+            else:
                 self._register(wait)
                 self._park(strand, wait)
         elif waits_for_another_strand(strand.chain()):
@@ -214,6 +238,10 @@ class Scheduler:
         strand.state = State.PARKED
         strand.wait = wait
         wait.strands.append(strand)
+        if strand.interruption is not None and not (strand is self.main and wait.shared):
+            error = strand.take_interruption()
+            assert error is not None
+            self.interrupt(strand, error)
         self._release()
 
     def interrupt(self, strand: Strand, error: BaseException) -> None:
@@ -223,6 +251,10 @@ class Scheduler:
         strand.interruption = error
         if strand.state is State.PARKED:
             wait = strand.wait
+            if strand is self.main and wait is not None and wait.shared:
+                # The SDK's task that main waits for serves others too, and asyncio would cancel it for all of them.
+                # Main is interrupted at its next wait instead.
+                return
             if wait is not None and wait.source is not None:
                 wait.strands.remove(strand)
                 if not wait.strands:
@@ -230,7 +262,8 @@ class Scheduler:
             self._make_ready(strand)
 
     def accept_cancellation(self, strand: Strand) -> None:
-        """Forget a cancellation that went through an asyncio task and has been received."""
+        """Forget a cancellation that has been received."""
+        strand.interruption = None
         if strand is self.main and self.main.task_cancelled and self.main.task is not None:
             self.main.task_cancelled = False
             self.main.task.uncancel()
@@ -282,7 +315,8 @@ class Scheduler:
 
     def _resume_main(self, wait: Wait) -> None:
         """Wake the handler's own coroutine, which asyncio drives: through the future it waits for."""
-        main, error = self.main, self.main.take_interruption()
+        main = self.main
+        error = None if wait.shared else main.take_interruption()
         if main.primitive is not None:
             # It wakes by itself when the primitive is set; only a cancellation has to be passed on.
             main.primitive = None
@@ -356,16 +390,18 @@ class Scheduler:
 
     def _start_pump(self) -> None:
         if self._pump_task is None:
-            self._pump_task = asyncio.create_task(self._pump(), context=contextvars.Context())
+            self._pump_task = asyncio.Task(self._pump(), context=contextvars.Context())
         elif self._work is not None and not self._work.done():
             self._work.set_result(None)
 
     async def _pump(self) -> None:
         try:
             while self.closed is None:
-                wait: Wait | None = await self._port.poll()
-                if wait is not None:
-                    self._complete(wait, None)
+                done: list[Wait] | None = await self._port.poll()
+                if done is not None:
+                    # All of them before anyone goes on: who goes first takes the value, and it is not seen any more.
+                    for wait in done:
+                        self._complete(wait, None)
                 else:
                     # Restate tells it once per invocation. Every durable wait hears of it, in the order of waiting.
                     for wait in list(self._waits):
@@ -384,14 +420,29 @@ class Scheduler:
         self._unregister(wait)
         # Main first: once the SDK's task for this future ends, asyncio wakes main by itself.
         for strand in sorted(wait.strands, key=lambda strand: strand is not self.main):
-            strand.told_cancelled |= error is not None
+            if error is not None:
+                self._tell_cancelled(strand)
             self._make_ready(strand)
+
+    def _tell_cancelled(self, strand: Strand) -> None:
+        # Those above it as well: they hear of it through this branch, and must not be cancelled before they do.
+        while not strand.told_cancelled or not strand.cleaning_up:
+            strand.told_cancelled = strand.cleaning_up = True
+            if not isinstance(strand, Branch):
+                break
+            strand = strand.parent
 
     # --- endings ------------------------------------------------------------------------------------------------
 
     def refuse(self, reason: str) -> None:
-        """Close because going on could not be replayed (B7)."""
-        self.close(ConcurrencyError(reason))
+        """Close because going on could not be replayed (B7).
+
+        The attempt fails at once, so that code that catches the error cannot make an answer of it.
+        """
+        if self.closed is None:
+            error = ConcurrencyError(reason)
+            self._port.fail(error)
+            self.close(error)
 
     def refuse_cancellation(self, strand: Strand) -> None:
         """Close because something local cancelled a strand at a wait (B7)."""
@@ -407,8 +458,8 @@ class Scheduler:
             return
         waiting = "; ".join(f"{strand} waits{describe(strand.chain())}" for strand in parked[:10])
         self.refuse(
-            f"no branch can go on, because all of them wait for each other: {waiting}. Release the lock, set the "
-            "event or fill the queue before waiting for it."
+            f"no branch can go on, because nobody is left who could end the waiting: {waiting}. Release the lock, set "
+            "the event or fill the queue before waiting for it."
         )
 
     def _watch_stalls(self, since: float = 0.0, holder: Strand | None = None, at: object = None) -> None:
@@ -430,9 +481,22 @@ class Scheduler:
             logger.warning("%s holds up the other branches, waiting%s", holder, describe(holder.chain()))
         self._stall = loop.call_later(STALL_WARNING_SECONDS, self._watch_stalls, since, self.holder, future)
 
-    def handler_ended(self) -> None:
-        """End what the handler left running."""
+    def cancel_when_cleaned_up(self, branch: Branch) -> None:
+        """Cancel a branch, but let it finish what it does about the cancellation of the invocation."""
+        error = asyncio.CancelledError()
+        if branch.cleaning_up and branch.state is not State.DONE:
+            branch.deferred = error
+        else:
+            self.interrupt(branch, error)
+
+    def succeed(self) -> Scheduler:
+        """End what the handler left running, and return what orders the branches opened from now on."""
+        if not self._branches:
+            return self
         self.close(asyncio.CancelledError("the handler has ended"))
+        successor = Scheduler(self._port)
+        successor.main.opened = self.main.opened
+        return successor
 
     def close(self, error: BaseException) -> None:
         """End every strand with ``error`` (B6)."""
@@ -450,9 +514,7 @@ class Scheduler:
             if wait is not parked_at:
                 wait.future.cancel()
         if main.primitive is not None and main.task is not None:
-            # Event.wait and the like can only be left by cancellation, which the SDK takes for the end of the
-            # attempt and says nothing about; so the reason is told here.
-            self._port.fail(error)
+            # Event.wait and the like can only be left by cancellation.
             main.task.cancel()
         elif parked_at is not None:
             parked_at.settle(error)

@@ -106,12 +106,21 @@ class Scope(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def over(self) -> bool:
-        """Whether the attempt has ended, so that there is nothing to wait for."""
+    def over(self) -> BaseException | None:
+        """What ended the attempt, so that there is nothing to wait for any more; None while it goes on."""
+
+    @abc.abstractmethod
+    def is_cleaning_up(self, task: Task[Any]) -> bool:
+        """Whether a task has been told that the invocation is cancelled, and still handles it."""
 
     @abc.abstractmethod
     def accept_interruption(self) -> None:
         """Take note that the opener has received its cancellation, so that it is not taken for another's."""
+
+    @property
+    def closing(self) -> bool:
+        """Whether its tasks are being cancelled, so that it takes no new one."""
+        return self._cancelled
 
     def cancel(self) -> None:
         """Cancel every task that has not ended, once: what cleans up already is left to it."""
@@ -135,14 +144,20 @@ class Scope(abc.ABC):
                 self._condition = self._wake = None
 
     async def join(self) -> None:
-        """Wait until every task has ended; if interrupted meanwhile, cancel them and still wait."""
+        """Wait until every task has ended; if interrupted meanwhile, cancel them and still wait.
+
+        Raises:
+            BaseException: What ended the attempt, if it did.
+        """
         interruption: BaseException | None = None
-        while self.live and not self.over:
+        while self.live and self.over is None:
             try:
                 await self.until(lambda: self.live == 0)
             except asyncio.CancelledError as error:
                 interruption = interruption or error
                 self.cancel()
+        if self.over is not None:
+            raise self.over
         if interruption is not None:
             raise interruption
 
@@ -171,7 +186,7 @@ class Scope(abc.ABC):
                 self.failure = error
                 if self.fail_fast:
                     self.cancel()
-                if self.interrupts and self._condition is None and not self.over:
+                if self.interrupts and self._condition is None and self.over is None:
                     self.interrupted = True
                     self._interrupt_opener()
             else:
@@ -242,8 +257,11 @@ class DurableScope(Scope):
         self._opener: Strand = scheduler.current()
 
     @property
-    def over(self) -> bool:
-        return self._scheduler.closed is not None
+    def over(self) -> BaseException | None:
+        return self._scheduler.closed
+
+    def is_cleaning_up(self, task: Task[Any]) -> bool:
+        return isinstance(task, _BranchTask) and not task.done() and task.branch.cleaning_up
 
     def spawn(self, coro: Coroutine[Any, Any, T], name: str | None = None) -> Task[T]:
         task: _BranchTask[T] = _BranchTask(self._scheduler)
@@ -264,9 +282,8 @@ class DurableScope(Scope):
         await self._scheduler.wait_for_strands(register)
 
     def _cancel_task(self, task: Task[Any]) -> None:
-        # A branch that has been told that the invocation is cancelled is cleaning up: it is not to be told twice.
-        if isinstance(task, _BranchTask) and not task.branch.told_cancelled:
-            task.cancel()
+        if isinstance(task, _BranchTask):
+            self._scheduler.cancel_when_cleaned_up(task.branch)
 
     def _interrupt_opener(self) -> None:
         self._scheduler.interrupt(self._opener, asyncio.CancelledError())
@@ -312,7 +329,10 @@ class LocalScope(Scope):
         self._opener = asyncio.current_task()
 
     @property
-    def over(self) -> bool:
+    def over(self) -> BaseException | None:
+        return None
+
+    def is_cleaning_up(self, task: Task[Any]) -> bool:
         return False
 
     def spawn(self, coro: Coroutine[Any, Any, T], name: str | None = None) -> Task[T]:

@@ -61,6 +61,11 @@ class Wait:
         self.complete = False
         self.error: BaseException | None = None
 
+    @property
+    def shared(self) -> bool:
+        """Whether several strands wait here for one durable future."""
+        return self.source is not None and len(self.strands) > 1
+
     def settle(self, error: BaseException | None = None) -> None:
         """Let the waiting code go on."""
         if self.future.done():
@@ -85,7 +90,9 @@ class Strand:
         wait: What it is parked at.
         primitive: The future of an asyncio primitive it is parked at.
         interruption: The exception it receives when its turn comes.
-        told_cancelled: Whether it has received the cancellation of the invocation.
+        told_cancelled: Whether it, or a branch below it, has been told that the invocation is cancelled.
+        cleaning_up: Whether it still handles that; cancelling it for another reason has to wait.
+        deferred: The cancellation that waits for that.
     """
 
     def __init__(self, scheduler: Scheduler, path: tuple[int, ...]) -> None:
@@ -97,6 +104,8 @@ class Strand:
         self.primitive: asyncio.Future[Any] | None = None
         self.interruption: BaseException | None = None
         self.told_cancelled = False
+        self.cleaning_up = False
+        self.deferred: BaseException | None = None
         self.opened = 0
 
     def take_interruption(self) -> BaseException | None:
@@ -148,8 +157,9 @@ class Branch(Strand):
     ) -> None:
         super().__init__(scheduler, (*parent.path, parent.opened))
         parent.opened += 1
+        self.parent = parent
         self.coro = coro
-        self.name = name or f"{getattr(coro, '__name__', 'branch')}[{'.'.join(map(str, self.path))}]"
+        self.name = name or f"{_name_of(coro)}[{'.'.join(map(str, self.path))}]"
         self.on_done = on_done
         self.context = context
         self.result: Any = None
@@ -173,8 +183,8 @@ class Branch(Strand):
         """Go on: the baton is here. ``wait`` is where the branch was parked."""
         self._left = wait
         if self.task is None:
-            run = self._run()
-            self.task = asyncio.get_running_loop().create_task(run, name=self.name, context=self.context)
+            # Not by create_task: a task factory may start it at once, inside whoever hands over the baton.
+            self.task = asyncio.Task(self._run(), name=self.name, context=self.context)
         else:
             self.poke()
 
@@ -226,7 +236,9 @@ class Branch(Strand):
     def _blocked_on(self, future: asyncio.Future[Any] | None) -> Generator[Any, Any, BaseException | None]:
         """Wait until the coroutine may be resumed; return what to throw into it, if anything."""
         if future is None:
-            # A bare yield, as in asyncio.sleep(0): one turn of the event loop.
+            # A bare yield, as in asyncio.sleep(0): one turn of the event loop. Whom the branch has just woken must
+            # be known before that turn.
+            self.scheduler.blocked(self, None)
             try:
                 yield
             except asyncio.CancelledError as cancelled:
@@ -289,3 +301,12 @@ class Branch(Strand):
         if self.state is State.PARKED and self.interruption is None:
             self.scheduler.woken_from_outside(self)
         self.poke()
+
+
+def _name_of(coro: Any) -> str:
+    """Return a name for a coroutine: that of its function, or of the object (such as a step) that was called."""
+    name: str = getattr(coro, "__name__", "branch")
+    frame = getattr(coro, "cr_frame", None)
+    if name == "__call__" and frame is not None:
+        return str(getattr(frame.f_locals.get("self"), "__name__", name))
+    return name

@@ -66,8 +66,11 @@ def describe(chain: Any) -> str:
         return ""
     own = next((frame for frame in reversed(frames) if not _is_plumbing(frame)), frames[-1])
     where = f"{own.f_code.co_qualname} at {own.f_code.co_filename}:{own.f_lineno}"
-    inner = frames[-1].f_code.co_qualname
-    return f" in {where}" if frames[-1] is own else f" for {inner} in {where}"
+    if frames[-1] is own:
+        return f" in {where}"
+    if frames[-1].f_globals.get("__name__", "").startswith("restate_steps."):
+        return f" for its branches in {where}"
+    return f" for {frames[-1].f_code.co_qualname} in {where}"
 
 
 def _is_plumbing(frame: FrameType) -> bool:
