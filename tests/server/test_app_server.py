@@ -16,6 +16,7 @@ from harness import Env, Harness, eventually
 
 from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, RestateServer, _app, serve_app
+from restate_steps.server._serving import listen
 
 Serve = Callable[..., Env]
 
@@ -129,6 +130,15 @@ def test_an_application_over_http1_refuses_http2(normal_server: RestateServer) -
         pytest.raises(ServerError, match=r"HTTP/1\.1|http1"),
     ):
         normal_server.register(served.url)
+
+
+def test_messages_are_sent_at_once() -> None:
+    """asyncio waits to fill a packet unless a connection names its protocol, and that costs 40 ms a round trip."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        listener.setblocking(True)
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.proto == socket.IPPROTO_TCP
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:
