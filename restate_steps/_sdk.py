@@ -58,6 +58,7 @@ __all__ = [
     "guard_commands",
     "invocation_id",
     "keep_state",
+    "loop_of",
     "map_failure",
     "running_body",
     "state_of",
@@ -87,6 +88,12 @@ def ambient_context() -> ServerInvocationContext | None:
 def invocation_id(context: ServerInvocationContext) -> str:
     """Return the id of the invocation, without building the SDK's ``Request`` object."""
     return context.invocation.invocation_id
+
+
+def loop_of(context: ServerInvocationContext) -> asyncio.AbstractEventLoop:
+    """Return the event loop that the handler runs in."""
+    receiving: asyncio.Task[Any] | None = getattr(context.receive, "_task", None)
+    return receiving.get_loop() if receiving is not None else asyncio.get_running_loop()
 
 
 def uses_explicit_recovery(context: ServerInvocationContext) -> bool:

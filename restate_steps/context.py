@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -77,7 +76,7 @@ class Invocation:
         self.context = context
         self.id = _sdk.invocation_id(context)
         self.awaiting: str | None = None
-        self._thread = threading.get_ident()
+        self._loop = _sdk.loop_of(context)
         self._scheduler: Scheduler | None = None
         self._failed: StepsError | None = None
         self._steps: dict[tuple[int, ...], int] = {}
@@ -96,11 +95,11 @@ class Invocation:
             raise ContextInStepError(f"the Restate context ({operation})", step.name)
         if self._failed is not None:
             raise self._failed
-        if threading.get_ident() != self._thread:
+        if asyncio._get_running_loop() is not self._loop:
             error = ConcurrencyError(
-                f"the Restate context ({operation}) was used in another thread than the handler's, where its place in "
-                "the journal would depend on timing. Use it in the handler, and do in the thread what belongs into a "
-                "step."
+                f"the Restate context ({operation}) was used in another thread or event loop than the handler's, where its "
+                "place in the journal would depend on timing. Use it in the handler, and do in the thread what belongs "
+                "into a step."
             )
             self.fail(error)
             raise error

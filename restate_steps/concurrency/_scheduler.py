@@ -180,11 +180,13 @@ class Scheduler:
             if isinstance(strand, Branch) and wait.task is not None and strand.future is not task:
                 # With asyncio.eager_task_factory the SDK's task runs before the branch has come to wait for it.
                 await asyncio.sleep(0)
-            if not (isinstance(strand, Branch) and strand.state is State.READY and strand.future is task):
+            preempted = isinstance(strand, Branch) and strand.state is State.READY and strand.future is task
+            if strand.wait is not wait and not preempted:
                 self.check("awaiting a durable future")
                 self._register(wait)
                 self._park(strand, wait)
-            # Otherwise main took the baton just before the SDK's task came here: the strand parks at its next turn.
+            # Otherwise it is parked already, or will be at its next turn: main took the baton just before the SDK's
+            # task came here.
             await wait.future
         except asyncio.CancelledError:
             if strand.wait is wait and self.closed is None:

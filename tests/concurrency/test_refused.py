@@ -144,7 +144,7 @@ async def test_a_local_time_out_around_a_sequential_step() -> None:
 
 
 async def test_an_event_set_from_outside_the_branches() -> None:
-    """A timer that wakes a branch while nobody's turn it is: the order would depend on the clock."""
+    """A step's body that wakes a branch: a replay does not run the body, so the branch would wait for ever."""
 
     async def waits(event: asyncio.Event) -> None:
         await event.wait()
@@ -152,8 +152,13 @@ async def test_an_event_set_from_outside_the_branches() -> None:
 
     async def body(ctx: restate.Context) -> None:
         event = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.005, event.set)
-        await gather(waits(event), ctx.awakeable()[1])
+
+        @durable_step
+        async def sets() -> None:
+            event.set()
+            await asyncio.sleep(0)
+
+        await gather(waits(event), sets(), ctx.awakeable()[1])
 
     assert "put the waiting into a step" in await refusal(body)
 
