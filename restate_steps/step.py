@@ -58,8 +58,13 @@ Q = ParamSpec("Q")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-MAX_RESULT_BYTES: Final = 33_816_576
-"""The largest result that restate-server 1.7 takes with its default limits, in bytes (measured)."""
+MAX_RESULT_BYTES: Final = 33_521_600
+"""The largest result that restate-server 1.7 takes with its default limits, in bytes.
+
+Measured: it records up to 33,816,576 bytes, but what is more than 32 MiB - 32 KiB, message around it included, it
+cannot send to an attempt any more: the invocation hangs, or is paused. The limit holds for each result; they do not
+add up.
+"""
 
 
 class _Options(TypedDict, total=False):
