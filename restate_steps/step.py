@@ -140,11 +140,14 @@ class DurableStep(Generic[P, T]):
 
         Example:
             ```python
-            match await restate.select(answer=ask.start(question), late=ctx.sleep(timedelta(seconds=10))):
-                case ["answer", answer]:
-                    ...
-                case ["late", _]:
-                    ...
+            @svc.handler()
+            async def ask_in_time(ctx: restate.Context, question: str) -> str:
+                answer, late = ask_model.start(question), ctx.sleep(timedelta(seconds=10))
+                match await restate.select(answer=answer, late=late):
+                    case ["answer", found]:
+                        return found
+                    case _:
+                        return "no answer in time"
             ```
         """
         if (outer := running_step.get()) is not None:

@@ -296,7 +296,7 @@ class TaskGroup:
         async with TaskGroup() as group:
             flight = group.create_task(book_flight(trip))
             hotel = group.create_task(book_hotel(trip))
-        return flight.result(), hotel.result()
+        booked = flight.result(), hotel.result()
         ```
     """
 

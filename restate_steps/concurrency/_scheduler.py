@@ -412,7 +412,7 @@ class Scheduler:
                 self._work = asyncio.get_running_loop().create_future()
                 self._advance()
                 await self._work
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # the SDK's control flow is not an Exception
             self.close(error)
@@ -494,6 +494,9 @@ class Scheduler:
     def succeed(self) -> Scheduler:
         """End what the handler left running, and return what orders the branches opened from now on."""
         if not self._branches:
+            if self._pump_task is not None:
+                self._pump_task.cancel()
+                self._pump_task = None
             return self
         self.close(asyncio.CancelledError("the handler has ended"))
         successor = Scheduler(self._port)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import random
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -133,6 +134,8 @@ class Player:
         self._pending: list[Frame] = []
         self._buffer = b""
         self._ended = False
+        self.wait_for: Callable[[], bool] = lambda: True
+        """What has to have happened before the handler counts as quiet, where a thread is at work."""
         completed = {fields(body).get(1) for kind, body in journal if kind & NOTIFICATION and kind != SIGNAL}
         for kind, body in journal:
             if kind == SLEEP and (done := fields(body)[RESULT_COMPLETION_ID]) not in completed:
@@ -185,7 +188,9 @@ class Player:
             await asyncio.sleep(0)
             if not loop._ready:
                 soon = loop.time() + TIMERS_WITHIN
-                if not any(timer.when() < soon and not timer.cancelled() for timer in loop._scheduled):
+                if self.wait_for() and not any(
+                    timer.when() < soon and not timer.cancelled() for timer in loop._scheduled
+                ):
                     return
                 await asyncio.sleep(0.0005)
 

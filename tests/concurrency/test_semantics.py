@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -380,3 +382,138 @@ async def test_branches_left_by_the_handler_end_with_it() -> None:
     for _ in range(5):
         await asyncio.sleep(0)
     assert ended == ["slow"]
+
+
+async def test_an_awaitable_given_twice_runs_once(run: Any) -> None:
+    """As in asyncio: both places get its result."""
+
+    async def body() -> Any:
+        once = step("once")
+        return await gather(once, step("other"), once)
+
+    assert await run(body) == ["once", "other", "once"]
+
+
+async def test_wait_for_keeps_a_result_that_comes_during_cancellation(run: Any) -> None:
+    """What was done is done: the caller is told, as by asyncio."""
+
+    async def body() -> Any:
+        async def charges() -> str:
+            try:
+                while True:
+                    await step("wait")
+                    await asyncio.sleep(0.001)
+            except asyncio.CancelledError:
+                return str(await step("charged all the same"))
+
+        return await wait_for(charges(), 0.002)
+
+    assert await run(body) == "charged all the same"
+
+
+async def test_a_group_that_is_ending_takes_no_task_from_its_tasks(run: Any) -> None:
+    """A task that cleans up cannot start what nobody would cancel."""
+
+    async def body() -> Any:
+        said = []
+
+        async def child(group: TaskGroup) -> None:
+            try:
+                while True:
+                    await step("on")
+            finally:
+                try:
+                    group.create_task(step("late"))
+                except RuntimeError as error:
+                    said.append(str(error))
+
+        try:
+            async with TaskGroup() as group:
+                group.create_task(child(group))
+                await step("x")
+                raise KeyError("body")
+        except KeyError:
+            return said
+
+    assert await run(body) == ["this TaskGroup is ending, so it takes no new task."]
+
+
+async def test_a_step_in_the_body_of_a_raw_run_is_part_of_it() -> None:
+    """It adds nothing to the journal, and sees a key that is the run's."""
+    service, keys = restate.Service("Raw"), []
+
+    @durable_step
+    async def charge() -> str:
+        keys.append(step_info().idempotency_key)
+        return "charged"
+
+    async def raw() -> str:
+        return await charge()
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> list[str]:
+        return [await ctx.run_typed("first", raw), await ctx.run_typed("second", raw), await charge()]
+
+    whole = await Player(app_of(service), "Raw/handler", first_journal(), 0).play()
+    assert whole.verdict == "done", str(whole)
+    assert len(set(keys)) == 3
+    assert all(keys)
+    for length in range(1, len(whole.journal) - 1):
+        again = await Player(app_of(service), "Raw/handler", whole.journal[:length], 0).play()
+        assert again.verdict == "done", str(again)
+    assert len(set(keys)) == 3
+
+
+async def test_keys_go_on_in_the_context_managers_of_a_handler() -> None:
+    """Steps on entering, in the handler and on leaving have keys of their own."""
+    keys = []
+
+    @durable_step
+    async def note() -> None:
+        keys.append(step_info().idempotency_key)
+
+    @asynccontextmanager
+    async def manager() -> AsyncIterator[None]:
+        await note()
+        yield
+        await gather(note(), note())
+        await note()
+
+    service = restate.Service("Managed", invocation_context_managers=[manager])
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> None:
+        await gather(note(), note())
+        async for _ in as_completed([note(), rs.restate_context().awakeable()[1]]):
+            break
+
+    attempt = await Player(app_of(service), "Managed/handler", first_journal(), 0).play()
+    assert attempt.verdict == "done", str(attempt)
+    assert len(keys) == 7
+    assert len(set(keys)) == 7
+
+
+async def test_gather_does_not_return_the_cancellation_of_the_invocation() -> None:
+    """With return_exceptions it is raised all the same: Restate tells it once."""
+    service = restate.Service("Returned")
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> list[str]:
+        results = await gather(ctx.sleep(timedelta(hours=1)), ctx.sleep(timedelta(hours=2)), return_exceptions=True)
+        return [repr(result) for result in results]
+
+    attempt = await Player(app_of(service), "Returned/handler", first_journal(), 0, cancel_after=3).play()
+    assert attempt.verdict == "done"
+    assert fields(attempt.output)[1] == 409
+
+
+if sys.version_info >= (3, 12):
+
+    async def test_an_eager_task_factory_changes_nothing() -> None:
+        """Tasks that begin at once do not run before their turn."""
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
+
+        async def body() -> Any:
+            return await gather(gather(step(1), step(2)), race(step(3), step(3)), step(4))
+
+        assert await inside(body) == [[1, 2], 3, 4]
