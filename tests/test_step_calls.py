@@ -347,6 +347,27 @@ def test_options_of_an_inner_step_do_not_apply(env_factory: Serve) -> None:
     assert ["outer"] == ran
 
 
+@pytest.mark.parametrize("before", [0, 1], ids=["as the first of the invocation", "after another"])
+def test_a_step_in_the_body_of_a_run_is_part_of_it(env_factory: Serve, before: int) -> None:
+    """What the SDK's own ``ctx.run`` calls belongs to that entry, as it does within a step."""
+    service = restate.Service("InRun")
+
+    async def body() -> str:
+        return await echo("a")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> str:
+        for _ in range(before):
+            await echo("before")
+        return await ctx.run_typed("by hand", body)
+
+    env = env_factory(service)
+    invocation = env.send("InRun", "run")
+
+    assert "a" == env.attach(invocation)
+    assert [*["echo"] * before, "by hand"] == step_names(env, invocation)
+
+
 # --- concurrency ------------------------------------------------------------------------------------------------
 
 
