@@ -17,7 +17,7 @@ from .errors import (
     ValueEncodeError,
 )
 from .options import RetryPolicy
-from .serde import TypedSerde, describe, serde, typed_handler
+from .serdes import HandlerOptions, TypedSerde, describe, json_schema, serde, typed_handler
 from .step import DurableStep, durable_step, run_step
 
 __version__ = "0.1.0"
@@ -32,6 +32,7 @@ __all__ = [
     "DecodeError",
     "DurableStep",
     "EncodeError",
+    "HandlerOptions",
     "JsonCodec",
     "ResultTooLargeError",
     "RetryPolicy",
@@ -49,6 +50,7 @@ __all__ = [
     "describe",
     "durable_step",
     "gather",
+    "json_schema",
     "map",
     "race",
     "restate_context",

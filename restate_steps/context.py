@@ -97,9 +97,9 @@ class Invocation:
             raise self._failed
         if asyncio._get_running_loop() is not self._loop:
             error = ConcurrencyError(
-                f"the Restate context ({operation}) was used in another thread or event loop than the handler's, where its "
-                "place in the journal would depend on timing. Use it in the handler, and do in the thread what belongs "
-                "into a step."
+                f"the Restate context ({operation}) was used in another thread or event loop than the handler's, where "
+                "its place in the journal would depend on timing. Use it in the handler, and do in the thread what "
+                "belongs into a step."
             )
             self.fail(error)
             raise error

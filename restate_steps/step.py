@@ -56,6 +56,7 @@ __all__ = ["MAX_RESULT_BYTES", "DurableStep", "durable_step", "run_step"]
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
+Owner = TypeVar("Owner")
 Ts = TypeVarTuple("Ts")
 
 MAX_RESULT_BYTES: Final = 33_521_600
@@ -177,12 +178,19 @@ class DurableStep(Generic[P, T]):
         changed._settle()
         return changed
 
+    # Type checkers see through @classmethod and @staticmethod, so it is the first parameter that tells them apart.
+    @overload
+    def __get__(
+        self: DurableStep[Concatenate[type[Owner], Q], T], instance: Owner | None, owner: type[Owner], /
+    ) -> DurableStep[Q, T]: ...
     @overload
     def __get__(self, instance: None, owner: type[Any], /) -> DurableStep[P, T]: ...
     @overload
     def __get__(
-        self: DurableStep[Concatenate[Any, Q], T], instance: object, owner: type[Any] | None = None, /
+        self: DurableStep[Concatenate[Owner, Q], T], instance: Owner, owner: type[Any] | None = None, /
     ) -> DurableStep[Q, T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type[Any] | None = None, /) -> DurableStep[P, T]: ...
     def __get__(self, instance: Any, owner: Any = None, /) -> Any:
         function: Any = self._function
         bind: Any = getattr(function.__class__, "__get__", None)

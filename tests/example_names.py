@@ -11,6 +11,8 @@ from typing import Any
 
 import restate
 
+from restate_steps import durable_step
+
 
 @dataclass(frozen=True)
 class Order:
@@ -70,6 +72,10 @@ async def fetch(url: str) -> str:
     return f"page at {url}"
 
 
+async def fetch_user(user_id: int) -> str:
+    return f"user {user_id}"
+
+
 async def pay(total: Decimal, *, idempotency_key: str) -> str:
     return f"paid {total}"
 
@@ -89,7 +95,8 @@ def names() -> dict[str, Any]:
         "asyncio": asyncio,
         "book_flight": book_flight,
         "book_hotel": book_hotel,
-        "charge": charge,
+        "charge": durable_step(charge),
+        "client": SimpleNamespace(fetch_user=fetch_user),
         "fetch": fetch,
         "models": ["first", "second"],
         "order": Order("a1", Decimal("9.50")),
@@ -103,5 +110,6 @@ def names() -> dict[str, Any]:
         "svc": restate.Service("shop"),
         "timedelta": timedelta,
         "trip": "Lisbon",
+        "user_id": 7,
         "urls": ["/a", "/b"],
     }

@@ -17,10 +17,10 @@ from restate.discovery import compute_discovery_json
 from restate.serde import Serde
 from typing_extensions import TypedDict
 
-from restate_steps import serde as serde_module
+from restate_steps import TypedSerde, describe, json_schema, serde, typed_handler
+from restate_steps import serdes as serde_module
 from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON
 from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError, ValueEncodeError
-from restate_steps.serde import TypedSerde, describe, json_schema, serde, typed_handler
 
 
 class Line(BaseModel):

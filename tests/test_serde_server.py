@@ -13,7 +13,7 @@ from harness import Env, InvocationFailed, eventually
 from pydantic import BaseModel, Field, computed_field
 from typing_extensions import TypedDict
 
-from restate_steps.serde import describe, serde, typed_handler
+from restate_steps import describe, serde, typed_handler
 
 
 class Line(BaseModel):

@@ -9,8 +9,8 @@ import restate
 from pydantic import BaseModel
 from restate.serde import Serde
 
+from restate_steps import TypedSerde, describe, serde, typed_handler
 from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec, type_name, verify
-from restate_steps.serde import TypedSerde, describe, serde, typed_handler
 
 
 class Order(BaseModel):

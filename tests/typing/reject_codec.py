@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import restate
 
+from restate_steps import serde, typed_handler
 from restate_steps.codec import Codec
-from restate_steps.serde import serde, typed_handler
 
 
 class NotACodec:
