@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
@@ -286,7 +287,12 @@ class _SchemaGenerator(GenerateJsonSchema):
         return {"type": "string", "format": "base64url"}
 
     def encode_default(self, dft: Any) -> Any:
-        return json.loads(DEFAULT_CODEC.dump(bytes, dft)) if isinstance(dft, bytes) else super().encode_default(dft)
+        if isinstance(dft, bytes):
+            return json.loads(DEFAULT_CODEC.dump(bytes, dft))
+        if isinstance(dft, float) and not math.isfinite(dft):
+            # A manifest is strict JSON, which has no number for it.
+            return str(dft)
+        return super().encode_default(dft)
 
 
 _NOTHING: Final[Any] = object()

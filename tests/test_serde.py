@@ -401,3 +401,14 @@ def test_the_answering_serde_is_a_typed_serde() -> None:
 
     assert made.type is int
     assert made.codec is DEFAULT_CODEC
+
+
+def test_a_default_that_json_has_no_number_for_does_not_block_registration() -> None:
+    """NaN and the infinities stand in the schema as text, and discovery is answered."""
+
+    class Item(BaseModel):
+        weight: float = float("nan")
+        limit: float = float("inf")
+
+    schema = json_schema(list[Item], "validation")
+    assert json.loads(json.dumps(schema, allow_nan=False)) == schema
