@@ -178,13 +178,16 @@ class DurableStep(Generic[P, T]):
         changed._settle()
         return changed
 
-    # Type checkers see through @classmethod and @staticmethod, so it is the first parameter that tells them apart.
+    # To a type checker a classmethod is a function here, so only the first parameter tells what is to be bound. Pyright
+    # looks at it; mypy does not, and takes the first overload that fits the arguments.
+    @overload
+    def __get__(
+        self: DurableStep[Concatenate[Owner, Q], T], instance: None, owner: type[Owner], /
+    ) -> DurableStep[P, T]: ...
     @overload
     def __get__(
         self: DurableStep[Concatenate[type[Owner], Q], T], instance: Owner | None, owner: type[Owner], /
     ) -> DurableStep[Q, T]: ...
-    @overload
-    def __get__(self, instance: None, owner: type[Any], /) -> DurableStep[P, T]: ...
     @overload
     def __get__(
         self: DurableStep[Concatenate[Owner, Q], T], instance: Owner, owner: type[Any] | None = None, /
