@@ -200,7 +200,7 @@ class Scheduler:
     async def wait_for_strands(self, register: Callable[[Callable[[], None]], None]) -> None:
         """Wait until another strand calls what is handed to ``register``."""
         strand = self.current()
-        self.command("waiting for a branch")
+        self.check("waiting for a branch")
         wait = Wait(None, None)
 
         def wake() -> None:

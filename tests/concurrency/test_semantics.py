@@ -517,3 +517,46 @@ if sys.version_info >= (3, 12):
             return await gather(gather(step(1), step(2)), race(step(3), step(3)), step(4))
 
         assert await inside(body) == [[1, 2], 3, 4]
+
+
+async def test_every_level_can_compensate_when_the_invocation_is_cancelled() -> None:
+    """Children, the branches that gathered them, and the handler all hear of it as a TerminalError, and undo."""
+    service, undone = restate.Service("Levels"), []
+
+    @durable_step(name="{what}")
+    async def note(what: str) -> str:
+        return what
+
+    async def undo(what: str, steps: int) -> None:
+        for number in range(steps):
+            await note(f"undo {what} {number}")
+        undone.append(what)
+
+    async def child(tag: str, steps: int) -> None:
+        try:
+            await rs.restate_context().sleep(timedelta(hours=1))
+        except restate.TerminalError:
+            await undo(tag, steps)
+            raise
+
+    async def parent(tag: str) -> None:
+        try:
+            await gather(child(f"{tag}1", 1), child(f"{tag}2", 4))
+        except restate.TerminalError:
+            await gather(undo(f"{tag}!", 2), undo(f"{tag}?", 1))
+            raise
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> None:
+        try:
+            await gather(parent("a"), parent("b"))
+        except restate.TerminalError:
+            await undo("all", 2)
+            raise
+
+    for seed in range(20):
+        undone.clear()
+        attempt = await Player(app_of(service), "Levels/handler", first_journal(), seed, cancel_after=5).play()
+        assert attempt.verdict == "done", str(attempt)
+        assert fields(attempt.output)[1] == 409
+        assert sorted(undone) == ["a!", "a1", "a2", "a?", "all", "b!", "b1", "b2", "b?"], str(attempt)
