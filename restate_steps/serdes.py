@@ -15,8 +15,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import math
 import logging
+import math
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
