@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeAlias, cast
+from typing import Any, Final, TypeAlias, cast
 
 from restate import TerminalError
 from restate.exceptions import RetryableError
@@ -19,6 +19,10 @@ __all__ = ["ErrorFilter", "RetryPolicy", "StepOptions"]
 
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
 """Which errors an option applies to: a class, a tuple of classes, or a predicate."""
+
+
+_TOO_MANY: Final = 2**32
+# The SDK keeps the number in 32 bits, and finds out when it is too late to say so.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +57,12 @@ class RetryPolicy:
 
     def __post_init__(self) -> None:
         attempts = self.max_attempts
-        if attempts is not None and (not isinstance(attempts, int) or isinstance(attempts, bool) or attempts < 1):
-            raise StepDefinitionError(f"max_attempts must be a whole number of at least 1, got {attempts!r}.")
+        if attempts is not None and not (
+            isinstance(attempts, int) and not isinstance(attempts, bool) and 1 <= attempts < _TOO_MANY
+        ):
+            raise StepDefinitionError(
+                f"max_attempts must be a whole number of at least 1, and less than {_TOO_MANY}; got {attempts!r}."
+            )
         for field in ("max_duration", "initial_retry_interval", "max_retry_interval"):
             check_duration(field, getattr(self, field))
         factor = self.retry_interval_factor

@@ -534,17 +534,21 @@ def _naming(name: str | Callable[..., str] | None, function: Any) -> Callable[..
     if isinstance(name, str):
         signature = _check_template(name, function)
         if signature is not None:
-            return functools.partial(_fill_in, name, signature)
+            return functools.partial(_fill_in, default, name, signature)
         default = name.format()
     elif name is not None:
         return functools.partial(_ask_for_name, default, name)
     return lambda *args, **kwargs: default
 
 
-def _fill_in(template: str, signature: inspect.Signature, /, *args: Any, **kwargs: Any) -> str:
+def _fill_in(step: str, template: str, signature: inspect.Signature, /, *args: Any, **kwargs: Any) -> str:
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
-    return template.format_map(bound.arguments)
+    try:
+        return template.format_map(bound.arguments)
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise StepDefinitionError(f"name {template!r} of step {step!r} cannot be filled in: {problem}.") from error
 
 
 def _ask_for_name(step: str, function: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
@@ -608,10 +612,10 @@ def _return_type(function: Any, namespace: dict[str, Any] | None) -> Any:
         return cast("type[Any]", inner)
     code = _code_of(function)
     # Only the result's annotation: those of parameters may name what is imported for type checkers alone.
-    annotations = {"return": getattr(code, "__annotations__", {}).get("return", Any)}
-    alone = types.SimpleNamespace(__annotations__=annotations, __type_params__=getattr(code, "__type_params__", ()))
     names = getattr(inspect.unwrap(code), "__globals__", {})
     try:
+        annotations = {"return": getattr(code, "__annotations__", {}).get("return", Any)}
+        alone = types.SimpleNamespace(__annotations__=annotations, __type_params__=getattr(code, "__type_params__", ()))
         hint = typing.get_type_hints(alone, names, namespace, include_extras=True)["return"]
     except (NameError, AttributeError):
         return _UNRESOLVED

@@ -144,6 +144,36 @@ def test_a_name_function_that_returns_no_name_is_refused(env_factory: Serve, ans
     assert [] == ran
 
 
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("find {order.idd}", "AttributeError: 'Order' object has no attribute 'idd'"),
+        ("find {order.lines[3]}", "IndexError: tuple index out of range"),
+        ("find {order:03}", "TypeError: unsupported format string passed to Order.__format__"),
+    ],
+)
+def test_a_template_that_cannot_be_filled_in_is_refused(env_factory: Serve, template: str, message: str) -> None:
+    """What only the arguments show is found before the body runs, and the error names the step and its template."""
+    service = restate.Service("Unfilled")
+    ran: list[str] = []
+
+    @durable_step(name=template)
+    async def look(order: Order) -> None:
+        ran.append("look")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> None:
+        try:
+            await look(Order("o1"))
+        except StepDefinitionError as error:
+            raise restate.TerminalError(str(error)) from error
+
+    with pytest.raises(InvocationFailed) as caught:
+        env_factory(service).call("Unfilled", "run")
+    assert f"name {template!r} of step 'look' cannot be filled in: {message}." in caught.value.message
+    assert [] == ran
+
+
 # --- with_options and run_step ----------------------------------------------------------------------------------
 
 

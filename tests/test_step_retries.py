@@ -221,6 +221,19 @@ def test_a_body_that_keeps_being_cancelled_says_so(env_factory: Serve) -> None:
         env_factory(service_with(work)).call("Retries", "run", timeout=20)
 
 
+def test_what_is_no_exception_is_a_failure_too(env_factory: Serve) -> None:
+    """A body may raise what does not derive from Exception, as test frameworks do, and is tried again all the same."""
+
+    class Outcome(BaseException):
+        pass
+
+    step, attempts = failing(99, lambda n: Outcome(f"attempt {n}"), retry=THRICE)
+
+    with pytest.raises(InvocationFailed, match=r"body of step 'work' raised Outcome\('attempt 3'\), .* no Exception"):
+        env_factory(service_with(step)).call("Retries", "run", timeout=20)
+    assert [1, 2, 3] == attempts
+
+
 # --- time limits ------------------------------------------------------------------------------------------------
 
 
