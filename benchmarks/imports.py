@@ -1,0 +1,120 @@
+"""What importing this package costs, against importing its dependencies alone.
+
+    python -m benchmarks imports
+
+Every sample is a fresh interpreter, which measures the import and nothing else. "dependencies" are imported as they
+stand in pyproject.toml; "what is used of them" also loads the parts of pydantic that it imports only when asked for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ._measure import by_turns, print_table, ratio, spread
+
+SECONDS = 30.0
+GOAL = 1.10
+TOP = 12
+
+DEPENDENCIES = "import restate, pydantic, typing_extensions"
+USED = f"{DEPENDENCIES}; from pydantic import BaseModel, TypeAdapter, ValidationError"
+OURS = "import restate_steps"
+
+# Found by the same search path in every candidate, so that none has more folders to look into.
+PREPARE = "import sys, time; sys.path.insert(0, sys.argv[1])"
+MEASURE = f"""
+{PREPARE}
+wall, cpu = time.perf_counter(), time.process_time()
+{{imports}}
+print(time.perf_counter() - wall, time.process_time() - cpu)
+"""
+
+
+def package_root() -> str:
+    spec = find_spec("restate_steps")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parents[1])
+
+
+def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *flags, "-c", code, package_root()]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+
+
+@cache
+def environment() -> dict[str, str]:
+    """Return an environment in which modules are compiled once, whatever ours says and whoever owns their folders."""
+    folder = TemporaryDirectory(prefix="restate-steps-imports-")
+    atexit.register(folder.cleanup)
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**inherited, "PYTHONPYCACHEPREFIX": folder.name}
+
+
+def contributors() -> list[list[str]]:
+    """Return the modules that only our import loads and that take longest by themselves, and the sum of all."""
+    listed = run(f"{PREPARE}\n{OURS}", "-X", "importtime").stderr
+    without = set(run(f"{PREPARE}\n{DEPENDENCIES}\nprint(*sys.modules)").stdout.split())
+    rows: list[tuple[int, str]] = []
+    for line in listed.splitlines():
+        own, _, name = line.removeprefix("import time:").split("|")
+        if own.strip().isdigit() and name.strip() not in without:
+            rows.append((int(own), name.strip()))
+    rows.sort(reverse=True)
+    rows = [*rows[:TOP], (sum(own for own, _ in rows), f"all {len(rows)}")]
+    return [[name, f"{own / 1000:.2f}"] for own, name in rows]
+
+
+def main() -> int:
+    samples: dict[str, list[tuple[float, float]]] = {}
+
+    def sampler(name: str, imports: str) -> Callable[[], float]:
+        code = MEASURE.format(imports=imports)
+
+        def measure() -> float:
+            wall, cpu = map(float, run(code).stdout.split())
+            samples.setdefault(name, []).append((wall, cpu))
+            return wall
+
+        return measure
+
+    candidates = {"dependencies": DEPENDENCIES, "what is used of them": USED, "restate_steps": OURS}
+    taken = by_turns({name: sampler(name, code) for name, code in candidates.items()}, seconds=SECONDS)
+    rows: list[list[str]] = []
+    reached = True
+    for place, clock in enumerate(("wall", "CPU")):
+        # What was measured first was to warm up, and is in none of the lists.
+        times = {name: [sample[place] for sample in samples[name][-len(taken[name]) :]] for name in candidates}
+        ours = times.pop("restate_steps")
+        for name, base in times.items():
+            found = ratio(ours, base)
+            reached = reached and found.median <= GOAL
+            rows.append(
+                [
+                    f"{clock} time, against {name}",
+                    f"{spread(base).median * 1e3:.1f}",
+                    f"{spread(ours).median * 1e3:.1f}",
+                    f"{found.median:.2f}",
+                    found.quartiles,
+                    f"{GOAL:.2f}",
+                    found.verdict(GOAL),
+                ]
+            )
+    print("Milliseconds to import restate_steps, in fresh interpreters\n")
+    print_table(["", "without", "with", "ratio", "quartiles", "goal", "verdict"], rows)
+    if not reached:
+        print("\nWhat it loads beyond what its dependencies load by themselves, in milliseconds (-X importtime)\n")
+        print_table(["module", "itself"], contributors())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
