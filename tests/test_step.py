@@ -378,7 +378,10 @@ def test_a_name_means_what_it_means_where_the_function_is_defined(module: dict[s
     source = "class Order: pass\nasync def find() -> 'Order': return Order()"
     exec(compile(source, "elsewhere.py", "exec", dont_inherit=True), module)
 
-    # The Order of this module is a dataclass, the other one cannot be encoded.
+    @dataclass
+    class Order:
+        """Not the one that is meant, which cannot be encoded."""
+
     with pytest.raises(StepDefinitionError, match="Order cannot be encoded"):
         durable_step(module["find"])
 
