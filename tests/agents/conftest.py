@@ -8,6 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
+# By then the event loop of the app is closed, and the transport of the process says so.
+_TRANSPORT = "Exception ignored in. <function BaseSubprocessTransport.__del__"
+
 
 @pytest.fixture(autouse=True)
 def garbage() -> Iterator[None]:
@@ -27,3 +30,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "agents" in item.path.parts:
             item.add_marker(pytest.mark.filterwarnings("ignore::ResourceWarning"))
+            item.add_marker(pytest.mark.filterwarnings(f"ignore:{_TRANSPORT}:pytest.PytestUnraisableExceptionWarning"))
