@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import warnings
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,25 @@ from restate.exceptions import RetryableError
 
 from restate_steps import RetryPolicy, durable_step, gather, restate_context, run_step, step_info
 from restate_steps.agents import RestateAgent, RestateDurability
+
+# When an app is stopped in the middle of a run, pydantic-ai's session with an MCP server on stdio is closed by the
+# garbage collector, which warns of the pipes, of the process, and of the app's event loop, which is closed by then.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <function BaseSubprocessTransport.__del__:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+
+
+@pytest.fixture(autouse=True)
+def garbage() -> Iterator[None]:
+    """Collect what is left, or a later test would be blamed for it."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
 
 Serve = Callable[..., Env]
 
