@@ -210,7 +210,8 @@ class _Search:
             yield key, values, item
 
     def _field_parts(self, schema: Any, value: Any) -> Iterator[_Part]:
-        while "fields" not in schema:
+        # A dataclass lists the names of its fields outside of the schema that describes them.
+        while schema["type"] not in ("model-fields", "typed-dict", "dataclass-args"):
             schema = schema["schema"]
         fields: Any = schema["fields"]
         # Those of a dataclass are a list.

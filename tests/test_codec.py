@@ -845,3 +845,15 @@ def test_no_key_of_plain_json_is_ever_lost(value: dict[Any, int]) -> None:
         return
 
     assert len(value) == len(DEFAULT_CODEC.load(PLAIN_JSON, data))
+
+
+def test_the_path_goes_through_dataclasses() -> None:
+    """What cannot be encoded inside a dataclass is found, not just the dataclass."""
+
+    @dataclasses.dataclass
+    class Cart:
+        items: list[str]
+
+    with pytest.raises(EncodeError) as failure:
+        DEFAULT_CODEC.dump(Cart, Cart(["fine", chr(0xD800)]))
+    assert failure.value.path == "$.items[1]"

@@ -195,7 +195,10 @@ def test_cancellation_reaches_every_branch_and_compensation_works(normal_harness
             env.attach(invocation)
         assert failure.value.status == 409
         names = list(dict.fromkeys(entry.name for entry in env.server.journal(invocation) if entry.name))
-        assert names == ["begin a", "begin b", "undo a", "undo b", "refund", "apologise"]
+        # Each branch is told in the order in which it began to wait, which is the order in which the first steps ended.
+        assert set(names[:2]) == {"begin a", "begin b"}
+        assert set(names[2:4]) == {"undo a", "undo b"}
+        assert names[4:] == ["refund", "apologise"]
 
 
 def test_a_failing_body_is_retried_and_its_siblings_are_not(env_factory: Serve) -> None:
