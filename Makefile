@@ -20,7 +20,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Folders may be missing in a checkout in the making, and the checkers refuse a path that does not exist.
-TYPED := restate_steps $(wildcard tests/typing/api_*.py) $(wildcard examples)
+TYPED := restate_steps $(wildcard tests/typing/api_*.py) $(wildcard examples) $(wildcard chaos)
 
 # More arguments for pytest, for example `make test ARGS="-k codec -x"`.
 ARGS ?=
@@ -82,6 +82,10 @@ demo: $(READY) ## Kill a durable agent in the middle, and watch it go on
 .PHONY: bench
 bench: $(READY) ## Measure the claims of the documentation
 	$(PY) -m benchmarks
+
+.PHONY: chaos
+chaos: $(READY) ## Kill everything again and again, and count what went wrong
+	$(PY) -m chaos $(ARGS)
 
 # -n and -W: a reference to nothing is an error, as is any other warning.
 .PHONY: docs

@@ -1,0 +1,176 @@
+"""One campaign: many runs, many kills, and the count of what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import shutil
+import tempfile
+import time
+from collections.abc import Coroutine
+from contextlib import AsyncExitStack, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from chaos.audit import Audit, audit
+from chaos.clients import Clients, Outcome
+from chaos.diary import nonces_in, read
+from chaos.ledger import Ledger
+from chaos.monkey import Monkey, make_plan
+from chaos.progress import Progress
+from chaos.runs import make_runs
+from chaos.servers import Servers
+from chaos.service import Service
+
+__all__ = ["Campaign", "Result", "carry_out"]
+
+_AT_ONCE = range(4, 21)
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """What to do.
+
+    Attributes:
+        title: What it is called.
+        runs: How many runs there are.
+        service_kills: How often the process that serves the handlers is killed.
+        server_kills: How often a server is killed.
+        nodes: How many servers there are.
+        seconds: How long to wait for the runs; what has not ended by then is lost.
+        seed: Decides what is called, and when and who is killed.
+    """
+
+    title: str
+    runs: int
+    service_kills: int
+    server_kills: int
+    nodes: int
+    seconds: float
+    seed: int
+
+
+@dataclass
+class Result:
+    """What came of a campaign.
+
+    Attributes:
+        campaign: The campaign.
+        audit: The counts.
+        service_kills: How often the process that serves the handlers was killed while runs were under way.
+        server_kills: How often a server was.
+        seconds: How long it took, from the first call to the last answer.
+        evidence: More about the first offences, for who has to find out.
+    """
+
+    campaign: Campaign
+    audit: Audit
+    service_kills: int
+    server_kills: int
+    seconds: float
+    evidence: list[str] = field(default_factory=list[str])
+
+    @property
+    def problems(self) -> list[str]:
+        """Why the campaign has failed; none if it has not."""
+        plan = self.campaign
+        offences = [f"{offence.invocation or '(no invocation)'}: {offence.what}" for offence in self.audit.offences]
+        if self.service_kills < plan.service_kills or self.server_kills < plan.server_kills:
+            offences.append("some kills came too late: the runs had ended")
+        if plan.service_kills and not self.audit.bodies_again:
+            # Kills that hit nothing prove nothing.
+            offences.append("no kill has interrupted a step")
+        return offences
+
+
+async def carry_out(campaign: Campaign) -> Result:
+    """Carry a campaign out, from nothing, in a temporary folder."""
+    rng = random.Random(campaign.seed)
+    outcomes = [Outcome(run) for run in make_runs(campaign.runs, rng)]
+    plan = make_plan(campaign.service_kills, campaign.server_kills, rng, nodes=campaign.nodes)
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        folder = Path(tempfile.mkdtemp(prefix="restate-steps-chaos-"))
+        removal = stack.enter_context(ExitStack())
+        removal.callback(shutil.rmtree, folder)
+        servers = stack.enter_context(Servers(folder, campaign.nodes))
+        clients = Clients(servers.ingress_urls, lambda invocation: _failure(servers, invocation))
+        stack.push_async_callback(clients.close)
+        approvals: set[asyncio.Task[None]] = set()
+
+        def acted(what: str, detail: str) -> None:
+            if what.startswith("ask "):
+                loop.call_soon_threadsafe(lambda: approvals.add(loop.create_task(clients.approve(detail))))
+
+        ledger = stack.enter_context(Ledger(acted=acted))
+        service = stack.enter_context(Service(folder, ledger.url))
+        servers.register(service.url)
+
+        progress = Progress(campaign.runs, max(_AT_ONCE[0], min(_AT_ONCE[-1], campaign.runs // 5)))
+        monkey = Monkey(service, servers, plan, progress, campaign.runs, rng)
+        started = time.monotonic()
+        await _within(
+            campaign.seconds,
+            monkey.run(),
+            *(_carry_out(clients, progress, number, outcome) for number, outcome in enumerate(outcomes)),
+        )
+        seconds = time.monotonic() - started
+        for approval in approvals:
+            approval.cancel()
+
+        recorded = _recorded(servers)
+        found = audit(outcomes, read(service.diary), monkey.snapshots, recorded, ledger.requests, ledger.receipts)
+        result = Result(campaign, found, monkey.service_kills, monkey.server_kills, seconds)
+        if result.problems:
+            removal.pop_all()
+            result.evidence = [f"diary, logs and data are kept in {folder}", *_evidence(servers, found)]
+    return result
+
+
+async def _carry_out(clients: Clients, progress: Progress, number: int, outcome: Outcome) -> None:
+    await progress.may_start(number)
+    await clients.carry_out(outcome)
+    await progress.one_ended()
+
+
+async def _within(seconds: float, *work: Coroutine[Any, Any, None]) -> None:
+    """Do all that at once; what has not ended in time is cancelled, and a failure ends it all."""
+    try:
+        async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
+            for coroutine in work:
+                group.create_task(coroutine)
+    except TimeoutError:
+        pass
+
+
+def _failure(servers: Servers, invocation: str) -> str | None:
+    columns = "status, completion_result, completion_failure"
+    rows = servers.query(f"SELECT {columns} FROM sys_invocation WHERE id = '{invocation}'")
+    if not rows or rows[0]["status"] != "completed" or rows[0].get("completion_result") != "failure":
+        return None
+    return str(rows[0].get("completion_failure"))
+
+
+def _recorded(servers: Servers) -> dict[str, list[str]]:
+    """The nonces in the journals of all invocations."""
+    recorded: dict[str, list[str]] = {}
+    for row in servers.query("SELECT id FROM sys_invocation"):
+        results = (entry for entry in servers.journal(row["id"]) if entry.type == "Notification: Run")
+        recorded[row["id"]] = [nonce for entry in results for nonce in nonces_in(f"{entry.value} {entry.failure}")]
+    return recorded
+
+
+def _evidence(servers: Servers, found: Audit) -> list[str]:
+    lines: list[str] = []
+    offenders = dict.fromkeys(offence.invocation for offence in found.offences if offence.invocation)
+    for invocation in list(offenders)[:_SHOWN]:
+        rows = servers.query(f"SELECT * FROM sys_invocation WHERE id = '{invocation}'")
+        lines.append(f"{invocation}: {rows[0] if rows else 'unknown to the server'}")
+        lines += [
+            f"  {entry.index:3} {entry.type}  {entry.name or ''}  "
+            f"{'completed' if entry.completed else 'open'}  {entry.failure or entry.value}"
+            for entry in servers.journal(invocation)
+        ]
+    return lines

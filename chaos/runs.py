@@ -1,0 +1,82 @@
+"""What is called, and what has to come of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from chaos.shop import APPROVED
+from chaos.travel import price_of
+
+__all__ = ["Run", "make_runs"]
+
+_CITIES = ("Berlin", "Lima", "Oslo", "Quito", "Riga", "Sofia")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of a handler.
+
+    Attributes:
+        id: Its idempotency key.
+        target: The service and the handler.
+        argument: The handler's argument.
+        value: What it has to answer; ``None`` if it has to fail.
+        failure: The status it has to fail with.
+        effects: What has to happen in the world outside, each exactly once, and nothing else for this run.
+        steps: How many steps its answer is made of.
+    """
+
+    id: str
+    target: str
+    argument: Mapping[str, Any]
+    value: list[Any] | None
+    failure: int | None
+    effects: frozenset[str]
+    steps: int
+
+
+def make_runs(count: int, rng: random.Random) -> list[Run]:
+    """Make checkouts and agent runs by turns."""
+    return [
+        _checkout(f"order-{number}", rng) if number % 2 else _trip(f"trip-{number}", rng) for number in range(count)
+    ]
+
+
+def _receipt(what: str) -> str:
+    # The first receipt that the ledger gives for an effect.
+    return f"receipt 0 for {what}"
+
+
+def _trip(name: str, rng: random.Random) -> Run:
+    cities = rng.sample(_CITIES, 2)
+    booking = f"book {name}"
+    return Run(
+        id=name,
+        target="Travel/plan",
+        argument={"id": name, "cities": cities},
+        value=[name, sum(map(price_of, cities)), _receipt(booking)],
+        failure=None,
+        effects=frozenset({booking}),
+        steps=6,
+    )
+
+
+def _checkout(name: str, rng: random.Random) -> Run:
+    prices = [rng.randrange(100, 10_000) for _ in range(3)]
+    wait = rng.choice(("nothing", "timer", "approval"))
+    declined = rng.random() < 0.25
+    effects = {f"reserve {name}", f"label {name}", *([f"ask {name}"] if wait == "approval" else [])}
+    total, reserved, label = sum(prices), _receipt(f"reserve {name}"), _receipt(f"label {name}")
+    paid = [name, total, reserved, label, APPROVED, _receipt(f"charge {name}"), prices, "wrapped"]
+    return Run(
+        id=name,
+        target="Shop/checkout",
+        argument={"id": name, "card": "0666" if declined else "4242", "prices": prices, "wait": wait},
+        value=None if declined else paid,
+        failure=402 if declined else None,
+        effects=frozenset(effects | {f"release {name}" if declined else f"charge {name}"}),
+        steps=9 + (wait == "approval"),
+    )

@@ -1,0 +1,120 @@
+"""One real restate-server, or a cluster of them, on loopback, each with data that outlives its process."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from restate_steps.errors import ServerError
+from restate_steps.server import JournalEntry, RestateServer
+from restate_steps.server._ports import free_ports
+
+__all__ = ["Servers"]
+
+T = TypeVar("T")
+
+# Whoever kills things every second wants the next attempt soon, and wants it for as long as it takes: after the
+# default of 70 attempts an invocation is paused until somebody looks at it.
+_RETRIES = {
+    "RESTATE_DEFAULT_RETRY_POLICY__INITIAL_INTERVAL": "50ms",
+    "RESTATE_DEFAULT_RETRY_POLICY__MAX_INTERVAL": "500ms",
+    "RESTATE_DEFAULT_RETRY_POLICY__MAX_ATTEMPTS": "unlimited",
+}
+_ASK_WITHIN = 60.0
+
+
+class Servers:
+    """The servers of one campaign.
+
+    Args:
+        folder: For their data and logs.
+        count: How many; more than one are a cluster that keeps every record twice, and its metadata on every node.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.nodes = _cluster(folder, count) if count > 1 else [RestateServer(base_dir=folder / "server", env=_RETRIES)]
+
+    def __enter__(self) -> Self:
+        try:
+            # The nodes of a cluster wait for each other, so they start together.
+            with ThreadPoolExecutor(len(self.nodes)) as pool:
+                list(pool.map(RestateServer.start, self.nodes))
+        except BaseException:
+            self._end()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        # The data is removed with its folder, and need not be saved.
+        for node in self.nodes:
+            node.kill()
+
+    @property
+    def ingress_urls(self) -> list[str]:
+        """Where calls go, whether or not the node lives: clients find out for themselves."""
+        return [node.ingress_url for node in self.nodes]
+
+    def register(self, url: str) -> None:
+        self._ask(lambda node: node.register(url))
+
+    def query(self, sql: str) -> list[dict[str, Any]]:
+        return self._ask(lambda node: node.query(sql))
+
+    def journal(self, invocation: str) -> list[JournalEntry]:
+        return self._ask(lambda node: node.journal(invocation))
+
+    def _ask(self, question: Callable[[RestateServer], T]) -> T:
+        """Ask any node that lives, again and again: while leaders change, a query may fail on all of them."""
+        deadline = time.monotonic() + _ASK_WITHIN
+        while True:
+            failure = ServerError("no server is running.")
+            for node in self.nodes:
+                if node.running:
+                    try:
+                        return question(node)
+                    except ServerError as error:
+                        failure = error
+            if time.monotonic() > deadline:
+                raise failure
+            time.sleep(0.2)
+
+
+def _cluster(folder: Path, count: int) -> list[RestateServer]:
+    # Every node is told the addresses of all of them, so the ports are chosen here.
+    ports = free_ports(3 * count)
+    addresses = [f"http://127.0.0.1:{port}" for port in ports[2 * count :]]
+    name = f"chaos-{secrets.token_hex(8)}"
+    return [_node(folder / f"node-{number}", name, number, addresses, ports[number::count]) for number in range(count)]
+
+
+def _node(folder: Path, cluster: str, number: int, addresses: list[str], ports: list[int]) -> RestateServer:
+    # A server keeps the name of its cluster with its data, and takes over one that it finds there.
+    folder.mkdir()
+    (folder / "cluster-name").write_text(cluster)
+    ingress, admin, node = ports
+    settings: Mapping[str, str] = {
+        **_RETRIES,
+        "RESTATE_NODE_NAME": folder.name,
+        "RESTATE_METADATA_CLIENT__ADDRESSES": json.dumps(addresses),
+        "RESTATE_METADATA_SERVER__TYPE": "replicated",
+        "RESTATE_BIFROST__DEFAULT_PROVIDER": "replicated",
+        "RESTATE_DEFAULT_REPLICATION": "2",
+        # More than there are nodes, so that every node leads some.
+        "RESTATE_DEFAULT_NUM_PARTITIONS": "6",
+        # Only one may found the cluster; the others join.
+        "RESTATE_AUTO_PROVISION": "true" if number == 0 else "false",
+    }
+    return RestateServer(
+        base_dir=folder, ingress_port=ingress, admin_port=admin, node_port=node, env=settings, startup_timeout=120
+    )
