@@ -12,6 +12,8 @@ What is used, and what happens if a later SDK no longer has it:
   Missing: misuse is no longer refused, correct code is unaffected.
 * ``restate.server`` keeps the service it calls in a local variable ``service``, the one place where its mark for
   explicit recovery can be read. Missing: a service with that mark is no longer refused.
+* ``restate.server.ServerInvocationContext`` is the class of every handler's context. :func:`allow_observers` lets the
+  testing kit put a subclass in its place, for attempts that it makes itself. Missing: the simulator says so.
 * ``LazyFuture.task`` caches the task of the first awaiter; when that awaiter is cancelled, :func:`forget_task`
   clears the cache, or the future could never be awaited again.
 
@@ -29,6 +31,7 @@ import logging
 import random
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from datetime import timedelta
 from types import CoroutineType, FrameType
 from typing import Any, Final, Protocol, cast
 
@@ -47,9 +50,11 @@ from restate.vm import (
 from .errors import ConcurrencyError
 
 __all__ = [
+    "AttemptObserver",
     "Leaf",
     "SdkPort",
     "ServerInvocationContext",
+    "allow_observers",
     "ambient_context",
     "check_supported",
     "fail_attempt",
@@ -60,6 +65,7 @@ __all__ = [
     "keep_state",
     "loop_of",
     "map_failure",
+    "observing",
     "running_body",
     "state_of",
     "uses_explicit_recovery",
@@ -488,3 +494,97 @@ def _convert(source: UnresolvedFuture) -> Any:
     if isinstance(source, FirstCompletedUnresolvedFuture):
         return _native.PyUnresolvedFuture.first_completed(children)
     return _native.PyUnresolvedFuture.all_completed(children)
+
+
+# --- observation ------------------------------------------------------------------------------------------------
+
+
+class AttemptObserver(Protocol):
+    """What :mod:`restate_steps.testing` wants to know of an attempt, and what it decides."""
+
+    def run_requested(self, handle: int, name: str) -> None:
+        """A step was asked for, now or in an earlier attempt."""
+        ...
+
+    def delay_requested(self, milliseconds: int) -> None:
+        """A sleep, or a call that is to be made later, was asked for."""
+        ...
+
+    async def body_starts(self, handle: int) -> None:
+        """A body is about to run; it runs when this returns."""
+        ...
+
+    def body_ended(self, handle: int) -> None:
+        """A body has ended, well or badly, and its result was handed to the VM."""
+        ...
+
+
+observing: Final[contextvars.ContextVar[AttemptObserver | None]] = contextvars.ContextVar("observing", default=None)
+"""Who observes the attempt that is being made; seen in every task of the attempt."""
+
+
+class _ObservedContext(ServerInvocationContext):
+    """The SDK's context, which also tells an observer what the wire does not say, or says in real time.
+
+    Which body a handle belongs to, when a body starts, and how long a sleep was to last: the VM sends the moment at
+    which it ends, by the real clock.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._observer = cast(AttemptObserver, observing.get())
+
+    def run(self, name: str, *args: Any, **options: Any) -> Any:
+        future = super().run(name, *args, **options)
+        self._observer.run_requested(cast(Any, future).handle, name)
+        return future
+
+    def run_typed(self, name: str, /, *args: Any, **options: Any) -> Any:
+        future = super().run_typed(name, *args, **options)
+        self._observer.run_requested(cast(Any, future).handle, name)
+        return future
+
+    def sleep(self, delta: timedelta, name: str | None = None) -> Any:
+        self._observer.delay_requested(int(delta.total_seconds() * 1000))
+        return super().sleep(delta, name)
+
+    def do_raw_call(
+        self,
+        service: str,
+        handler: str,
+        input_param: Any,
+        input_serde: Any,
+        output_serde: Any,
+        key: str | None = None,
+        send_delay: timedelta | None = None,
+        *rest: Any,
+        **options: Any,
+    ) -> Any:
+        if send_delay:
+            self._observer.delay_requested(int(send_delay.total_seconds() * 1000))
+        return super().do_raw_call(
+            service, handler, input_param, input_serde, output_serde, key, send_delay, *rest, **options
+        )
+
+    async def create_run_coroutine(self, handle: int, *args: Any, **options: Any) -> None:
+        await self._observer.body_starts(handle)
+        try:
+            await super().create_run_coroutine(handle, *args, **options)
+        finally:
+            self._observer.body_ended(handle)
+
+
+def _make_context(*args: Any, **options: Any) -> ServerInvocationContext:
+    make = ServerInvocationContext if observing.get() is None else _ObservedContext
+    return make(*args, **options)
+
+
+def allow_observers() -> None:
+    """Let attempts be observed from now on; those that nobody observes are made as before."""
+    server = importlib.import_module("restate.server")
+    if not hasattr(server, "ServerInvocationContext"):
+        raise RuntimeError(
+            "the installed restate-sdk makes the contexts of handlers elsewhere, so they cannot be observed. Install "
+            "a restate-sdk version that this release of restate-steps was tested with."
+        )
+    cast(Any, server).ServerInvocationContext = _make_context

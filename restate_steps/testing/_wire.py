@@ -426,7 +426,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _plain(inner) for name, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_plain(inner) for inner in cast("list[Any]", value)]
+        return [_plain(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, bytes):
         try:
             return value.decode()

@@ -1,0 +1,208 @@
+"""An event loop whose time is virtual, and which knows when nothing can run.
+
+It is asyncio's own loop with another selector. asyncio asks the selector to wait exactly when nothing is ready, so
+that is the moment in which :attr:`SimulatedLoop.on_idle` decides what happens next. Sockets, pipes and threads still
+work: while one of them may have something to say, the loop waits for it in real time.
+
+L1. A callback runs only if it was ready, or its time has come in virtual time; time passes only by
+    :meth:`SimulatedLoop.advance`.
+L2. ``on_idle`` is called when nothing is ready and no thread is at work.
+L3. The loop can run inside another loop's task; outside, nothing of it is seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+import sys
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, cast
+
+__all__ = ["SimulatedLoop"]
+
+_IDLE_SOCKETS: Final = 0.02
+_BUSY_SOCKETS: Final = 5.0
+_THREADS: Final = 60.0
+_OWN_SOCKETS: Final = 1
+
+
+class _IdleSelector(selectors.BaseSelector):
+    """A selector that calls back instead of waiting, unless there is something to wait for."""
+
+    def __init__(self) -> None:
+        self._real = selectors.DefaultSelector()
+        self.loop: SimulatedLoop | None = None
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._real.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.modify(fileobj, events, data)
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._real.get_map()
+
+    def close(self) -> None:
+        self._real.close()
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        loop = cast("SimulatedLoop", self.loop)
+        if timeout is not None and timeout <= 0:
+            # What is ready comes first. Real events are looked at in between, so that they are not starved.
+            return self._real.select(0) if loop.threads or len(self._real.get_map()) > _OWN_SOCKETS else []
+        if patience := self._patience(loop):
+            events = self._real.select(patience)
+            if events or loop.threads:
+                return events
+        loop.idle(timeout)
+        return []
+
+    def _patience(self, loop: SimulatedLoop) -> float:
+        if loop.threads:
+            return _THREADS
+        if len(self._real.get_map()) > _OWN_SOCKETS:
+            # An open connection may be one that is kept for later, or one that is about to answer. While a step runs
+            # it is worth waiting for.
+            return _BUSY_SOCKETS if loop.bodies else _IDLE_SOCKETS
+        return 0.0
+
+
+class SimulatedLoop(asyncio.SelectorEventLoop):
+    """An event loop in virtual time.
+
+    Args:
+        on_idle: Called when nothing is ready, with the virtual time of the next timer, or None. It makes something
+            happen and returns True, or returns False to stop the loop.
+        now: The virtual time to begin with, in seconds.
+    """
+
+    def __init__(self, on_idle: Callable[[float | None], bool], now: float = 0.0) -> None:
+        selector = _IdleSelector()
+        self._now = now
+        self.threads = 0
+        """How many threads are at work."""
+        self.bodies = 0
+        """How many bodies of steps run at this moment; see :meth:`_IdleSelector.select`."""
+        self.outside_of_steps: Callable[[str], None] = _ignore
+        """Told when something talks to the world outside."""
+        self._on_idle = on_idle
+        super().__init__(selector)
+        selector.loop = self
+
+    def time(self) -> float:
+        """Return the virtual time, in seconds."""
+        return self._now
+
+    def advance(self, to: float) -> None:
+        """Let virtual time pass."""
+        self._now = max(self._now, to)
+
+    def idle(self, timeout: float | None) -> None:
+        """Let whoever drives go on; called by the selector."""
+        if not self._on_idle(None if timeout is None else self._now + timeout):
+            self.stop()
+
+    def run(self) -> None:
+        """Run until ``on_idle`` says no, inside a running loop as well.
+
+        Whatever runs outside is hidden meanwhile, as asyncio allows one running loop and one current task a thread.
+        """
+        outer = asyncio.events._get_running_loop()
+        task = asyncio.current_task(outer) if outer is not None else None
+        foreign = sys.modules.get("sniffio")
+        library = getattr(getattr(foreign, "thread_local", None), "name", None)
+        if outer is not None and task is not None:
+            asyncio.tasks._leave_task(outer, task)
+        asyncio.events._set_running_loop(None)
+        if library is not None:
+            cast(Any, foreign).thread_local.name = None
+        try:
+            self.run_forever()
+        finally:
+            asyncio.events._set_running_loop(outer)
+            if outer is not None and task is not None:
+                asyncio.tasks._enter_task(outer, task)
+            if library is not None:
+                cast(Any, foreign).thread_local.name = library
+
+    # --- the world outside --------------------------------------------------------------------------------------
+
+    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
+        """Run a function in a thread, and wait for it in real time before anything is called idle."""
+        self.outside_of_steps("a thread")
+        future = super().run_in_executor(executor, func, *args)
+        self.threads += 1
+        future.add_done_callback(self._thread_ended)
+        return future
+
+    def _thread_ended(self, _: Any) -> None:
+        self.threads -= 1
+
+    async def create_connection(self, *args: Any, **options: Any) -> Any:
+        """Connect, as asyncio does, and note that it was done."""
+        self.outside_of_steps("a connection")
+        return await super().create_connection(*args, **options)
+
+    async def subprocess_exec(self, *args: Any, **options: Any) -> Any:
+        """Start a program, as asyncio does, and note that it was done."""
+        self.outside_of_steps("a program")
+        return await super().subprocess_exec(*args, **options)
+
+    async def sock_connect(self, *args: Any, **options: Any) -> Any:
+        """Connect a socket, as asyncio does, and note that it was done."""
+        self.outside_of_steps("a connection")
+        return await super().sock_connect(*args, **options)
+
+    def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        """Refuse: the signals of the process belong to whoever runs the tests."""
+        raise NotImplementedError
+
+    # --- the end ------------------------------------------------------------------------------------------------
+
+    def end(self, hops: int = 200) -> list[asyncio.Task[Any]]:
+        """Cancel what is left, let it clean up, and close.
+
+        Returns:
+            The tasks that did not end although they were cancelled again and again.
+        """
+        left: list[asyncio.Task[Any]] = []
+        if asyncio.all_tasks(self):
+            self._on_idle = _stop
+            for _ in range(hops):
+                for task in asyncio.all_tasks(self):
+                    task.cancel()
+                self.run()
+                left = list(asyncio.all_tasks(self))
+                if not left:
+                    break
+        self._finish(self.shutdown_asyncgens())
+        if getattr(self, "_default_executor", None) is not None:
+            # It waits for its threads in another one, which has to be waited for in turn.
+            self.threads += 1
+            self._finish(self.shutdown_default_executor())
+        self.set_exception_handler(_say_nothing)
+        self.close()
+        return left
+
+    def _finish(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = self.create_task(coroutine)
+        task.add_done_callback(lambda _: self.stop())
+        self._on_idle = _stop
+        while not task.done():
+            self.run()
+
+
+def _stop(next_timer: float | None) -> bool:
+    del next_timer
+    return False
+
+
+def _ignore(what: str) -> None:
+    del what
+
+
+def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    del loop, context

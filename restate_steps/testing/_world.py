@@ -1,0 +1,786 @@
+"""What a Restate server knows and does, as plain data: invocations and their journals, objects, promises, timers.
+
+The driver tells the world what an application has sent (:meth:`World.receive`), and the world says what there is to
+send (:attr:`World.outbox`), which invocations want an attempt (:meth:`World.ready`), and what may happen next
+(:attr:`World.deliveries`, :attr:`World.timers`). It never waits, never looks at a clock and never draws a number.
+
+W1. A journal only grows. What it holds is what an attempt is given to begin with, in the same order.
+W2. A completion is stored once. A second result for the same command is an *anomaly*, and changes nothing.
+W3. Everything between two invocations, and every timer, passes through :attr:`World.deliveries` or
+    :attr:`World.timers`, so that whoever drives can choose when it happens. All else happens at once.
+W4. An invocation that has ended never begins again, and its result never changes.
+W5. At most one exclusive handler of a key, and at most one attempt of an invocation, is open at any time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Final
+
+from restate_steps.testing._wire import (
+    CANCEL_SIGNAL,
+    REQUESTED_ACK,
+    Frame,
+    Kind,
+    awakeable_of,
+    decode,
+    is_command,
+    make,
+    notification_of,
+)
+
+__all__ = [
+    "Failure",
+    "Invocation",
+    "Manifest",
+    "RetryRules",
+    "Status",
+    "Target",
+    "UnknownHandlerError",
+    "World",
+]
+
+START_MS: Final = 1_735_689_600_000
+"""When virtual time begins, in milliseconds since 1970: the first moment of 2025."""
+
+_CANCELLED = 409
+_MISMATCH = (570, 571)
+_PAUSE, _FAIL = 1, 2
+
+
+class UnknownHandlerError(Exception):
+    """Something calls a handler that no service of the application has."""
+
+
+class Status(Enum):
+    """Where an invocation stands."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    READY = "ready"
+    RUNNING = "running"
+    SUSPENDED = "suspended"
+    BACKING_OFF = "backing-off"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A handler, and the key it is called with if its service has keys."""
+
+    service: str
+    handler: str
+    key: str | None = None
+
+    def __str__(self) -> str:
+        return "/".join(part for part in (self.service, self.key, self.handler) if part is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How an invocation, a step or a wait ended that did not succeed."""
+
+    code: int
+    message: str
+    metadata: tuple[tuple[str, str], ...] = ()
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Failure:
+        """Read it from the fields of a message."""
+        metadata = tuple((pair.get("key", ""), pair.get("value", "")) for pair in fields.get("metadata", ()))
+        return cls(fields.get("code", 0), fields.get("message", ""), metadata)
+
+    def fields(self) -> dict[str, Any]:
+        """Return it as the fields of a message."""
+        pairs = [{"key": key, "value": value} for key, value in self.metadata]
+        return {"code": self.code, "message": self.message, **({"metadata": pairs} if pairs else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class RetryRules:
+    """How often and when an invocation is tried again; times are in milliseconds."""
+
+    initial: int = 500
+    factor: float = 2.0
+    longest: int = 60_000
+    attempts: int | None = 70
+    on_exhausted: str = "PAUSE"
+
+    def delay(self, failures: int) -> int:
+        """Return how long to wait after so many failed attempts in a row."""
+        return min(self.longest, int(self.initial * self.factor ** min(failures - 1, 60)))
+
+
+@dataclass(frozen=True, slots=True)
+class HandlerInfo:
+    """What the application's manifest says of one handler."""
+
+    target: tuple[str, str]
+    kind: str
+    keyed: bool
+    lazy_state: bool
+    retry: RetryRules
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether it has the key for itself while it runs."""
+        return self.keyed and self.kind == "EXCLUSIVE"
+
+    @property
+    def workflow(self) -> bool:
+        """Whether it is the handler of a workflow that runs once for each key."""
+        return self.kind == "WORKFLOW"
+
+
+class Manifest:
+    """The handlers of an application, from the manifest that a server asks for when it is registered.
+
+    Args:
+        manifest: The decoded JSON of ``GET /discover``.
+    """
+
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self.handlers: dict[tuple[str, str], HandlerInfo] = {}
+        for service in manifest["services"]:
+            for handler in service["handlers"]:
+                keyed = service["ty"] != "SERVICE"
+                info = HandlerInfo(
+                    target=(service["name"], handler["name"]),
+                    kind=handler.get("ty") or ("EXCLUSIVE" if keyed else "SHARED"),
+                    keyed=keyed,
+                    lazy_state=bool(handler.get("enableLazyState", service.get("enableLazyState", False))),
+                    retry=_retry_rules({**service, **handler}),
+                )
+                self.handlers[info.target] = info
+
+    def __getitem__(self, target: Target) -> HandlerInfo:
+        info = self.handlers.get((target.service, target.handler))
+        if info is None:
+            known = ", ".join("/".join(names) for names in sorted(self.handlers)) or "nothing"
+            raise UnknownHandlerError(
+                f"there is no handler {target.service}/{target.handler} in this application; it has {known}. "
+                "Simulate all services together that call each other: simulate(restate.app([one, other]))."
+            )
+        if info.keyed is not (target.key is not None):
+            which = "needs a key" if info.keyed else "takes no key"
+            raise UnknownHandlerError(f"{target.service}/{target.handler} {which}.")
+        return info
+
+
+def _retry_rules(options: Mapping[str, Any]) -> RetryRules:
+    default = RetryRules()
+    return RetryRules(
+        initial=options.get("retryPolicyInitialInterval", default.initial),
+        factor=options.get("retryPolicyExponentiationFactor", default.factor),
+        longest=options.get("retryPolicyMaxInterval", default.longest),
+        attempts=options.get("retryPolicyMaxAttempts", default.attempts),
+        on_exhausted=options.get("retryPolicyOnMaxAttempts", default.on_exhausted),
+    )
+
+
+@dataclass(slots=True, eq=False)
+class Invocation:
+    """One invocation, and everything the server has stored of it."""
+
+    id: str
+    raw_id: bytes
+    target: Target
+    info: HandlerInfo
+    seed: int
+    idempotency_key: str | None
+    journal: list[Frame]
+    status: Status = Status.READY
+    commands: int = 1
+    completed: set[int] = field(default_factory=set[int])
+    signals: set[int | str] = field(default_factory=set[int | str])
+    awaits: tuple[frozenset[int], frozenset[int | str]] = (frozenset(), frozenset())
+    """What a suspended invocation waits for: numbers of completions, and numbers or names of signals."""
+    runs: dict[int, str] = field(default_factory=dict[int, str])
+    """The names of its steps by the number of their completion."""
+    calls: dict[int, str] = field(default_factory=dict[int, str])
+    """The invocations it has called, by the number of the result's completion."""
+    attempts: int = 0
+    failures: int = 0
+    """How many attempts have failed since the last entry was stored."""
+    failing_since: int = 0
+    epoch: int = 0
+    """Goes up with whatever makes a timer for the next attempt pointless."""
+    output: bytes | None = None
+    failure: Failure | None = None
+    last_error: Failure | None = None
+    error_delay: int | None = None
+    waiters: list[tuple[str, int, Kind]] = field(default_factory=list[tuple[str, int, Kind]])
+    digest: int = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has a result."""
+        return self.status is Status.COMPLETED
+
+    @property
+    def wedged(self) -> bool:
+        """Whether today's code takes another way than the journal, which no retry can mend."""
+        return self.status is Status.PAUSED and self.last_error is not None and self.last_error.code in _MISMATCH
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Timer:
+    """Something that happens at a time; those due together happen in the order in which they were set."""
+
+    due: int
+    number: int
+    what: tuple[Any, ...] = field(compare=False)
+
+
+@dataclass(slots=True)
+class _Object:
+    """A key of a service that has keys: its state, who holds it, and who waits for it."""
+
+    state: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
+    holder: str | None = None
+    queue: deque[str] = field(default_factory=deque[str])
+
+
+@dataclass(slots=True)
+class _Promise:
+    value: bytes | None = None
+    failure: Failure | None = None
+    waiters: list[tuple[str, int]] = field(default_factory=list[tuple[str, int]])
+
+    @property
+    def completed(self) -> bool:
+        return self.value is not None or self.failure is not None
+
+
+class World:
+    """A server, with everything it has stored.
+
+    Args:
+        manifest: The handlers of the application.
+        version: The version of the service protocol.
+        seed: What the random seeds of invocations come from.
+    """
+
+    def __init__(self, manifest: Manifest, *, version: int = 6, seed: int = 0) -> None:
+        self.manifest = manifest
+        self.version = version
+        self.seed = seed
+        self.now = START_MS
+        self.invocations: dict[str, Invocation] = {}
+        self.objects: dict[tuple[str, str], _Object] = {}
+        self.outbox: list[tuple[str, Frame]] = []
+        """What is to be sent to attempts that are open."""
+        self.deliveries: list[tuple[Any, ...]] = []
+        """What is on its way from one invocation to another."""
+        self.timers: list[Timer] = []
+        self.anomalies: list[str] = []
+        self.stored = 0
+        """How many messages have been stored."""
+        self._promises: dict[tuple[str, str, str], _Promise] = {}
+        self._idempotent: dict[tuple[Target, str], str] = {}
+        self._by_raw: dict[bytes, str] = {}
+        self._timers_set = 0
+        self._handlers: dict[int, Callable[[Invocation, Kind, dict[str, Any]], None]] = {
+            Kind.SLEEP: self._sleep,
+            Kind.CALL: self._call,
+            Kind.ONE_WAY_CALL: self._call,
+            Kind.RUN: self._run,
+            Kind.GET_LAZY_STATE: self._get_state,
+            Kind.GET_LAZY_STATE_KEYS: self._get_state_keys,
+            Kind.SET_STATE: self._change_state,
+            Kind.CLEAR_STATE: self._change_state,
+            Kind.CLEAR_ALL_STATE: self._change_state,
+            Kind.GET_PROMISE: self._get_promise,
+            Kind.PEEK_PROMISE: self._peek_promise,
+            Kind.COMPLETE_PROMISE: self._complete_promise,
+            Kind.SEND_SIGNAL: self._send_signal,
+            Kind.COMPLETE_AWAKEABLE: self._complete_awakeable,
+            Kind.ATTACH_INVOCATION: self._attach,
+            Kind.GET_INVOCATION_OUTPUT: self._get_output,
+            Kind.OUTPUT: self._output,
+        }
+
+    # --- what comes from outside --------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        target: Target,
+        body: bytes,
+        *,
+        headers: tuple[tuple[str, str], ...] = (),
+        idempotency_key: str | None = None,
+        at: int = 0,
+    ) -> Invocation:
+        """Take a call, and return its invocation: an earlier one if it has the same idempotency key.
+
+        Raises:
+            UnknownHandlerError: The application has no such handler.
+        """
+        info = self.manifest[target]
+        same = (target, "" if info.workflow else idempotency_key or "")
+        if (idempotency_key is not None or info.workflow) and same in self._idempotent:
+            return self.invocations[self._idempotent[same]]
+        number = len(self.invocations) + 1
+        digest = hashlib.sha256(f"{self.seed}:{number}".encode()).digest()
+        invocation = Invocation(
+            # As long as the server's own, and easy to tell apart.
+            id=f"inv_1sim{number:027d}",
+            raw_id=number.to_bytes(24, "big"),
+            target=target,
+            info=info,
+            seed=int.from_bytes(digest[:8], "big"),
+            idempotency_key=idempotency_key,
+            journal=[],
+        )
+        pairs = [{"key": key, "value": value} for key, value in headers]
+        self.invocations[invocation.id] = invocation
+        self._by_raw[invocation.raw_id] = invocation.id
+        if idempotency_key is not None or info.workflow:
+            self._idempotent[same] = invocation.id
+        self._store(invocation, make(Kind.INPUT, headers=pairs or None, value={"content": body}))
+        if at > self.now:
+            invocation.status = Status.SCHEDULED
+            self._set_timer(at, ("begin", invocation.id))
+        else:
+            self._admit(invocation)
+        return invocation
+
+    def begin(self, invocation_id: str) -> list[Frame]:
+        """Open an attempt, and return what it is given: the start, and the journal so far."""
+        invocation = self.invocations[invocation_id]
+        if invocation.status is not Status.READY:
+            raise AssertionError(f"{invocation.target} cannot begin: it is {invocation.status.value}")
+        invocation.status = Status.RUNNING
+        invocation.attempts += 1
+        key = invocation.target.key
+        state = None
+        if key is not None and not invocation.info.lazy_state:
+            stored = self._object(invocation).state
+            state = [{"key": name, "value": stored[name]} for name in sorted(stored)]
+        start = make(
+            Kind.START,
+            id=invocation.raw_id,
+            debug_id=invocation.id,
+            known_entries=len(invocation.journal),
+            state_map=state or None,
+            partial_state=True if invocation.info.lazy_state else None,
+            key=key,
+            retry_count=invocation.failures or None,
+            duration=(self.now - invocation.failing_since if invocation.failures else 0) or None,
+            random_seed=invocation.seed,
+            idempotency_key=invocation.idempotency_key if self.version >= 7 else None,
+        )
+        return [start, *invocation.journal]
+
+    def ready(self) -> list[str]:
+        """Return the invocations that want an attempt, oldest first."""
+        return [each.id for each in self.invocations.values() if each.status is Status.READY]
+
+    def crash(self) -> None:
+        """End every open attempt, as when the service's process dies."""
+        self.outbox.clear()
+        for invocation in self.invocations.values():
+            if invocation.status is Status.RUNNING:
+                invocation.status = Status.READY
+                self._count_failure(invocation)
+
+    def end_of_stream(self, invocation_id: str) -> None:
+        """Note that an attempt's connection has ended; without a message that says why, it is tried again."""
+        invocation = self.invocations[invocation_id]
+        if invocation.status is Status.RUNNING:
+            self._fail_attempt(invocation, Failure(500, "the attempt ended without saying why"), None, 0)
+
+    def signal(self, invocation_id: str, **fields: Any) -> None:
+        """Send a signal: ``signal_id`` or ``signal_name``, and ``void``, ``value`` or ``failure``."""
+        self._signal(self.invocations[invocation_id], make(Kind.SIGNAL, **fields))
+
+    def complete_awakeable(self, awakeable_id: str, **fields: Any) -> None:
+        """Complete an awakeable with a ``value`` or a ``failure``.
+
+        Raises:
+            ValueError: It is not the id of an awakeable.
+            LookupError: It is one, but of no invocation that is known here.
+        """
+        raw, number = awakeable_of(awakeable_id)
+        if raw not in self._by_raw:
+            raise LookupError(f"the awakeable {awakeable_id!r} belongs to no invocation that is known here.")
+        self.signal(self._by_raw[raw], signal_id=number, **fields)
+
+    def cancel(self, invocation_id: str) -> None:
+        """Ask an invocation to end, as an operator does; one that has not begun ends at once."""
+        invocation = self.invocations[invocation_id]
+        if invocation.status in (Status.SCHEDULED, Status.QUEUED):
+            self._end(invocation, None, Failure(_CANCELLED, "canceled"))
+        else:
+            self.signal(invocation_id, signal_id=CANCEL_SIGNAL, void={})
+
+    def kill(self, invocation_id: str) -> None:
+        """End an invocation at once, without its doing."""
+        invocation = self.invocations[invocation_id]
+        if not invocation.ended:
+            self._end(invocation, None, Failure(_CANCELLED, "killed"))
+
+    def pause(self, invocation_id: str) -> None:
+        """Keep an invocation from being tried again until it is resumed."""
+        invocation = self.invocations[invocation_id]
+        if not invocation.ended:
+            invocation.status = Status.PAUSED
+            invocation.epoch += 1
+
+    def resume(self, invocation_id: str) -> None:
+        """Try a paused invocation again."""
+        invocation = self.invocations[invocation_id]
+        if invocation.status is Status.PAUSED:
+            invocation.failures, invocation.last_error = 0, None
+            invocation.status = Status.READY
+
+    # --- time and deliveries ------------------------------------------------------------------------------------
+
+    def deliver(self, index: int) -> None:
+        """Let one of :attr:`deliveries` arrive."""
+        self._do(self.deliveries.pop(index))
+
+    def next_timer(self) -> int | None:
+        """Return when the next timer is due; timers that have lost their point are dropped."""
+        while self.timers and self._pointless(self.timers[0]):
+            del self.timers[0]
+        return self.timers[0].due if self.timers else None
+
+    def advance(self, to: int) -> None:
+        """Let time pass, and everything happen that is due by then."""
+        self.now = max(self.now, to)
+        while self.timers and self.timers[0].due <= self.now:
+            timer = self.timers.pop(0)
+            if not self._pointless(timer):
+                self._do(timer.what)
+
+    def _pointless(self, timer: Timer) -> bool:
+        invocation = self.invocations[timer.what[1]]
+        return invocation.ended or (timer.what[0] == "retry" and timer.what[2] != invocation.epoch)
+
+    def _do(self, what: tuple[Any, ...]) -> None:
+        verb, invocation = what[0], self.invocations[what[1]]
+        if verb == "begin":
+            self._admit(invocation)
+        elif verb == "retry":
+            invocation.status = Status.READY
+        elif verb == "complete":
+            self._complete(invocation, what[2])
+        elif verb == "signal":
+            self._signal(invocation, what[2])
+
+    def _set_timer(self, due: int, what: tuple[Any, ...]) -> None:
+        self._timers_set += 1
+        self.timers.append(Timer(due, self._timers_set, what))
+        self.timers.sort()
+
+    # --- what an attempt sends ----------------------------------------------------------------------------------
+
+    def receive(self, invocation_id: str, frame: Frame) -> None:
+        """Take a message of the open attempt of an invocation."""
+        invocation = self.invocations[invocation_id]
+        if invocation.status is not Status.RUNNING:
+            return
+        kind = Kind(frame.kind)
+        if is_command(kind):
+            invocation.commands += 1
+            self._store(invocation, frame)
+            handle = self._handlers.get(kind)
+            if handle is not None:
+                handle(invocation, kind, decode(frame))
+        elif kind is Kind.PROPOSE_RUN_COMPLETION:
+            self._propose(invocation, frame)
+        elif kind is Kind.SUSPENSION:
+            self._suspend(invocation, decode(frame))
+        elif kind is Kind.ERROR:
+            fields = decode(frame)
+            failure = Failure(fields.get("code", 500), fields.get("message", ""))
+            self._fail_attempt(invocation, failure, fields.get("next_retry_delay"), fields.get("behavior", 0))
+        elif kind is Kind.END:
+            self._end(invocation, invocation.output, invocation.failure)
+
+    def _store(self, invocation: Invocation, frame: Frame) -> None:
+        invocation.journal.append(frame)
+        invocation.digest = hash((invocation.digest, frame))
+        invocation.failures = 0
+        self.stored += 1
+
+    def _propose(self, invocation: Invocation, frame: Frame) -> None:
+        fields = decode(frame)
+        number = fields["completion_id"]
+        if number in invocation.completed:
+            name = invocation.runs.get(number, "?")
+            self.anomalies.append(f"step {name!r} of {invocation.target} has a second result; the first one counts")
+            return
+        result = (
+            {"failure": fields["failure"]} if "failure" in fields else {"value": {"content": fields.get("value", b"")}}
+        )
+        completion = make(Kind.RUN_COMPLETION, completion_id=number, **result)
+        self._complete(invocation, completion, tell=self.version < 7)
+        if frame.flags & REQUESTED_ACK:
+            self.outbox.append((invocation.id, make(Kind.PROPOSE_RUN_COMPLETION_ACK, completion_id=number)))
+
+    def _suspend(self, invocation: Invocation, fields: dict[str, Any]) -> None:
+        completions: set[int] = set()
+        signals: set[int | str] = set()
+        waits = [fields, fields.get("awaiting_on", {})]
+        while waits:
+            # An attempt too many, when one of several that are all needed arrives, only suspends again.
+            wait = waits.pop()
+            completions.update(wait.get("completions", ()))
+            signals.update(wait.get("signals", ()))
+            signals.update(wait.get("named", ()))
+            waits += wait.get("nested", ())
+        invocation.awaits = frozenset(completions), frozenset(signals)
+        arrived = completions & invocation.completed or signals & invocation.signals
+        invocation.status = Status.READY if arrived else Status.SUSPENDED
+
+    def _fail_attempt(self, invocation: Invocation, failure: Failure, delay: int | None, behavior: int) -> None:
+        self._count_failure(invocation)
+        invocation.last_error = failure
+        invocation.epoch += 1
+        rules = invocation.info.retry
+        exhausted = rules.attempts is not None and invocation.failures >= rules.attempts
+        if behavior == _FAIL or (exhausted and rules.on_exhausted == "KILL"):
+            self._end(invocation, None, failure)
+        elif behavior == _PAUSE or exhausted or failure.code in _MISMATCH:
+            invocation.status = Status.PAUSED
+        else:
+            invocation.status = Status.BACKING_OFF
+            wait = rules.delay(invocation.failures) if delay is None else delay
+            self._set_timer(self.now + wait, ("retry", invocation.id, invocation.epoch))
+
+    def _count_failure(self, invocation: Invocation) -> None:
+        if invocation.failures == 0:
+            invocation.failing_since = self.now
+        invocation.failures += 1
+
+    def _end(self, invocation: Invocation, output: bytes | None, failure: Failure | None) -> None:
+        invocation.status = Status.COMPLETED
+        invocation.epoch += 1
+        invocation.output, invocation.failure = output, failure
+        for waiter, number, kind in invocation.waiters:
+            self.deliveries.append(("complete", waiter, self._result(invocation, kind, number)))
+        invocation.waiters.clear()
+        self._leave(invocation)
+
+    # --- keys ---------------------------------------------------------------------------------------------------
+
+    def _object(self, invocation: Invocation) -> _Object:
+        key = invocation.target.key
+        assert key is not None
+        return self.objects.setdefault((invocation.target.service, key), _Object())
+
+    def _admit(self, invocation: Invocation) -> None:
+        invocation.status = Status.READY
+        if invocation.info.exclusive:
+            place = self._object(invocation)
+            if place.holder is None:
+                place.holder = invocation.id
+            else:
+                place.queue.append(invocation.id)
+                invocation.status = Status.QUEUED
+
+    def _leave(self, invocation: Invocation) -> None:
+        if not invocation.info.exclusive:
+            return
+        place = self._object(invocation)
+        if invocation.id in place.queue:
+            place.queue.remove(invocation.id)
+        elif place.holder == invocation.id:
+            place.holder = place.queue.popleft() if place.queue else None
+            if place.holder is not None:
+                self.invocations[place.holder].status = Status.READY
+
+    # --- completions and signals --------------------------------------------------------------------------------
+
+    def _complete(self, invocation: Invocation, frame: Frame, *, tell: bool = True) -> None:
+        number = decode(frame)["completion_id"]
+        if invocation.ended or number in invocation.completed:
+            return
+        invocation.completed.add(number)
+        self._notify(invocation, frame, tell=tell, awaited=number in invocation.awaits[0])
+
+    def _signal(self, invocation: Invocation, frame: Frame) -> None:
+        if invocation.ended:
+            return
+        fields = decode(frame)
+        name: int | str = fields.get("signal_name") or fields["signal_id"]
+        if name in invocation.signals and name != CANCEL_SIGNAL:
+            return
+        invocation.signals.add(name)
+        awaited = name in invocation.awaits[1] or name == CANCEL_SIGNAL
+        self._notify(invocation, frame, tell=True, awaited=awaited)
+
+    def _notify(self, invocation: Invocation, frame: Frame, *, tell: bool, awaited: bool) -> None:
+        self._store(invocation, frame)
+        if invocation.status is Status.RUNNING:
+            if tell:
+                self.outbox.append((invocation.id, frame))
+        elif invocation.status is Status.SUSPENDED and awaited:
+            invocation.status = Status.READY
+
+    def _answer(self, invocation: Invocation, command: Kind, number: int, **fields: Any) -> None:
+        self._complete(invocation, make(notification_of(command), completion_id=number, **fields))
+
+    # --- commands -----------------------------------------------------------------------------------------------
+
+    def _run(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        invocation.runs[fields["completion_id"]] = fields.get("name", "")
+
+    def _sleep(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        done = make(Kind.SLEEP_COMPLETION, completion_id=fields["completion_id"], void={})
+        self._set_timer(max(self.now, fields.get("wake_up_time", 0)), ("complete", invocation.id, done))
+
+    def _call(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        target = Target(fields.get("service", ""), fields.get("handler", ""), fields.get("key"))
+        known = len(self.invocations)
+        try:
+            child = self.submit(
+                target,
+                fields.get("parameter", b""),
+                headers=tuple((pair.get("key", ""), pair.get("value", "")) for pair in fields.get("headers", ())),
+                idempotency_key=fields.get("idempotency_key"),
+                at=fields.get("invoke_time", 0),
+            )
+        except UnknownHandlerError as error:
+            self._fail_attempt(invocation, Failure(500, str(error)), None, _PAUSE)
+            return
+        made = make(
+            Kind.CALL_INVOCATION_ID_COMPLETION,
+            completion_id=fields["invocation_id_completion_id"],
+            invocation_id=child.id,
+        )
+        self._complete(invocation, made)
+        if kind is Kind.CALL:
+            number = fields["completion_id"]
+            invocation.calls[number] = child.id
+            if child.info.workflow and len(self.invocations) == known:
+                taken = Failure(409, "the workflow was already submitted with this key")
+                self._answer(invocation, kind, number, failure=taken.fields())
+            else:
+                self._wait_for(invocation, child, number, Kind.CALL)
+
+    def _wait_for(self, invocation: Invocation, other: Invocation, number: int, kind: Kind) -> None:
+        if other.ended:
+            self.deliveries.append(("complete", invocation.id, self._result(other, kind, number)))
+        else:
+            other.waiters.append((invocation.id, number, kind))
+
+    @staticmethod
+    def _result(ended: Invocation, command: Kind, number: int) -> Frame:
+        kind = notification_of(command)
+        if ended.failure is not None:
+            return make(kind, completion_id=number, failure=ended.failure.fields())
+        return make(kind, completion_id=number, value={"content": ended.output or b""})
+
+    def _get_state(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        value = self._object(invocation).state.get(fields["key"])
+        found: dict[str, Any] = {"void": {}} if value is None else {"value": {"content": value}}
+        self._answer(invocation, kind, fields["completion_id"], **found)
+
+    def _get_state_keys(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        keys = sorted(self._object(invocation).state)
+        self._answer(invocation, kind, fields["completion_id"], state_keys={"keys": keys})
+
+    def _change_state(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        state = self._object(invocation).state
+        if kind is Kind.SET_STATE:
+            state[fields["key"]] = fields.get("value", {}).get("content", b"")
+        elif kind is Kind.CLEAR_STATE:
+            state.pop(fields["key"], None)
+        else:
+            state.clear()
+
+    def _promise(self, invocation: Invocation, name: str) -> _Promise:
+        key = invocation.target.key or ""
+        return self._promises.setdefault((invocation.target.service, key, name), _Promise())
+
+    @staticmethod
+    def _promised(promise: _Promise) -> dict[str, Any]:
+        if promise.failure is not None:
+            return {"failure": promise.failure.fields()}
+        return {"void": {}} if promise.value is None else {"value": {"content": promise.value}}
+
+    def _get_promise(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        promise = self._promise(invocation, fields["key"])
+        if promise.completed:
+            self._answer(invocation, kind, fields["completion_id"], **self._promised(promise))
+        else:
+            promise.waiters.append((invocation.id, fields["completion_id"]))
+
+    def _peek_promise(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        promise = self._promise(invocation, fields["key"])
+        self._answer(invocation, kind, fields["completion_id"], **self._promised(promise))
+
+    def _complete_promise(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        promise = self._promise(invocation, fields["key"])
+        if promise.completed:
+            taken = Failure(409, "promise was already completed")
+            self._answer(invocation, kind, fields["completion_id"], failure=taken.fields())
+            return
+        if "failure" in fields:
+            promise.failure = Failure.of(fields["failure"])
+        else:
+            promise.value = fields.get("value", {}).get("content", b"")
+        self._answer(invocation, kind, fields["completion_id"], void={})
+        for waiter, number in promise.waiters:
+            done = make(Kind.GET_PROMISE_COMPLETION, completion_id=number, **self._promised(promise))
+            self.deliveries.append(("complete", waiter, done))
+        promise.waiters.clear()
+
+    def _send_signal(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        names = ("signal_id", "signal_name", "void", "value", "failure")
+        signal = make(Kind.SIGNAL, flags=0, **{name: fields[name] for name in names if name in fields})
+        if fields["target"] in self.invocations:
+            self.deliveries.append(("signal", fields["target"], signal))
+
+    def _complete_awakeable(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        raw, number = awakeable_of(fields["id"])
+        outcome: dict[str, Any] = {name: fields[name] for name in ("value", "failure") if name in fields}
+        if raw in self._by_raw:
+            self.deliveries.append(
+                ("signal", self._by_raw[raw], make(Kind.SIGNAL, flags=0, signal_id=number, **outcome))
+            )
+
+    def _named_invocation(self, fields: dict[str, Any]) -> Invocation | None:
+        if "invocation_id" in fields:
+            return self.invocations.get(fields["invocation_id"])
+        if "workflow" in fields:
+            names = fields["workflow"]
+            runs = [info for info in self.manifest.handlers.values() if info.workflow]
+            for info in runs:
+                if info.target[0] == names["workflow"]:
+                    target = Target(*info.target, names.get("key", ""))
+                    return self.invocations.get(self._idempotent.get((target, ""), ""))
+            return None
+        names = fields.get("idempotent", {})
+        target = Target(names.get("service", ""), names.get("handler", ""), names.get("key"))
+        return self.invocations.get(self._idempotent.get((target, names.get("idempotency_key", "")), ""))
+
+    def _attach(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        other = self._named_invocation(fields)
+        if other is None:
+            self._answer(
+                invocation, kind, fields["completion_id"], failure=Failure(404, "invocation not found").fields()
+            )
+        else:
+            self._wait_for(invocation, other, fields["completion_id"], kind)
+
+    def _get_output(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        other = self._named_invocation(fields)
+        if other is None or not other.ended:
+            self._answer(invocation, kind, fields["completion_id"], void={})
+        else:
+            self._complete(invocation, self._result(other, kind, fields["completion_id"]))
+
+    def _output(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        if "failure" in fields:
+            invocation.failure = Failure.of(fields["failure"])
+        else:
+            invocation.output = fields.get("value", {}).get("content", b"")
