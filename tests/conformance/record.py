@@ -1,0 +1,262 @@
+"""Record every scenario from the real server: ``python -m tests.conformance.record [SCENARIO ...]``.
+
+A new version of the server is a new run; what it changes is then the difference between the recordings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+from hypercorn.asyncio import serve
+
+from restate_steps.server import RestateServer, ensure_server, server_version
+from restate_steps.server._serving import _config as hypercorn_config
+from restate_steps.server._serving import Listener, http1_only, listen
+
+from .drive import SCENARIOS, VARIANTS, Answer, Scenario
+from .recording import FOLDER, Recording, Tape, normalise, save, sides
+from .services import app, board
+
+__all__ = ["Recorder", "recorder"]
+
+QUIET = 0.25
+WITHIN = 20.0
+
+
+class Recorder:
+    """The real server as a :class:`conformance.drive.World`, which records what is asked of it."""
+
+    def __init__(self, server: RestateServer, client: httpx.AsyncClient, listener: Listener, variant: str) -> None:
+        self._server = server
+        self._client = client
+        self._variant = variant
+        self._app = app()
+        self._listener = listener
+        self.tape = Tape()
+
+    async def record(self, scenario: Scenario) -> Recording:
+        """Do what a scenario does, and return the normalised recording."""
+        board.clear()
+        self.tape = Tape()
+        async with asyncio.timeout(WITHIN):
+            await scenario.drive(self)
+            await self.settle()
+        note = {
+            "scenario": scenario.name,
+            "variant": self._variant,
+            "server": server_version(ensure_server()),
+            "restate-sdk": version("restate-sdk"),
+            "protocol": sorted({attempt.version for attempt in self.tape.attempts}),
+        }
+        recording = normalise(self.tape.raw(note))
+        return sides(recording) if self._variant.partition("-")[2] in scenario.loose else recording
+
+    async def serve(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve the application, and record it."""
+        await self.tape.around(self._app)(scope, receive, send)
+
+    # --- the world ---
+
+    async def call(
+        self, service: str, handler: str, arg: bytes = b"", *, key: str | None = None, idempotency_key: str | None = None
+    ) -> Answer:
+        answer = await self._ingress("POST", _path(service, handler, key), arg, idempotency_key)
+        self._asked("call", answer, f"{service}/{handler}", arg, key=key, idempotency_key=idempotency_key)
+        return answer
+
+    async def send(
+        self,
+        service: str,
+        handler: str,
+        arg: bytes = b"",
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        delay: int | None = None,
+    ) -> str:
+        path = _path(service, handler, key) + "/send" + (f"?delay={delay}ms" if delay else "")
+        answer = await self._ingress("POST", path, arg, idempotency_key)
+        self._asked("send", answer, f"{service}/{handler}", arg, key=key, idempotency_key=idempotency_key, delay=delay)
+        return str(httpx.Response(200, content=answer.body).json()["invocationId"])
+
+    async def attach(self, invocation_id: str) -> Answer:
+        answer = await self._ingress("GET", f"/restate/invocation/{invocation_id}/attach")
+        self._asked("attach", answer, invocation_id)
+        return answer
+
+    async def output(self, invocation_id: str) -> Answer:
+        answer = await self._ingress("GET", f"/restate/invocation/{invocation_id}/output")
+        self._asked("output", answer, invocation_id)
+        return answer
+
+    async def resolve_awakeable(self, awakeable_id: str, value: bytes) -> Answer:
+        answer = await self._ingress("POST", f"/restate/awakeables/{awakeable_id}/resolve", value)
+        self._asked("resolve_awakeable", answer, awakeable_id, value)
+        return answer
+
+    async def reject_awakeable(self, awakeable_id: str, message: str) -> Answer:
+        path = f"/restate/awakeables/{awakeable_id}/reject"
+        answer = await self._ingress("POST", path, message.encode(), content_type="text/plain")
+        self._asked("reject_awakeable", answer, awakeable_id, message.encode())
+        return answer
+
+    async def cancel(self, invocation_id: str) -> Answer:
+        return await self._admin(invocation_id, "cancel")
+
+    async def kill(self, invocation_id: str) -> Answer:
+        return await self._admin(invocation_id, "kill")
+
+    async def resume(self, invocation_id: str) -> Answer:
+        return await self._admin(invocation_id, "resume")
+
+    async def cut(self) -> None:
+        self.tape.asked("cut")
+        self._listener.hang_up()
+        # Only those that are open: the server shall connect again.
+        self._listener._hung_up = False
+
+    async def status(self, invocation_id: str) -> str:
+        found = await self._status(invocation_id)
+        self.tape.asked("status", found, invocation=invocation_id)
+        return found
+
+    async def until(self, seen: Callable[[], Any]) -> Any:
+        while not (found := seen()):
+            await asyncio.sleep(0.005)
+        return found
+
+    async def settle(self) -> None:
+        """Wait until nothing was recorded for a while, and no invocation is about to be tried again."""
+        since, length = time.monotonic(), self.tape.length
+        while time.monotonic() - since < QUIET or await self._coming():
+            await asyncio.sleep(0.01)
+            if self.tape.length != length:
+                since, length = time.monotonic(), self.tape.length
+
+    async def clean_up(self) -> None:
+        """Kill what a scenario that failed has left behind."""
+        for row in await asyncio.to_thread(
+            self._server.query, "SELECT id FROM sys_invocation WHERE status != 'completed'"
+        ):
+            await self._client.patch(f"{self._server.admin_url}/invocations/{row['id']}/kill")
+
+    # --- how ---
+
+    async def _coming(self) -> list[Any]:
+        soon = "status IN ('backing-off', 'ready')"
+        return await asyncio.to_thread(self._server.query, f"SELECT id FROM sys_invocation WHERE {soon}")
+
+    async def _status(self, invocation_id: str) -> str:
+        rows = await asyncio.to_thread(
+            self._server.query, f"SELECT status FROM sys_invocation WHERE id = '{invocation_id}'"
+        )
+        return str(rows[0]["status"]) if rows else "unknown"
+
+    async def _ingress(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        idempotency_key: str | None = None,
+        content_type: str = "application/json",
+    ) -> Answer:
+        headers = {"content-type": content_type} if body else {}
+        if idempotency_key is not None:
+            headers["idempotency-key"] = idempotency_key
+        answer = await self._client.request(method, self._server.ingress_url + path, content=body, headers=headers)
+        return Answer(answer.status_code, answer.content)
+
+    async def _admin(self, invocation_id: str, verb: str) -> Answer:
+        response = await self._client.patch(f"{self._server.admin_url}/invocations/{invocation_id}/{verb}")
+        answer = Answer(response.status_code, response.content)
+        self._asked(verb, answer, invocation_id)
+        return answer
+
+    def _asked(self, what: str, answer: Answer, of: str, arg: bytes = b"", **more: Any) -> None:
+        shown = {"status": answer.status, "body": _shown(answer.body)}
+        self.tape.asked(what, shown, of=of, arg=_shown(arg) if arg else None, **more)
+
+
+def _path(service: str, handler: str, key: str | None) -> str:
+    return f"/{service}/{handler}" if key is None else f"/{service}/{quote(key, safe='')}/{handler}"
+
+
+def _shown(body: bytes) -> str:
+    return body.decode(errors="backslashreplace")
+
+
+@asynccontextmanager
+async def recorder(variant: str) -> AsyncIterator[Recorder]:
+    """Start a server for a variant, serve the application to it, and yield what records it."""
+    protocol, _, mode = variant.partition("-")
+    env = {"RESTATE_EXPERIMENTAL_ENABLE_PROTOCOL_V7": "true"} if protocol == "v7" else {}
+    server = RestateServer(always_replay=mode == "replay", env=env)
+    await asyncio.to_thread(server.start)
+    stopping, ready = asyncio.Event(), asyncio.Event()
+    serving: asyncio.Future[None] | None = None
+
+    async def until_stopped() -> None:
+        ready.set()
+        await stopping.wait()
+
+    try:
+        async with httpx.AsyncClient(trust_env=False, timeout=WITHIN) as client:
+            listener = listen("127.0.0.1", 0)
+            found = Recorder(server, client, listener, variant)
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            serve_app: Any = http1_only(found.serve) if mode == "http1" else found.serve
+            serving = asyncio.ensure_future(
+                serve(serve_app, hypercorn_config(listener), shutdown_trigger=until_stopped, mode="asgi")
+            )
+            await ready.wait()
+            await asyncio.to_thread(server.register, url, http1=mode == "http1")
+            yield found
+    finally:
+        await asyncio.to_thread(server.stop)
+        # With its client gone, Hypercorn has nothing left to wait for.
+        stopping.set()
+        if serving is not None:
+            await asyncio.wait([serving])
+
+
+async def record(variant: str, scenarios: Iterable[Scenario]) -> list[str]:
+    """Record scenarios in one variant, and return the names of those that did not end."""
+    failed: list[str] = []
+    async with recorder(variant) as found:
+        for scenario in scenarios:
+            try:
+                save(await found.record(scenario), scenario.name, variant)
+            except Exception as error:
+                failed.append(scenario.name)
+                print(f"{variant} {scenario.name}: {error!r}\n{found.tape.client}", file=sys.stderr, flush=True)
+                await found.clean_up()
+    return failed
+
+
+def main() -> None:
+    """Record what the command line names, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("scenarios", nargs="*", help="their names; all if left out")
+    parser.add_argument("--variant", action="append", choices=VARIANTS, help="all if left out")
+    chosen = parser.parse_args()
+    # The handlers fail on purpose.
+    logging.getLogger("restate").setLevel(logging.CRITICAL)
+    wanted = [SCENARIOS[name] for name in chosen.scenarios] or list(SCENARIOS.values())
+    for variant in chosen.variant or VARIANTS:
+        these = [one for one in wanted if variant in one.variants()]
+        failed = asyncio.run(record(variant, these))
+        print(f"{variant}: {len(these) - len(failed)} of {len(these)} scenarios in {FOLDER / variant}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
