@@ -52,8 +52,10 @@ def main() -> int:
 def conclude(results: list[Result]) -> int:
     """Print what is wrong, and return the exit code."""
     for result in results:
-        for line in (*result.problems, *result.evidence):
-            print(f"WRONG ({result.campaign.title}): {line}")
+        for problem in result.problems:
+            print(f"WRONG ({result.campaign.title}): {problem}")
+        for line in result.evidence:
+            print(f"  {line}")
     if any(result.problems for result in results):
         return 1
     print("\nEvery run ended as it had to, and nothing that was recorded happened again.")

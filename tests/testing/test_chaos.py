@@ -1,0 +1,264 @@
+"""A short version of ``make chaos``: that nothing goes wrong, and that it would be noticed."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def chaos(*options: str) -> dict[str, int]:
+    """Run it, and return the column of the table by the names of the rows."""
+    done = subprocess.run(
+        [sys.executable, "-m", "chaos", "--seconds=80", *options], cwd=ROOT, capture_output=True, text=True, timeout=115
+    )
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    table = done.stdout.partition("---\n")[2].partition("\n\n")[0]
+    cells = (line.rsplit(maxsplit=2 if line.endswith(("all", " 0")) else 1) for line in table.splitlines())
+    return {name.strip(): int(count) for name, count, *_ in cells if count.isdigit()}
+
+
+@pytest.mark.timeout(120)
+def test_one_server() -> None:
+    """Checkouts and agents end rightly and once, while their process and their server are killed again and again."""
+    counts = chaos("--runs=40", "--service-kills=8", "--server-kills=2", "--no-cluster")
+
+    assert (40, 0, 0) == (counts["finished"], counts["steps seen twice"], counts["doubled behind the key"])
+    assert (8, 2) == (counts["kills of the service"], counts["kills of a server"])
+
+
+@pytest.mark.timeout(120)
+def test_cluster() -> None:
+    """The same on a cluster of three servers, of which one is killed in the middle and comes back."""
+    counts = chaos("--runs=30", "--service-kills=4", "--node-kills=1", "--no-single")
+
+    assert (30, 0, 0) == (counts["finished"], counts["steps seen twice"], counts["doubled behind the key"])
+    assert (4, 1) == (counts["kills of the service"], counts["kills of a server"])
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT)
+
+
+def nonce(number: int) -> str:
+    return f"n-{number:032x}"
+
+
+class Story:
+    """What everybody says of one run with one step and one effect, for a test to change."""
+
+    def __init__(self) -> None:
+        modules = {name: importlib.import_module(f"chaos.{name}") for name in ("audit", "clients", "diary", "runs")}
+        run = modules["runs"].Run("o1", "Shop/checkout", {}, [1], None, frozenset({"charge o1"}), 1)
+        answer = {"value": [1], "nonces": [nonce(1)]}
+        self._audit = modules["audit"].audit
+        self._entry = modules["diary"].Entry
+        self.outcomes = [modules["clients"].Outcome(run, "inv_1", 200, answer)]
+        self.diary = [self.began(1), self.saw(1)]
+        self.snapshots: list[Any] = []
+        self.recorded = {"inv_1": [nonce(1)]}
+        self.requests = {"charge o1": 1}
+        self.receipts = {"charge o1": {"inv_1/0": "receipt"}}
+
+    def began(self, number: int) -> Any:
+        """A line of the diary: the step's body started, and made a nonce."""
+        return self._entry(1, (nonce(number),), "inv_1", "charge", "inv_1/0")
+
+    def saw(self, number: int) -> Any:
+        """A line of the diary: the handler saw a nonce."""
+        return self._entry(1, (nonce(number),))
+
+    def snapshot(self, number: int, entries: int) -> Any:
+        """What was recorded when the diary had so many lines."""
+        return importlib.import_module("chaos.monkey").Snapshot(frozenset({nonce(number)}), entries)
+
+    def audit(self) -> Any:
+        """The audit of all that."""
+        return self._audit(self.outcomes, self.diary, self.snapshots, self.recorded, self.requests, self.receipts)
+
+
+@pytest.fixture
+def story() -> Story:
+    """A run in which all is well."""
+    return Story()
+
+
+def test_nothing_wrong(story: Story) -> None:
+    """A run that ended as it had to is no offence."""
+    found = story.audit()
+
+    assert (1, 0, 0, 0, 0, []) == (
+        found.finished,
+        found.lost,
+        found.wrong,
+        found.seen_twice,
+        found.doubled,
+        found.offences,
+    )
+
+
+def test_body_without_a_result_may_run_again(story: Story) -> None:
+    """A body that starts again before anybody has seen a result, and asks again with its key, is counted only."""
+    story.diary.insert(0, story.began(0))
+    story.snapshots.append(story.snapshot(1, 2))
+    story.requests["charge o1"] = 2
+
+    found = story.audit()
+
+    assert (1, 1, 0, []) == (found.bodies_again, found.asked_again, found.doubled, found.offences)
+
+
+def test_run_without_an_end_is_lost(story: Story) -> None:
+    """A run that has not ended is lost, and what it has not done yet is not held against it."""
+    story.outcomes[0].status = None
+    story.receipts.clear()
+
+    found = story.audit()
+
+    assert (0, 1, 0) == (found.finished, found.lost, found.wrong)
+
+
+@pytest.mark.parametrize("body", [{"value": [2], "nonces": [nonce(1)]}, {"value": [1], "nonces": []}, "no"], ids=str)
+def test_wrong_answer(story: Story, body: Any) -> None:
+    """Another value, fewer steps, and something else altogether are wrong."""
+    story.outcomes[0].body = body
+
+    assert 1 == story.audit().wrong
+
+
+def test_failure_that_must_not_be(story: Story) -> None:
+    """A run that fails without having to is wrong."""
+    story.outcomes[0].status = 402
+
+    assert 1 == story.audit().wrong
+
+
+def test_failure_that_must_be(story: Story) -> None:
+    """A run that has to fail is right only with its own failure."""
+    story.outcomes[0].run = replace(story.outcomes[0].run, failure=402, value=None)
+    assert 1 == story.audit().wrong
+
+    story.outcomes[0].status, story.outcomes[0].body = 402, {"message": "declined: o1"}
+    assert 0 == story.audit().wrong
+
+
+def test_run_that_was_started_twice(story: Story) -> None:
+    """An invocation that no client knows is wrong."""
+    story.recorded["inv_2"] = []
+
+    assert 1 == story.audit().wrong
+
+
+def test_two_results_of_one_step(story: Story) -> None:
+    """A step is seen twice if handlers saw two results of it, be it in the answer alone."""
+    story.diary.insert(0, story.began(2))
+    story.outcomes[0].body["nonces"] = [nonce(2)]
+
+    found = story.audit()
+
+    assert 1 == found.seen_twice
+    assert "handlers saw 2 results" in found.offences[0].what
+
+
+def test_body_after_its_result_was_seen(story: Story) -> None:
+    """A step is seen twice if its body starts once more although a handler had its result."""
+    story.diary.append(story.began(2))
+
+    found = story.audit()
+
+    assert 1 == found.seen_twice
+    assert "after its result had been seen" in found.offences[0].what
+
+
+def test_body_although_its_result_was_recorded(story: Story) -> None:
+    """A step is seen twice if its body starts after a moment when its result was in the journal."""
+    story.diary[:] = [story.began(1), story.began(2), story.saw(1)]
+    story.snapshots.append(story.snapshot(1, 1))
+
+    found = story.audit()
+
+    assert 1 == found.seen_twice
+    assert "although its result was in the journal" in found.offences[0].what
+
+
+def test_journal_with_another_result(story: Story) -> None:
+    """A step is seen twice if the journal has another result than the handler saw."""
+    story.diary.insert(0, story.began(2))
+    story.recorded["inv_1"] = [nonce(2)]
+
+    assert 1 == story.audit().seen_twice
+
+
+def test_result_from_nowhere(story: Story) -> None:
+    """A result that no body has made is wrong."""
+    story.diary.append(story.saw(3))
+
+    assert 1 == story.audit().wrong
+
+
+def test_doubled_behind_the_key(story: Story) -> None:
+    """An effect that happened with two keys is doubled, and so is one that need not have happened."""
+    story.receipts["charge o1"]["inv_1/1"] = "another receipt"
+    story.receipts["release o1"] = {"inv_1/2": "receipt"}
+
+    assert 2 == story.audit().doubled
+
+
+def test_effect_that_never_happened(story: Story) -> None:
+    """A run that ended without its effect is wrong."""
+    story.receipts.clear()
+
+    assert 1 == story.audit().wrong
+
+
+@pytest.mark.parametrize(("again", "kills", "code"), [(1, 3, 0), (0, 3, 1), (1, 2, 1)])
+def test_exit_code(story: Story, again: int, kills: int, code: int) -> None:
+    """Kills that came too late or hit nothing are failures, as nothing is shown by them."""
+    campaign = importlib.import_module("chaos.campaign")
+    found = story.audit()
+    found.bodies_again = again
+    plan = campaign.Campaign("test", runs=1, service_kills=3, server_kills=1, nodes=1, seconds=1, seed=1)
+
+    assert code == importlib.import_module("chaos.__main__").conclude([campaign.Result(plan, found, kills, 1, 1.0)])
+
+
+def test_offence_fails(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    """An offence is printed with its invocation, and is a failure."""
+    campaign = importlib.import_module("chaos.campaign")
+    story.outcomes[0].status = None
+    plan = campaign.Campaign("test", runs=1, service_kills=0, server_kills=0, nodes=1, seconds=1, seed=1)
+
+    code = importlib.import_module("chaos.__main__").conclude([campaign.Result(plan, story.audit(), 0, 0, 1.0)])
+
+    assert 1 == code
+    assert "WRONG (test): inv_1: o1 was lost" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+def test_plan(nodes: int) -> None:
+    """A plan has every kill, in order, and starts each server after it was killed and before the next is."""
+    plan = importlib.import_module("chaos.monkey").make_plan(30, 5, random.Random(1), nodes=nodes)
+    deeds = [deed for _, deed in plan.deeds]
+
+    assert 30 == deeds.count("kill service")
+    assert ["kill server", "start server"] * 5 == [deed for deed in deeds if deed != "kill service"]
+    assert sorted(share for share, _ in plan.deeds) == [share for share, _ in plan.deeds]
+
+
+def test_ledger_acts_once_for_each_key() -> None:
+    """The world outside counts every request, and gives a key the same receipt again."""
+    with importlib.import_module("chaos.ledger").Ledger() as ledger:
+        receipts = [ledger.act("charge o1", key, "") for key in ("a", "a", "b")]
+
+    assert receipts[0] == receipts[1] != receipts[2]
+    assert ({"charge o1": 3}, 2) == (ledger.requests, len(ledger.receipts["charge o1"]))
