@@ -20,8 +20,8 @@ import httpx
 from hypercorn.asyncio import serve
 
 from restate_steps.server import RestateServer, ensure_server, server_version
-from restate_steps.server._serving import _config as hypercorn_config
 from restate_steps.server._serving import Listener, http1_only, listen
+from restate_steps.server._serving import _config as hypercorn_config
 
 from .drive import SCENARIOS, VARIANTS, Answer, Scenario
 from .recording import FOLDER, Recording, Tape, normalise, save, sides
@@ -68,7 +68,13 @@ class Recorder:
     # --- the world ---
 
     async def call(
-        self, service: str, handler: str, arg: bytes = b"", *, key: str | None = None, idempotency_key: str | None = None
+        self,
+        service: str,
+        handler: str,
+        arg: bytes = b"",
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Answer:
         answer = await self._ingress("POST", _path(service, handler, key), arg, idempotency_key)
         self._asked("call", answer, f"{service}/{handler}", arg, key=key, idempotency_key=idempotency_key)
@@ -131,7 +137,7 @@ class Recorder:
         return found
 
     async def until(self, seen: Callable[[], Any]) -> Any:
-        while not (found := seen()):
+        while not (found := seen()):  # noqa: ASYNC110 - the condition is any function
             await asyncio.sleep(0.005)
         return found
 
