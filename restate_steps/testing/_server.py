@@ -48,6 +48,7 @@ _CALL_WITHIN = 60.0
 _CLEAN_WITHIN = 5.0
 _CLEAN_EVERY = 0.005
 _START_APP_WITHIN = 60.0
+_CUT_WITHIN = 0.05
 _POLL_EVERY = 0.02
 _FOLLOW_EVERY = 0.1
 # Emptying a server takes about 2 ms for each invocation it remembers, and starting another takes half a second.
@@ -117,8 +118,9 @@ class ServerEnv(HarnessEnvironment):
         """End the application as a crash would. Does nothing if it does not run.
 
         An application that was given as an import string is a process, and gets SIGKILL: no handler cleans up. One
-        that was given as an object runs in this process: its connections are cut, then what is left of its handlers
-        is cancelled. In both cases Restate tries the invocations again, unless retries are disabled.
+        that was given as an object runs in this process: its connections are cut, so that the server hears nothing
+        more of it, then its handlers are cancelled; a thread that works for one goes on to its end. In both cases
+        Restate tries the invocations again, unless retries are disabled.
 
         Raises:
             ServerError: If a handler blocks the event loop of an application in this process.
@@ -128,7 +130,7 @@ class ServerEnv(HarnessEnvironment):
     async def restart_app(self) -> None:
         """Serve the application again, at the same URL; one that runs is killed first.
 
-        Invocations that wait for their next attempt are tried at once.
+        Invocations that wait for their next attempt are tried at once, however long the application was dead.
 
         Raises:
             ServerError: If the application does not start.
@@ -319,7 +321,7 @@ def server(
             f"server() needs the application that restate.app([...]) returns, or an import string, not an object of "
             f"type {type(app).__name__}."
         )
-    return _serve(AppServer(app, http1=http1), follow_logs, always_replay, disable_retries, journal_value_codec)
+    return _serve(_AppThread(app, http1=http1), follow_logs, always_replay, disable_retries, journal_value_codec)
 
 
 def close_servers() -> None:
@@ -359,6 +361,58 @@ class _App(Protocol):
     def start(self) -> object: ...
 
     def stop(self) -> None: ...
+
+
+class _AppThread:
+    """An application in a thread of this process, which falls silent at once when it is stopped.
+
+    Handlers are cancelled when their connections have been cut, and before Hypercorn is: the other way round, what they
+    send in their last moments meets task groups that have ended, and each time an error is logged.
+    """
+
+    def __init__(self, app: ASGIApp, *, http1: bool) -> None:
+        self._app = app
+        self._server = AppServer(self._run, http1=http1)
+        self._silent = False
+        self._handlers: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def http1(self) -> bool:
+        return self._server.http1
+
+    def start(self) -> None:
+        self._silent = False
+        self._handlers.clear()
+        self._server.start()
+
+    def stop(self) -> None:
+        self._silent = True
+        for task, loop in list(self._handlers.items()):
+            # The loop may have ended by itself.
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(_cancel_soon, loop, task)
+        self._server.stop()
+
+    async def _run(self, scope: Any, receive: Any, send: Any) -> None:
+        async def send_unless_silent(message: Any) -> None:
+            if not self._silent:
+                await send(message)
+
+        task = asyncio.current_task()
+        assert task is not None
+        self._handlers[task] = asyncio.get_running_loop()
+        try:
+            await self._app(scope, receive, send_unless_silent)
+        finally:
+            self._handlers.pop(task, None)
+
+
+def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> None:
+    loop.call_later(_CUT_WITHIN, task.cancel)
 
 
 class _AppProcess:
@@ -506,7 +560,8 @@ class _Block:
 
     @property
     def server(self) -> RestateServer:
-        assert self._lease is not None
+        if self._lease is None:
+            raise ServerError("this block of server() has ended, and its server may be that of another block by now.")
         return self._lease.server
 
     def open(self) -> None:
@@ -516,16 +571,17 @@ class _Block:
         self._cleanup.callback(pool.give_back, lease)
         if self._kind.talkative:
             self._cleanup.callback(_Follower(lease.server.log_path).stop)
-        self._cleanup.callback(self._clean)
+        self._cleanup.callback(_clean, lease)
         self.app.start()
-        # Before the rest is killed: an application that is gone starts nothing new meanwhile, and Hypercorn is at its
-        # best when it is told to stop while its streams are open.
+        # Before the rest is killed: an application that is gone starts nothing new meanwhile.
         self._cleanup.callback(self.app.stop)
         self.deployment_id = lease.server.register(self.app.url, http1=self.app.http1)
         self.services = tuple(lease.server.services(self.deployment_id))
 
     def close(self) -> None:
         with self._lock:
+            # Whoever still has the environment must not reach the server of another block with it.
+            self._lease = None
             self._cleanup.close()
 
     def kill_app(self) -> None:
@@ -534,14 +590,15 @@ class _Block:
 
     def restart_app(self) -> None:
         with self._lock:
+            server = self.server
             self.app.stop()
             self.app.start()
-            if not self.server.running:
+            if not server.running:
                 return
-            for row in self.server.query("SELECT id FROM sys_invocation WHERE status = 'backing-off'"):
+            for row in server.query("SELECT id FROM sys_invocation WHERE status = 'backing-off'"):
                 # It may have been tried again by itself.
                 with suppress(ServerError):
-                    self.server.resume(row["id"])
+                    server.resume(row["id"])
 
     def kill_server(self) -> None:
         with self._lock:
@@ -551,9 +608,9 @@ class _Block:
         with self._lock:
             self.server.restart()
 
-    def _clean(self) -> None:
-        assert self._lease is not None
-        self._lease.reusable = self.server.running and _emptied(self.server)
+
+def _clean(lease: _Lease) -> None:
+    lease.reusable = lease.server.running and _emptied(lease.server)
 
 
 def _emptied(server: RestateServer) -> bool:

@@ -25,7 +25,7 @@ from restate.types import HarnessEnvironment
 
 from restate_steps import durable_step, gather
 from restate_steps.errors import ServerError
-from restate_steps.server import JournalEntry
+from restate_steps.server import AppServer, JournalEntry
 from restate_steps.testing import _server
 from restate_steps.testing._server import ServerEnv, close_servers, server
 
@@ -406,6 +406,28 @@ class TestReuse:
             assert pids == [pid_of(env)]
             assert [] == await env.find_invocations()
 
+    async def test_deployments_of_the_test_itself_are_forgotten(self) -> None:
+        """A test may register more than its application."""
+        async with server(greeter_app) as env:
+            first = pid_of(env)
+            with AppServer(restate.app([steps])) as more:
+                await asyncio.to_thread(env.server.register, more.url)
+                assert [0, 1] == await env.client.service_call(squares, 2)
+        async with server(greeter_app) as env:
+            assert first == pid_of(env)
+            with pytest.raises(restate.HttpError, match="404"):
+                await env.client.service_call(squares, 2)
+
+    async def test_after_its_block_an_environment_reaches_nothing(self) -> None:
+        """The server may be that of another block by then."""
+        async with server(greeter_app) as env:
+            pass
+
+        for use in (env.kill_server, env.restart_server, env.restart_app, env.find_invocations):
+            with pytest.raises(ServerError, match="has ended"):
+                await use()
+        await env.kill_app()
+
     async def test_a_server_with_too_much_on_it_is_not_reused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where another server is sooner there than this one is empty, another is taken."""
         monkeypatch.setattr(_server, "_EMPTY_AT_MOST", 2)
@@ -423,9 +445,9 @@ class TestReuse:
         async with server(greeter_app) as env:
             await env.kill_server()
         async with server(greeter_app) as env:
-            idle = pid_of(env)
+            idle, process = pid_of(env), env.server
         os.kill(idle, 9)
-        eventually(lambda: not env.server.running)
+        eventually(lambda: not process.running)
 
         async with server(greeter_app) as env:
             assert idle != pid_of(env)
@@ -479,6 +501,62 @@ class TestKillTheApp:
             assert url == env.app_url
 
         assert not alive(second)
+
+    @both_modes
+    async def test_silence(self, always_replay: bool, caplog: pytest.LogCaptureFixture) -> None:
+        """What handlers do when they are cancelled reaches neither the server nor the log."""
+        service = restate.Service("Silence")
+        ran: list[str] = []
+        waiting = threading.Event()
+
+        @service.handler()
+        async def wait(ctx: restate.Context) -> str:
+            async def step() -> str:
+                ran.append("step")
+                return "done"
+
+            await ctx.run_typed("step", step)
+            try:
+                if not waiting.is_set():
+                    waiting.set()
+                    await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                ran.append("cancelled")
+                return "not from a crash"
+            return await ctx.run_typed("more", step)
+
+        async with server(restate.app([service]), always_replay=always_replay) as env:
+            sent = await env.client.service_send(wait, None)
+            await asyncio.to_thread(waiting.wait, 30)
+            await env.kill_app()
+            await seen(lambda: env.find_invocations(status="backing-off"))
+            await env.restart_app()
+
+            assert "done" == await env.attach(sent.invocation_id)
+
+        assert ["step", "cancelled", "step"] == ran
+        assert [] == [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+
+    async def test_a_long_death(self) -> None:
+        """An invocation whose next attempt is far away is tried as soon as the application is back."""
+        service = restate.Service("Late")
+
+        @service.handler(invocation_retry_policy=restate.InvocationRetryPolicy(initial_interval=timedelta(hours=1)))
+        async def late(ctx: restate.Context) -> str:
+            begun.set()
+            await asyncio.to_thread(go.wait, 30)
+            return "late"
+
+        begun, go = threading.Event(), threading.Event()
+        async with server(restate.app([service])) as env:
+            sent = await env.client.service_send(late, None)
+            await asyncio.to_thread(begun.wait, 30)
+            await env.kill_app()
+            go.set()
+            await seen(lambda: env.find_invocations(status="backing-off"))
+            await env.restart_app()
+
+            assert "late" == await env.attach(sent.invocation_id)
 
     async def test_twice_in_a_row(self) -> None:
         """What is dead stays dead, and what runs is killed before it is served again."""
