@@ -510,6 +510,10 @@ class AttemptObserver(Protocol):
         """A sleep, or a call that is to be made later, was asked for."""
         ...
 
+    def awakeable_made(self, awakeable_id: str) -> None:
+        """An awakeable was asked for, now or in an earlier attempt."""
+        ...
+
     async def body_starts(self, handle: int) -> None:
         """A body is about to run; it runs when this returns."""
         ...
@@ -547,6 +551,11 @@ class _ObservedContext(ServerInvocationContext):
     def sleep(self, delta: timedelta, name: str | None = None) -> Any:
         self._observer.delay_requested(int(delta.total_seconds() * 1000))
         return super().sleep(delta, name)
+
+    def awakeable(self, *args: Any, **options: Any) -> Any:
+        awakeable = super().awakeable(*args, **options)
+        self._observer.awakeable_made(awakeable[0])
+        return awakeable
 
     def do_raw_call(
         self,

@@ -32,7 +32,7 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from restate import TerminalError
 
@@ -61,6 +61,18 @@ class Port(Protocol):
     def discard(self, leaf: Any) -> None: ...
     async def poll(self) -> Any: ...
     def fail(self, error: BaseException) -> None: ...
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def watchdog(callback: F) -> F:
+    """Mark a timer's callback that only looks whether all is well: by itself, it never lets a handler go on.
+
+    A simulation must know, for it asks whether anything can happen.
+    """
+    cast(Any, callback).watchdog = True
+    return callback
 
 
 class Scheduler:
@@ -343,6 +355,7 @@ class Scheduler:
         if self._branches and self.main.task is not None and self.closed is None:
             self._watch = asyncio.get_running_loop().call_later(delay, self._look_at_main, delay)
 
+    @watchdog
     def _look_at_main(self, delay: float) -> None:
         self._watch = None
         main = self.main
@@ -464,6 +477,7 @@ class Scheduler:
             "the event or fill the queue before waiting for it."
         )
 
+    @watchdog
     def _watch_stalls(self, since: float = 0.0, holder: Strand | None = None, at: object = None) -> None:
         """Tell of a holder that has been blocked locally for long while others wait for their turn (B7)."""
         loop = asyncio.get_running_loop()

@@ -13,11 +13,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from restate_steps._sdk import allow_observers, observing
 from restate_steps.testing._loop import SimulatedLoop
@@ -32,7 +34,7 @@ from restate_steps.testing._wire import (
 )
 from restate_steps.testing._world import START_MS, Invocation, Manifest, Status, World
 
-__all__ = ["ASGIApp", "BodyRun", "Choose", "Driver", "Mode", "Option", "first", "read_manifest"]
+__all__ = ["ASGIApp", "BodyRun", "Choose", "Crash", "Driver", "Mode", "Option", "first", "quiet", "read_manifest"]
 
 ASGIApp: TypeAlias = Any
 """An application, such as ``restate.app(...)`` returns."""
@@ -40,7 +42,7 @@ ASGIApp: TypeAlias = Any
 Mode: TypeAlias = Literal["bidirectional", "request_response"]
 
 _INVOKE_TIME: Final = "invoke_time"
-_ENDINGS: Final = frozenset({Kind.SUSPENSION, Kind.ERROR, Kind.END})
+_MAX_WATCHED: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,18 @@ class Option:
 
     label: str
     do: Callable[[], None] = field(compare=False)
+
+
+class Crash(NamedTuple):
+    """When the service's process is killed.
+
+    Attributes:
+        stored: How many messages are stored then.
+        lost: Whether the result of a step is on its way then, and gets lost: the body has run, and will run again.
+    """
+
+    stored: int
+    lost: bool = False
 
 
 Choose: TypeAlias = Callable[[Sequence[Option]], int]
@@ -69,6 +83,7 @@ class BodyRun:
         invocation: The id of the invocation.
         name: The name of the step.
         attempt: The number of the attempt, from 1.
+        completion_id: The number of the step's completion, which tells steps of the same name apart.
         ended: Whether the body ended before its attempt did.
         recorded: Whether the server has stored what came of it.
     """
@@ -76,6 +91,7 @@ class BodyRun:
     invocation: str
     name: str
     attempt: int
+    completion_id: int
     ended: bool = False
     recorded: bool = False
 
@@ -155,8 +171,10 @@ class _Attempt:
         finally:
             self.gates.pop(handle, None)
         self._process.loop.bodies += 1
-        run = self.running[handle] = BodyRun(self.invocation.id, self.name_of(handle), self.number)
-        self._driver.body_ran(run, self._process)
+        run = self.running[handle] = BodyRun(
+            self.invocation.id, self._names.get(handle, "?"), self.number, self._completion_of(handle)
+        )
+        self._driver.body_runs(run, self._process)
         _in_body.set(True)
 
     def body_ended(self, handle: int) -> None:
@@ -165,11 +183,35 @@ class _Attempt:
             run.ended = True
             self._process.loop.bodies -= 1
 
+    def awakeable_made(self, awakeable_id: str) -> None:
+        if not self._process.dead:
+            self._driver.awakeables.setdefault(self.invocation.id, {})[awakeable_id] = None
+
     def name_of(self, handle: int) -> str:
-        return self._names.get(handle, "?")
+        """Return the name of a step, with its number if there is another one of that name to choose from."""
+        name = self._names.get(handle, "?")
+        same = sum(self._names.get(other) == name for other in self.gates)
+        return f"{name} (completion {self._completion_of(handle)})" if same > 1 else name
+
+    def _completion_of(self, handle: int) -> int:
+        # Steps are asked for in the order in which their commands are in the journal.
+        place = list(self._names).index(handle) if handle in self._names else -1
+        runs = list(self.invocation.runs)
+        return runs[place] if 0 <= place < len(runs) else 0
 
 
 _in_body: contextvars.ContextVar[bool] = contextvars.ContextVar("in_body", default=False)
+
+
+@contextmanager
+def quiet() -> Generator[None, None, None]:
+    """Keep logs back: what is torn down complains, and what is explored fails a hundred times in the same way."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 class _Process:
@@ -193,7 +235,8 @@ class _Process:
         self.dead = True
         for attempt in self.attempts.values():
             attempt.hang_up()
-        self.loop.end()
+        with quiet():
+            self.loop.end()
 
 
 class Driver:
@@ -227,36 +270,61 @@ class Driver:
         self.bodies: list[BodyRun] = []
         self.log: list[tuple[int, str]] = []
         """What has happened: the number of messages stored by then, and what it was."""
+        self.awakeables: dict[str, dict[str, None]] = {}
+        """The ids of the awakeables that each invocation has made, in order."""
+        self.anomalies: list[str] = []
         self.outside: list[tuple[Invocation, str]] = []
         self.events = 0
         self.endless = False
-        self.crash_at: int | None = None
-        """Crash as soon as so many messages are stored."""
-        self.on_stored: Callable[[], None] | None = None
+        self.crash_at: Crash | None = None
+        """When to crash next."""
+        self.on_point: Callable[[Crash, int], None] | None = None
+        """Told at each moment at which a crash can fall, with a number that is the same for the same moment."""
         self._app, self._mode = app, mode
         self._version = version
         self._always_replay = always_replay
-        self._choose, self._max_events = choose, max_events
+        self._choose, self.max_events = choose, max_events
         self._until: Callable[[], bool] = lambda: True
+        self._time_passes = True
+        self._limit: int | None = None
+        self._watched = 0
         self._graveyard: list[_Process] = []
         self._process: _Process | None = None
         self._seen = 0
 
     # --- running ------------------------------------------------------------------------------------------------
 
-    def run(self, until: Callable[[], bool]) -> bool:
-        """Let events happen until ``until()``; return whether it was reached, and not that nothing more can happen."""
-        self._until = until
+    def run(self, until: Callable[[], bool], *, time_passes: bool = True) -> bool:
+        """Let events happen until ``until()``.
+
+        Args:
+            until: Whether it is enough; asked when nothing can run by itself.
+            time_passes: Whether virtual time may go on.
+
+        Returns:
+            Whether ``until()`` was reached. If not, nothing more can happen, or :attr:`endless` is set.
+        """
+        self._until, self._time_passes = until, time_passes
         while True:
             self._stored()
-            if until() and not self._busy():
-                return True
             process = self._process
             if process is None:
                 process = self._process = _Process(self)
             process.loop.run()
             if not process.dead:
                 return until()
+
+    def run_to(self, end: int) -> None:
+        """Let events happen until it is ``end``, in milliseconds of virtual time."""
+        self._limit = end
+        try:
+            self.run(lambda: False)
+        finally:
+            self._limit = None
+        self.world.advance(end)
+        if self._process is not None:
+            self._process.loop.advance((end - START_MS) / 1000)
+        self.run(lambda: False, time_passes=False)
 
     def crash(self) -> None:
         """Kill the service's process; its attempts begin again with the next :meth:`run`."""
@@ -277,9 +345,6 @@ class Driver:
         for process in graves:
             process.end()
 
-    def _busy(self) -> bool:
-        return False
-
     def idle(self, next_timer: float | None) -> bool:
         """Let one thing happen; see :class:`~restate_steps.testing._loop.SimulatedLoop`."""
         process = self._process
@@ -287,13 +352,13 @@ class Driver:
             return False
         if self._settle(process):
             return True
-        if self._process is not process or self._until():
+        if self._until():
             return False
         options = self._options(process, next_timer)
         if not options:
             return False
         self.events += 1
-        if self.events > self._max_events:
+        if self.events > self.max_events:
             self.endless = True
             return False
         option = options[self._choose(options) if len(options) > 1 else 0]
@@ -318,6 +383,7 @@ class Driver:
 
     def _begin(self, process: _Process, invocation: Invocation) -> None:
         frames = self.world.begin(invocation.id)
+        self._note(f"attempt {invocation.attempts} of {invocation.target} begins with {len(frames) - 1} entries")
         attempt = _Attempt(self, process, invocation)
         process.attempts[invocation.id] = attempt
         attempt.feed(frames, more=self._mode == "bidirectional")
@@ -337,11 +403,15 @@ class Driver:
         task.add_done_callback(lambda _: self._connection_ended(process, attempt))
 
     def _connection_ended(self, process: _Process, attempt: _Attempt) -> None:
-        if process.attempts.get(attempt.invocation.id) is attempt:
-            del process.attempts[attempt.invocation.id]
-            process.tasks.pop(attempt.invocation.id).exception()
-            if not process.dead:
-                self.world.end_of_stream(attempt.invocation.id)
+        if process.attempts.get(attempt.invocation.id) is not attempt:
+            return
+        del process.attempts[attempt.invocation.id]
+        task = process.tasks.pop(attempt.invocation.id)
+        if not task.cancelled():
+            # Looked at, so that asyncio does not report it: the SDK has logged it already.
+            task.exception()
+        if not process.dead:
+            self.world.end_of_stream(attempt.invocation.id)
 
     # --- what can happen ----------------------------------------------------------------------------------------
 
@@ -350,9 +420,18 @@ class Driver:
         for attempt in process.attempts.values():
             options += (self._start_body(attempt, handle) for handle in sorted(attempt.gates))
         options += (self._delivery(index) for index in range(len(self.world.deliveries)))
+        if not self._time_passes:
+            return options
         due = self.world.next_timer()
-        if due is not None or next_timer is not None:
-            options.append(Option("time", lambda: self._pass_time(process, next_timer, due)))
+        ends = [end for end in (next_timer, None if due is None else (due - START_MS) / 1000) if end is not None]
+        if not ends and not options and self._watched < _MAX_WATCHED:
+            # Nobody can go on. One who watches over the branches of the handler may say why.
+            self._watched += 1
+            ends = [end for end in (process.loop.next_watchdog(),) if end is not None]
+        elif options or ends:
+            self._watched = 0
+        if ends and (self._limit is None or START_MS + min(ends) * 1000 <= self._limit):
+            options.append(Option("time", lambda: self._pass_time(process, min(ends))))
         return options
 
     def _start_body(self, attempt: _Attempt, handle: int) -> Option:
@@ -367,10 +446,9 @@ class Driver:
         verb, target = self.world.deliveries[index][:2]
         return Option(f"{verb} {self.world.invocations[target].target}", lambda: self.world.deliver(index))
 
-    def _pass_time(self, process: _Process, next_timer: float | None, due: int | None) -> None:
-        ends = [end for end in (next_timer, None if due is None else (due - START_MS) / 1000) if end is not None]
-        process.loop.advance(min(ends))
-        self.world.advance(START_MS + round(min(ends) * 1000))
+    def _pass_time(self, process: _Process, to: float) -> None:
+        process.loop.advance(to)
+        self.world.advance(START_MS + round(to * 1000))
 
     # --- what attempts do ---------------------------------------------------------------------------------------
 
@@ -380,27 +458,34 @@ class Driver:
         if world.invocations[attempt.invocation.id].status is not Status.RUNNING:
             return
         if kind == Kind.PROPOSE_RUN_COMPLETION:
+            if self._pass_point(lost=True, what=frame.body):
+                return
             self._mark_recorded(attempt, frame)
         world.receive(attempt.invocation.id, frame)
         process = self._process
         if process is None:
             return
         if attempt.invocation.status is not Status.RUNNING:
+            self._note(_said(frame, attempt.invocation))
             attempt.feed([], more=False)
         self._flush(process)
         self._stored()
 
     def _mark_recorded(self, attempt: _Attempt, frame: Frame) -> None:
-        name = attempt.invocation.runs.get(decode(frame)["completion_id"], "?")
+        number = decode(frame)["completion_id"]
         for run in reversed(self.bodies):
-            if run.name == name and run.invocation == attempt.invocation.id and not run.recorded:
+            if run.completion_id == number and run.invocation == attempt.invocation.id:
                 run.recorded = True
                 return
 
-    def body_ran(self, run: BodyRun, process: _Process) -> None:
+    def body_runs(self, run: BodyRun, process: _Process) -> None:
         """Count the run of a body."""
-        if not process.dead:
-            self.bodies.append(run)
+        if process.dead:
+            return
+        self.bodies.append(run)
+        invocation = self.world.invocations[run.invocation]
+        if run.completion_id in invocation.completed:
+            self.anomalies.append(f"the body of step {run.name!r} runs although its result is in the journal")
 
     def talks_outside(self, invocation: Invocation, what: str) -> None:
         """Note that a handler talks to the world outside, and not in a step."""
@@ -415,17 +500,24 @@ class Driver:
 
     def _stored(self) -> None:
         """Look at what was stored since the last time: it may be time to crash."""
-        if self.world.stored == self._seen:
+        if len(self.world.history) == self._seen:
             return
-        self._seen = self.world.stored
-        if self.on_stored is not None:
-            self.on_stored()
-        if self.crash_at is not None and self._seen >= self.crash_at:
-            self.crash_at = None
-            self.crash()
+        self._seen = len(self.world.history)
+        self._pass_point(lost=False, what=None)
+
+    def _pass_point(self, *, lost: bool, what: object) -> bool:
+        """Crash if this is the moment for it, and return whether it was."""
+        here = Crash(len(self.world.history), lost)
+        if self.on_point is not None:
+            self.on_point(here, hash((self.world.fingerprint(), what)))
+        if self.crash_at is None or here < self.crash_at:
+            return False
+        self.crash_at = None
+        self.crash()
+        return True
 
     def _note(self, what: str) -> None:
-        self.log.append((self.world.stored, what))
+        self.log.append((len(self.world.history), what))
 
 
 def read_manifest(app: ASGIApp) -> Manifest:
@@ -464,6 +556,13 @@ def read_manifest(app: ASGIApp) -> Manifest:
     if status != 200:
         raise TypeError(f"the application answered {status} when it was asked for its handlers: {body.decode()}")
     return Manifest(json.loads(body))
+
+
+def _said(frame: Frame, invocation: Invocation) -> str:
+    if frame.kind != Kind.ERROR:
+        return f"{invocation.target} {'ends' if frame.kind == Kind.END else 'suspends'}"
+    fields = decode(frame)
+    return f"{invocation.target} fails with {fields.get('code')}: {fields.get('message', '')}"
 
 
 def _is_timed(frame: Frame) -> bool:

@@ -7,7 +7,9 @@ work: while one of them may have something to say, the loop waits for it in real
 L1. A callback runs only if it was ready, or its time has come in virtual time; time passes only by
     :meth:`SimulatedLoop.advance`.
 L2. ``on_idle`` is called when nothing is ready and no thread is at work.
-L3. The loop can run inside another loop's task; outside, nothing of it is seen.
+L3. A *watchdog* is a timer that only looks whether all is well (``callback.watchdog`` is true). One that is due at
+    once, for a person, looks before ``on_idle`` is called, and takes no time; the others do not count as timers.
+L4. The loop can run inside another loop's task; outside, nothing of it is seen.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ _IDLE_SOCKETS: Final = 0.02
 _BUSY_SOCKETS: Final = 5.0
 _THREADS: Final = 60.0
 _OWN_SOCKETS: Final = 1
+_AT_ONCE: Final = 0.1
+_MAX_LOOKS: Final = 12
 
 
 class _IdleSelector(selectors.BaseSelector):
@@ -89,6 +93,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.outside_of_steps: Callable[[str], None] = _ignore
         """Told when something talks to the world outside."""
         self._on_idle = on_idle
+        self._watchdogs: list[asyncio.TimerHandle] = []
+        self._looks = 0
         super().__init__(selector)
         selector.loop = self
 
@@ -99,11 +105,38 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def advance(self, to: float) -> None:
         """Let virtual time pass."""
         self._now = max(self._now, to)
+        self._look(self._now)
 
     def idle(self, timeout: float | None) -> None:
         """Let whoever drives go on; called by the selector."""
+        if self._looks < _MAX_LOOKS and self._look(self._now + _AT_ONCE):
+            self._looks += 1
+            return
+        self._looks = 0
         if not self._on_idle(None if timeout is None else self._now + timeout):
             self.stop()
+
+    def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:  # type: ignore[override]
+        """Call back at a virtual time; watchdogs are kept apart (L3)."""
+        if not getattr(callback, "watchdog", False):
+            return super().call_at(when, callback, *args, context=context)
+        handle = asyncio.TimerHandle(when, callback, args, self, context)
+        self._watchdogs.append(handle)
+        return handle
+
+    def next_watchdog(self) -> float | None:
+        """Return when the next watchdog is due, or None."""
+        return min((handle.when() for handle in self._watchdogs if not handle.cancelled()), default=None)
+
+    def _look(self, until: float) -> bool:
+        """Let the watchdogs look that are due by then; return whether there were any."""
+        if not self._watchdogs:
+            return False
+        due = [handle for handle in self._watchdogs if handle.when() <= until and not handle.cancelled()]
+        self._watchdogs = [handle for handle in self._watchdogs if handle.when() > until and not handle.cancelled()]
+        for handle in due:
+            self.call_soon(handle._run)
+        return bool(due)
 
     def run(self) -> None:
         """Run until ``on_idle`` says no, inside a running loop as well.

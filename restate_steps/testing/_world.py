@@ -279,8 +279,8 @@ class World:
         """What is on its way from one invocation to another."""
         self.timers: list[Timer] = []
         self.anomalies: list[str] = []
-        self.stored = 0
-        """How many messages have been stored."""
+        self.history: list[tuple[Invocation, Frame]] = []
+        """Every message that was stored, of every invocation, in the order in which they were."""
         self._promises: dict[tuple[str, str, str], _Promise] = {}
         self._idempotent: dict[tuple[Target, str], str] = {}
         self._by_raw: dict[bytes, str] = {}
@@ -350,6 +350,12 @@ class World:
             self._admit(invocation)
         return invocation
 
+    def fingerprint(self) -> int:
+        """Return a number that is the same whenever the same is stored."""
+        if len(self.invocations) == 1:
+            return next(iter(self.invocations.values())).digest
+        return hash(tuple(each.digest for each in self.invocations.values()))
+
     def begin(self, invocation_id: str) -> list[Frame]:
         """Open an attempt, and return what it is given: the start, and the journal so far."""
         invocation = self.invocations[invocation_id]
@@ -397,7 +403,7 @@ class World:
 
     def signal(self, invocation_id: str, **fields: Any) -> None:
         """Send a signal: ``signal_id`` or ``signal_name``, and ``void``, ``value`` or ``failure``."""
-        self._signal(self.invocations[invocation_id], make(Kind.SIGNAL, **fields))
+        self._signal(self.invocations[invocation_id], make(Kind.SIGNAL, flags=0, **fields))
 
     def complete_awakeable(self, awakeable_id: str, **fields: Any) -> None:
         """Complete an awakeable with a ``value`` or a ``failure``.
@@ -508,7 +514,7 @@ class World:
         invocation.journal.append(frame)
         invocation.digest = hash((invocation.digest, frame))
         invocation.failures = 0
-        self.stored += 1
+        self.history.append((invocation, frame))
 
     def _propose(self, invocation: Invocation, frame: Frame) -> None:
         fields = decode(frame)
@@ -517,7 +523,7 @@ class World:
             name = invocation.runs.get(number, "?")
             self.anomalies.append(f"step {name!r} of {invocation.target} has a second result; the first one counts")
             return
-        result = (
+        result: dict[str, Any] = (
             {"failure": fields["failure"]} if "failure" in fields else {"value": {"content": fields.get("value", b"")}}
         )
         completion = make(Kind.RUN_COMPLETION, completion_id=number, **result)

@@ -1,0 +1,43 @@
+"""What can go wrong in a simulation, besides a handler that fails."""
+
+from __future__ import annotations
+
+from restate_steps.errors import StepsError
+
+__all__ = ["InvocationPausedError", "JournalMismatchError", "NotReplaySafeError", "SimulationError", "StuckError"]
+
+
+class SimulationError(StepsError):
+    """A simulation was used in a way that cannot work, or has come to a point from which it cannot go on."""
+
+
+class StuckError(SimulationError):
+    """Nothing more can happen, and what was waited for has not: the handler waits for something nobody will do.
+
+    On a real server the invocation would hang.
+    """
+
+
+class InvocationPausedError(SimulationError):
+    """The invocation has failed too often and is paused, as a server does it; an operator would have to look.
+
+    Attributes:
+        code: The status code of its last error.
+        reason: The message of its last error.
+    """
+
+    def __init__(self, target: str, attempts: int, code: int, reason: str) -> None:
+        super().__init__(f"{target} is paused after {attempts} attempts; the last one failed with {code}: {reason}")
+        self.code = code
+        self.reason = reason
+
+
+class JournalMismatchError(InvocationPausedError):
+    """A replay asked for something else than what is in the journal: the handler is not deterministic.
+
+    On a real server the invocation would be wedged: it is retried, and no retry can mend it.
+    """
+
+
+class NotReplaySafeError(StepsError, AssertionError):
+    """A handler was explored, and does not survive everything; the message tells where, and how to see it again."""

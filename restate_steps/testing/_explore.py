@@ -1,0 +1,468 @@
+"""Run a handler under every order of events and every crash, and say whether it survives.
+
+E1. Every run starts from nothing and follows a :class:`Schedule`; so each can be had again, and shortened.
+E2. A crash is placed at every *distinct* prefix of the journals: where the same was stored before, nothing new can
+    come of it. The method is that of ``../simulator``: it finds what random crashes do not.
+E3. What is tried next is drawn from a seed, so that a budget that runs out leaves a fair sample, and the same one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from random import Random
+from typing import Any, Final, Literal
+
+from restate_steps.testing._driver import ASGIApp, Crash, Mode, read_manifest
+from restate_steps.testing._errors import NotReplaySafeError, SimulationError
+from restate_steps.testing._run import Outcome, Problem, Run, RunSettings, Scenario, perform
+from restate_steps.testing._schedule import Schedule
+from restate_steps.testing._simulator import HandlerRef, Simulator
+
+__all__ = ["Exploration", "Finding", "Report", "explore"]
+
+_PROGRESS_AFTER: Final = 2.0
+_PROGRESS_EVERY: Final = 0.2
+_MAX_SHRINKS: Final = 300
+_SHOWN_FINDINGS: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that went wrong, and the shortest schedule that was found for it.
+
+    Attributes:
+        problem: What kind of thing: ``"mismatch"`` (a replay took another way), ``"stuck"``, ``"paused"``,
+            ``"twice"`` (a recorded step ran again), ``"answer"`` (a crash changed the answer), ``"unrepeatable"``,
+            ``"assertion"`` or ``"error"`` (of the scenario or the check).
+        why: The same as a sentence, with details.
+        schedule: The schedule; ``explore(..., schedule=str(finding.schedule))`` runs exactly it.
+        timeline: What happened, line by line.
+        error: The exception, where there was one.
+    """
+
+    problem: Problem
+    why: str
+    schedule: Schedule
+    timeline: str
+    error: BaseException | None
+
+    def __str__(self) -> str:
+        return f"{self.problem}: {self.why}\nschedule {str(self.schedule)!r}\n{self.timeline}"
+
+
+@dataclass(slots=True)
+class Report:
+    """What an exploration has found.
+
+    Attributes:
+        schedules: How many runs there were without a crash.
+        prefixes: How many distinct prefixes of journals were resumed after a crash.
+        seconds: How long it took.
+        complete: Whether every order and every crash within the limits was tried, and not only a sample.
+        outcomes: What clients ended up with, each with a schedule that leads there.
+        findings: What went wrong, each with the shortest schedule for it; empty if nothing did.
+        most_runs: How often the body of each step ran at most, by name: more than once is an at-least-once window.
+        windows: A schedule for each step whose body ran more than once.
+        seed: What the order of trying was drawn from.
+    """
+
+    schedules: int = 0
+    prefixes: int = 0
+    seconds: float = 0.0
+    complete: bool = False
+    outcomes: list[tuple[Outcome, Schedule]] = field(default_factory=list[tuple[Outcome, Schedule]])
+    findings: list[Finding] = field(default_factory=list[Finding])
+    most_runs: dict[str, int] = field(default_factory=dict[str, int])
+    windows: dict[str, Schedule] = field(default_factory=dict[str, Schedule])
+    seed: int = 0
+
+    @property
+    def runs(self) -> int:
+        """How many runs there were."""
+        return self.schedules + self.prefixes
+
+    @property
+    def rate(self) -> float:
+        """How many runs there were a second."""
+        return self.runs / self.seconds if self.seconds else 0.0
+
+    def assert_replay_safe(self) -> None:
+        """Fail unless everything went well in every run.
+
+        No replay asked for something else than was recorded, nothing hung, no recorded step ran again, no crash
+        changed an answer, and the scenario and the check had nothing to complain of.
+
+        Raises:
+            NotReplaySafeError: Something went wrong; the message has the shortest schedule and its timeline.
+        """
+        if self.findings:
+            shown = "\n\n".join(str(finding) for finding in self.findings[:_SHOWN_FINDINGS])
+            raise NotReplaySafeError(f"{self.summary()}\n\n{shown}") from self.findings[0].error
+
+    def assert_one_answer(self) -> None:
+        """Fail unless every run gave the same answer, whatever the order of events.
+
+        A handler that races may rightly have several.
+
+        Raises:
+            NotReplaySafeError: There are several answers; the message has a schedule for each.
+        """
+        if len(self.outcomes) > 1:
+            lines = "\n".join(f"  {outcome} with schedule {str(schedule)!r}" for outcome, schedule in self.outcomes)
+            raise NotReplaySafeError(f"there are {len(self.outcomes)} answers:\n{lines}")
+
+    def summary(self) -> str:
+        """Return the report in a few lines."""
+        covered = "all there are" if self.complete else "a sample, as the budget ran out"
+        lines = [
+            f"explored {self.schedules:,} schedules and {self.prefixes:,} resumed prefixes, {covered}, "
+            f"in {self.seconds:.1f} s ({self.rate:,.0f} a second, seed {self.seed})"
+        ]
+        if len(self.outcomes) > 1:
+            lines.append(f"answers: {len(self.outcomes)}")
+        again = sorted(name for name, runs in self.most_runs.items() if runs > 1)
+        if again:
+            shown = ", ".join(f"{name} (up to {self.most_runs[name]} times)" for name in again)
+            lines.append(f"bodies that may run again after a crash: {shown}")
+        lines.append(f"found {len(self.findings)} problems" if self.findings else "found no problem")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        return "\n\n".join([self.summary(), *map(str, self.findings)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A schedule to try, and what is known of it before."""
+
+    schedule: Schedule
+    random: bool = False
+    expected: Outcome | None = None
+    crash: bool = False
+
+
+class Exploration:
+    """Says which schedule to try next, and takes what came of it.
+
+    Args:
+        crashes: How many crashes a run may have.
+        orders: ``"all"`` for every order of events, or how many orders to draw.
+        max_runs: After how many runs to stop.
+        max_seconds: After how many seconds to stop.
+        seed: What the order of trying is drawn from.
+        stop_at: After how many findings to stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        crashes: int = 1,
+        orders: Literal["all"] | int = "all",
+        max_runs: int = 2_000,
+        max_seconds: float = 60.0,
+        seed: int = 0,
+        stop_at: int = 1,
+    ) -> None:
+        self.report = Report(seed=seed)
+        self._crashes, self._orders = crashes, orders
+        self._max_runs, self._max_seconds, self._stop_at = max_runs, max_seconds, stop_at
+        self._random = Random(seed)
+        self._began = time.perf_counter()
+        self._seen: set[int] = set()
+        # Three heaps of work: other orders, crashes, and other orders after a crash. The last is endless for any
+        # handler of some size, and finds least: it is taken from when the others are empty.
+        self._new_orders: list[_Job] = []
+        self._new_crashes: list[_Job] = []
+        self._later: list[_Job] = []
+        self._first = [_Job(Schedule()), _Job(Schedule(always_replay=True))]
+        if orders != "all":
+            self._new_orders = [_Job(Schedule(), random=True) for _ in range(max(0, orders - 1))]
+        self._turn = 0
+        self._crash_only: list[tuple[Outcome, Run]] = []
+        self._calm: list[Outcome] = []
+
+    def next(self) -> _Job | None:
+        """Return what to try next; None when there is nothing left, or the budget is used up."""
+        report = self.report
+        report.seconds = time.perf_counter() - self._began
+        if len(report.findings) >= self._stop_at:
+            return None
+        if not (self._first or self._new_orders or self._new_crashes or self._later):
+            report.complete = self._orders == "all"
+            return None
+        if report.runs >= self._max_runs or report.seconds > self._max_seconds:
+            return None
+        if self._first:
+            return self._first.pop(0)
+        self._turn += 1
+        heaps = [self._new_orders, self._new_crashes]
+        heap = heaps[self._turn % 2] or heaps[1 - self._turn % 2] or self._later
+        index = self._random.randrange(len(heap))
+        heap[index], heap[-1] = heap[-1], heap[index]
+        return heap.pop()
+
+    def random_for(self, job: _Job) -> Random | None:
+        """Return what draws the choices of a job, if they are to be drawn."""
+        return Random(self._random.random()) if job.random else None
+
+    def take(self, job: _Job, run: Run) -> Run:
+        """Take what came of a job; the run is returned, with a problem if there is one."""
+        report = self.report
+        if job.crash:
+            report.prefixes += 1
+        else:
+            report.schedules += 1
+        self._judge(job, run)
+        for name, count in run.effects.most.items():
+            report.most_runs[name] = max(count, report.most_runs.get(name, 0))
+            if count > 1 and job.crash:
+                report.windows.setdefault(name, run.schedule)
+        if run.problem is None:
+            self._plan(job, run)
+        return run
+
+    def finish(self) -> list[tuple[Outcome, Run]]:
+        """Return the answers that only a crash gives, where every order without one was tried."""
+        if not self.report.complete:
+            return []
+        return [(outcome, run) for outcome, run in self._crash_only if outcome not in self._calm]
+
+    def _judge(self, job: _Job, run: Run) -> None:
+        outcome = run.outcome
+        if run.problem is not None or outcome is None:
+            return
+        if job.expected is not None and outcome != job.expected:
+            run.problem = "answer"
+            run.details = f"Everything was recorded, and the answer was {job.expected}; replayed it is {outcome}."
+            return
+        if all(outcome != known for known, _ in self.report.outcomes):
+            self.report.outcomes.append((outcome, run.schedule))
+        if not job.crash:
+            if outcome not in self._calm:
+                self._calm.append(outcome)
+        elif all(outcome != known for known, _ in self._crash_only):
+            self._crash_only.append((outcome, run))
+
+    def _plan(self, job: _Job, run: Run) -> None:
+        """Note what else could have happened in this run."""
+        schedule, made = run.schedule, run.schedule.choices
+        given = len(job.schedule.choices)
+        if self._orders == "all":
+            heap = self._later if job.crash or schedule.always_replay else self._new_orders
+            for at in range(given, len(made)):
+                for other in range(1, run.widths[at]):
+                    heap.append(_Job(replace(schedule, choices=(*made[:at], other)), crash=job.crash))
+        if len(schedule.crashes) >= self._crashes:
+            return
+        last = schedule.crashes[-1] if schedule.crashes else Crash(0)
+        for point in run.points:
+            if point.crash <= last or point.fingerprint in self._seen:
+                continue
+            self._seen.add(point.fingerprint)
+            # Where nothing is left to choose, everything is recorded that the answer can rest on.
+            expected = run.outcome if point.choices == len(made) else None
+            crashed = replace(schedule, choices=made[: point.choices], crashes=(*schedule.crashes, point.crash))
+            self._new_crashes.append(_Job(crashed, expected=expected, crash=True))
+
+
+def explore(
+    app: ASGIApp,
+    handler: HandlerRef | None = None,
+    arg: Any = ...,
+    *,
+    key: str | None = None,
+    scenario: Scenario | None = None,
+    setup: Callable[[], object] | None = None,
+    check: Callable[[Simulator], object] | None = None,
+    crashes: int = 1,
+    orders: Literal["all"] | int = "all",
+    max_runs: int = 2_000,
+    max_seconds: float = 60.0,
+    seed: int = 0,
+    schedule: str | Schedule | None = None,
+    version: int = 6,
+    mode: Mode = "bidirectional",
+    progress: bool | None = None,
+) -> Report:
+    """Run a handler under every order of events and every crash that the budget allows.
+
+    Each run starts from nothing. What is chosen: the order in which steps end, calls return and time passes; whether
+    the handler is suspended at every wait; and between which two messages the service's process is killed.
+
+    Args:
+        app: The application, as ``restate.app(...)`` returns it.
+        handler: The handler's function, or ``"Service/handler"``.
+        arg: Its argument; leave it out for a handler that takes none.
+        key: The key, for a handler of a Virtual Object or a workflow.
+        scenario: Instead of a handler: a coroutine function that is given a :class:`Simulator` and does what a client
+            does, for example send, resolve an awakeable, and return the result.
+        setup: Called before each run, to reset what steps have changed.
+        check: Called after each run with its simulator; it raises if something is wrong, for example if an effect
+            was doubled.
+        crashes: How many crashes a run may have.
+        orders: ``"all"``, or how many orders to draw.
+        max_runs: After how many runs to stop.
+        max_seconds: After how many seconds to stop.
+        seed: What the order of trying is drawn from: the same one tries the same.
+        schedule: Run only this schedule, as it was printed by an earlier report.
+        version: The version of the service protocol, 6 or 7.
+        mode: See :func:`simulate`.
+        progress: Whether to show on stderr how far it is; left out, on a terminal.
+
+    Returns:
+        What was found; see :meth:`Report.assert_replay_safe`.
+
+    Raises:
+        SimulationError: There is no such handler, the argument does not fit, or the scenario waits for something else.
+        TypeError: ``app`` is no Restate application.
+
+    Example:
+        >>> import restate
+        >>> shop = restate.Service("Shop")
+        >>> @shop.handler()
+        ... async def checkout(ctx: restate.Context, item: str) -> str:
+        ...     price = await ctx.run_typed("quote", lambda: 3)
+        ...     return await ctx.run_typed("charge", lambda: f"{item} for {price}")
+        >>> report = explore(restate.app([shop]), checkout, "tea")
+        >>> report.assert_replay_safe()
+        >>> report.complete, report.most_runs
+        (True, {'quote': 2, 'charge': 2})
+    """
+    settings = RunSettings(
+        app=app,
+        manifest=read_manifest(app),
+        scenario=scenario or _call(handler, arg, key),
+        setup=setup,
+        check=check,
+        version=version,
+        mode=mode,
+    )
+    exploration = Exploration(crashes=crashes, orders=orders, max_runs=max_runs, max_seconds=max_seconds, seed=seed)
+    if schedule is not None:
+        return _explore_one(settings, Schedule.parse(schedule), exploration)
+    bar = _Progress(progress, max_runs)
+    while (job := exploration.next()) is not None:
+        run, _ = perform(settings, job.schedule, exploration.random_for(job))
+        exploration.take(job, run)
+        if run.problem is not None:
+            bar.clear()
+            exploration.report.findings.append(_shortest(settings, job, run))
+        bar.show(exploration.report)
+    for outcome, run in exploration.finish():
+        run.problem, run.details = "answer", f"Without a crash {outcome} is never the answer."
+        exploration.report.findings.append(_finding(settings, run.schedule, run))
+    bar.clear()
+    return exploration.report
+
+
+def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
+    if handler is None:
+        raise SimulationError("there is nothing to explore: give a handler, or a scenario.")
+
+    async def scenario(simulator: Simulator) -> Any:
+        given = () if arg is ... else (arg,)
+        return (await simulator.call(handler, *given, key=key)).value
+
+    return scenario
+
+
+def _explore_one(settings: RunSettings, schedule: Schedule, exploration: Exploration) -> Report:
+    run, _ = perform(settings, schedule)
+    exploration.take(_Job(schedule, crash=bool(schedule.crashes)), run)
+    report = exploration.report
+    if run.problem is not None:
+        report.findings.append(_finding(settings, schedule, run))
+    return report
+
+
+def _finding(settings: RunSettings, schedule: Schedule, run: Run) -> Finding:
+    assert run.problem is not None
+    _, timeline = perform(settings, schedule)
+    return Finding(run.problem, run.why, schedule, timeline or _timeline_of(settings, schedule), run.error)
+
+
+def _timeline_of(settings: RunSettings, schedule: Schedule) -> str:
+    """Run a schedule only to see what happens: that the answer is wrong is not seen in the run itself."""
+    seen: list[str] = []
+
+    def look(simulator: Simulator) -> None:
+        seen.append(simulator.timeline())
+
+    perform(replace(settings, check=look), schedule)
+    return seen[0] if seen else ""
+
+
+def _shortest(settings: RunSettings, job: _Job, run: Run) -> Finding:
+    """Take away from a schedule whatever it can do without."""
+    if run.problem == "answer":
+        return _finding(settings, run.schedule.trimmed(), run)
+    best, best_run = run.schedule.trimmed(), run
+    tried = 0
+
+    def fails(schedule: Schedule) -> bool:
+        nonlocal best, best_run, tried
+        if tried >= _MAX_SHRINKS or schedule == best:
+            return False
+        tried += 1
+        again, _ = perform(settings, schedule)
+        if again.problem != run.problem:
+            return False
+        best, best_run = schedule, again
+        return True
+
+    improved = True
+    while improved:
+        improved = any(fails(candidate) for candidate in _smaller(best))
+    return _finding(settings, best, best_run)
+
+
+def _smaller(schedule: Schedule) -> list[Schedule]:
+    """Return what is simpler than a schedule, the greatest step first."""
+    choices, crashes = schedule.choices, schedule.crashes
+    found = [replace(schedule, crashes=crashes[:at] + crashes[at + 1 :]) for at in range(len(crashes))]
+    if schedule.always_replay:
+        found.append(replace(schedule, always_replay=False))
+    found += [replace(schedule, choices=choices[:size]).trimmed() for size in range(len(choices))]
+    found += [
+        replace(schedule, choices=(*choices[:at], 0, *choices[at + 1 :])).trimmed()
+        for at, choice in enumerate(choices)
+        if choice
+    ]
+    for at, crash in enumerate(crashes):
+        least = crashes[at - 1].stored + 1 if at else 1
+        found += [
+            replace(schedule, crashes=(*crashes[:at], Crash(smaller), *crashes[at + 1 :]))
+            for smaller in range(least, crash.stored + crash.lost)
+        ]
+    return found
+
+
+class _Progress:
+    """One line on stderr that is written again and again."""
+
+    def __init__(self, wanted: bool | None, of: int) -> None:
+        self._wanted = sys.stderr.isatty() if wanted is None else wanted
+        self._of = of
+        self._next = time.perf_counter() + (0.0 if wanted else _PROGRESS_AFTER)
+        self._shown = False
+
+    def show(self, report: Report) -> None:
+        if not self._wanted or time.perf_counter() < self._next:
+            return
+        self._next = time.perf_counter() + _PROGRESS_EVERY
+        self._shown = True
+        done = min(1.0, report.runs / self._of)
+        bar = "█" * int(20 * done) + "░" * (20 - int(20 * done))
+        sys.stderr.write(
+            f"\r{bar} {report.schedules:,} schedules, {report.prefixes:,} prefixes, {report.rate:,.0f} a second "
+        )
+        sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+            self._shown = False

@@ -1,0 +1,139 @@
+"""Look at a journal as a reader would: named entries with decoded values, as :mod:`restate_steps.server` shows them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+from restate_steps.server import JournalEntry, JournalFailure
+from restate_steps.testing._wire import Frame, Kind, decode, is_notification
+
+__all__ = ["Journal", "describe_frame"]
+
+
+class Journal(Sequence[JournalEntry]):
+    """The journal of an invocation, with decoded values.
+
+    Attributes:
+        frames: The messages themselves.
+
+    Example:
+        >>> from restate_steps.testing._wire import make
+        >>> journal = Journal([make(Kind.RUN, completion_id=1, name="charge")])
+        >>> journal.names, journal[0].completed
+        (['charge'], False)
+    """
+
+    def __init__(self, frames: Sequence[Frame]) -> None:
+        self.frames = tuple(frames)
+        self._entries: list[JournalEntry] | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the steps (``ctx.run`` and ``ctx.run_typed``), in the order in which they were asked for."""
+        return [decode(frame).get("name", "") for frame in self.frames if frame.kind == Kind.RUN]
+
+    @property
+    def entries(self) -> list[JournalEntry]:
+        """Every entry, as :meth:`restate_steps.server.RestateServer.journal` returns them."""
+        if self._entries is None:
+            self._entries = _entries(self.frames)
+        return self._entries
+
+    @overload
+    def __getitem__(self, index: int) -> JournalEntry: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[JournalEntry]: ...
+    def __getitem__(self, index: int | slice) -> JournalEntry | list[JournalEntry]:
+        return self.entries[index]
+
+    def __iter__(self) -> Iterator[JournalEntry]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __str__(self) -> str:
+        return "\n".join(f"{index:4}  {describe_frame(frame)}" for index, frame in enumerate(self.frames))
+
+
+def describe_frame(frame: Frame) -> str:
+    """Return a message as one line."""
+    fields = decode(frame)
+    kind = Kind(frame.kind).name.lower().replace("_", " ")
+    name = fields.get("name") or fields.get("signal_name") or ""
+    number = fields.get("completion_id")
+    if is_notification(frame.kind):
+        what = f"signal {fields.get('signal_id', '')}" if frame.kind == Kind.SIGNAL else f"{kind} {number}"
+        return f"{what} {name}".rstrip() + f" = {_shown(_outcome(fields))}"
+    if frame.kind in (Kind.CALL, Kind.ONE_WAY_CALL):
+        name = "/".join(fields[part] for part in ("service", "key", "handler") if part in fields)
+    if frame.kind in (Kind.INPUT, Kind.OUTPUT):
+        return f"{kind} {_shown(_outcome(fields))}"
+    if frame.kind in (Kind.SET_STATE, Kind.CLEAR_STATE, Kind.GET_LAZY_STATE, Kind.GET_EAGER_STATE):
+        name = fields["key"].decode(errors="replace")
+    return f"{kind} {name}".rstrip() + (f"  → {number}" if number is not None else "")
+
+
+def _entries(frames: Sequence[Frame]) -> list[JournalEntry]:
+    names: dict[int, str | None] = {}
+    outcomes: dict[int, tuple[Any, JournalFailure | None]] = {}
+    decoded = [decode(frame) for frame in frames]
+    for frame, fields in zip(frames, decoded, strict=True):
+        if is_notification(frame.kind):
+            if "completion_id" in fields:
+                outcomes[fields["completion_id"]] = _outcome(fields)
+        elif "completion_id" in fields:
+            names[fields["completion_id"]] = fields.get("name")
+    entries: list[JournalEntry] = []
+    for index, (frame, fields) in enumerate(zip(frames, decoded, strict=True)):
+        number = fields.get("completion_id")
+        told = is_notification(frame.kind)
+        name = names.get(number) if told and number is not None else fields.get("name") or fields.get("signal_name")
+        waits = not told and number is not None
+        value, failure = outcomes.get(number, (None, None)) if waits and number is not None else _outcome(fields)
+        entries.append(
+            JournalEntry(
+                index=index,
+                type=_type(frame.kind),
+                name=name or None,
+                completed=not waits or number in outcomes,
+                value=value,
+                failure=failure,
+                completion_id=number,
+            )
+        )
+    return entries
+
+
+def _type(kind: int) -> str:
+    words = Kind(kind).name.removesuffix("_COMPLETION").title().replace("_", "")
+    return f"{'Notification' if is_notification(kind) else 'Command'}: {words}"
+
+
+def _outcome(fields: dict[str, Any]) -> tuple[Any, JournalFailure | None]:
+    if "failure" in fields:
+        failure = fields["failure"]
+        return None, JournalFailure(code=failure.get("code", 0), message=failure.get("message", ""))
+    if "invocation_id" in fields:
+        return fields["invocation_id"], None
+    if "state_keys" in fields:
+        return [key.decode(errors="replace") for key in fields["state_keys"].get("keys", ())], None
+    value: Any = fields.get("value", b"")
+    return _decoded(value if isinstance(value, bytes) else value.get("content", b"")), None
+
+
+def _decoded(data: bytes) -> Any:
+    if not data:
+        return None
+    try:
+        return json.loads(data)
+    except ValueError:
+        return data
+
+
+def _shown(outcome: tuple[Any, JournalFailure | None], limit: int = 60) -> str:
+    value, failure = outcome
+    text = repr(value) if failure is None else f"failure {failure.code}: {failure.message}"
+    return text if len(text) <= limit else text[: limit - 1] + "…"

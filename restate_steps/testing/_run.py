@@ -1,0 +1,248 @@
+"""Run a scenario once, under a schedule, and say how it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final, Literal, TypeAlias
+
+from restate import TerminalError
+
+from restate_steps.testing._driver import ASGIApp, Crash, Mode, Option, quiet
+from restate_steps.testing._effects import Effects
+from restate_steps.testing._errors import (
+    InvocationPausedError,
+    JournalMismatchError,
+    SimulationError,
+    StuckError,
+)
+from restate_steps.testing._schedule import Schedule
+from restate_steps.testing._simulator import Simulator
+from restate_steps.testing._world import Manifest, Status
+
+__all__ = ["Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "perform"]
+
+Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
+"""What a client does: a coroutine function that is given the simulator, and returns what the client ends up with."""
+
+Problem: TypeAlias = Literal["mismatch", "stuck", "paused", "twice", "assertion", "error", "unrepeatable", "answer"]
+
+_ADVICE: Final = {
+    "mismatch": "a replay asked for something else than what is in the journal",
+    "stuck": "nothing more can happen, and the invocation has not ended",
+    "paused": "the invocation fails again and again",
+    "twice": "a step ran although its result was in the journal",
+    "assertion": "the scenario or the check says so",
+    "error": "the scenario raised an exception",
+    "unrepeatable": "the same schedule went another way: the handler depends on something that is not in the journal",
+    "answer": "a crash changed the answer",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a client ended up with.
+
+    Attributes:
+        kind: ``"value"``, or ``"failure"`` for a ``TerminalError``.
+        value: The value; for a failure, its status code and message.
+    """
+
+    kind: Literal["value", "failure"]
+    value: Any
+
+    def __str__(self) -> str:
+        return repr(self.value) if self.kind == "value" else f"TerminalError {self.value[0]}: {self.value[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A moment of a run at which a crash can fall.
+
+    Attributes:
+        crash: The crash.
+        fingerprint: The same number where the same is stored, and the same gets lost.
+        choices: How many choices had been made by then.
+    """
+
+    crash: Crash
+    fingerprint: int
+    choices: int
+
+
+@dataclass(slots=True)
+class Run:
+    """One run, and how it ended."""
+
+    schedule: Schedule
+    widths: list[int] = field(default_factory=list[int])
+    """How many options there were at each choice."""
+    points: list[Point] = field(default_factory=list[Point])
+    outcome: Outcome | None = None
+    problem: Problem | None = None
+    error: BaseException | None = None
+    details: str = ""
+    effects: Effects = field(default_factory=lambda: Effects(()))
+    attempts: int = 0
+
+    @property
+    def why(self) -> str:
+        """What is wrong with it, as a sentence."""
+        if self.problem is None:
+            return "it went well"
+        return f"{_ADVICE[self.problem]}. {self.details or self.error or ''}".rstrip()
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What is the same for every run of an exploration."""
+
+    app: ASGIApp
+    manifest: Manifest
+    scenario: Scenario
+    setup: Callable[[], object] | None = None
+    check: Callable[[Simulator], object] | None = None
+    version: int = 6
+    mode: Mode = "bidirectional"
+    max_events: int = 10_000
+
+
+class _Chooser:
+    """Takes the choices of a schedule, then the first option, or a random one."""
+
+    def __init__(self, run: Run, random: Random | None) -> None:
+        self._run, self._random = run, random
+        self._given = run.schedule.choices
+        self.made: list[int] = []
+
+    def __call__(self, options: Sequence[Option]) -> int:
+        at = len(self.made)
+        if at < len(self._given):
+            chosen = self._given[at]
+        else:
+            chosen = self._random.randrange(len(options)) if self._random is not None else 0
+        if chosen >= len(options):
+            self._run.problem = "unrepeatable"
+            self._run.details = f"At choice {at + 1} there is no option {chosen + 1} any more, of {len(options)}."
+            chosen = 0
+        self.made.append(chosen)
+        self._run.widths.append(len(options))
+        return chosen
+
+
+def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> tuple[Simulator, Run]:
+    """Return a simulator that follows a schedule, and what will tell how it went."""
+    run = Run(schedule)
+    chooser = _Chooser(run, random)
+    simulator = Simulator(
+        settings.app,
+        version=settings.version,
+        mode=settings.mode,
+        always_replay=schedule.always_replay,
+        choose=chooser,
+        manifest=settings.manifest,
+    )
+    driver = simulator.driver
+    driver.max_events = settings.max_events
+    crashes = list(schedule.crashes)
+    driver.crash_at = crashes.pop(0) if crashes else None
+
+    def at_point(crash: Crash, fingerprint: int) -> None:
+        run.points.append(Point(crash, fingerprint, len(chooser.made)))
+        if driver.crash_at is None and crashes:
+            driver.crash_at = crashes.pop(0)
+
+    driver.on_point = at_point
+    simulator.choices = chooser.made
+    return simulator, run
+
+
+def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseException | None, value: Any) -> Run:
+    """Look at what came of a run, and close its simulator."""
+    try:
+        if error is None:
+            run.outcome = Outcome("value", value)
+        elif isinstance(error, TerminalError):
+            run.outcome = Outcome("failure", (error.status_code, error.message))
+        else:
+            run.problem, run.error = run.problem or _problem(error), error
+        if run.problem is None:
+            _look(settings, simulator, run)
+    finally:
+        run.schedule = Schedule(tuple(simulator.choices), run.schedule.crashes, run.schedule.always_replay)
+        run.effects = simulator.effects
+        run.attempts = sum(each.attempts for each in simulator.driver.world.invocations.values())
+        simulator.close()
+    return run
+
+
+def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
+    """Let what goes on behind the answer come to its end, and find what went wrong without anybody's noticing."""
+    simulator.drain()
+    world = simulator.driver.world
+    for invocation in world.invocations.values():
+        if invocation.status is Status.PAUSED and invocation.last_error is not None:
+            run.problem = "mismatch" if invocation.wedged else "paused"
+            run.details = f"{invocation.target}: {invocation.last_error.code}: {invocation.last_error.message}"
+            return
+        if not invocation.ended:
+            run.problem = "stuck"
+            run.details = f"{invocation.target} is {invocation.status.value}."
+            return
+    if anomalies := [*simulator.driver.anomalies, *world.anomalies]:
+        run.problem, run.details = "twice", "; ".join(anomalies)
+    elif settings.check is not None:
+        try:
+            settings.check(simulator)
+        except Exception as error:
+            run.problem, run.error = "assertion", error
+
+
+def _problem(error: BaseException) -> Problem:
+    if isinstance(error, JournalMismatchError):
+        return "mismatch"
+    if isinstance(error, InvocationPausedError):
+        return "paused"
+    if isinstance(error, StuckError):
+        return "stuck"
+    return "assertion" if isinstance(error, AssertionError) else "error"
+
+
+def perform(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> tuple[Run, str]:
+    """Run the scenario once; return how it went, and its timeline if it went wrong.
+
+    Raises:
+        SimulationError: The scenario waits for something that is not the simulator.
+    """
+    with quiet():
+        return _perform(settings, schedule, random)
+
+
+def _perform(settings: RunSettings, schedule: Schedule, random: Random | None) -> tuple[Run, str]:
+    if settings.setup is not None:
+        settings.setup()
+    simulator, run = begin_run(settings, schedule, random)
+    error: BaseException | None = None
+    value: Any = None
+    coroutine = settings.scenario(simulator)
+    try:
+        coroutine.send(None)
+        raise SimulationError(
+            "the scenario waits for something that is not the simulator. In a scenario only the simulator's own "
+            "coroutines can be awaited; what needs an event loop belongs into a handler."
+        )
+    except StopIteration as stop:
+        value = stop.value
+    except SimulationError as caught:
+        if not isinstance(caught, (StuckError, InvocationPausedError)):
+            simulator.close()
+            raise
+        error = caught
+    except Exception as caught:
+        error = caught
+    finally:
+        coroutine.close()
+    history = simulator
+    end_run(settings, simulator, run, error, value)
+    return run, history.timeline() if run.problem is not None else ""

@@ -1,0 +1,430 @@
+"""Call handlers in-process, in virtual time, as a client of a Restate server calls them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
+
+from restate import TerminalError
+from restate.handler import Handler, handler_from_callable
+
+from restate_steps.testing._driver import ASGIApp, Choose, Driver, Mode, first, read_manifest
+from restate_steps.testing._effects import Effects
+from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, SimulationError, StuckError
+from restate_steps.testing._journal import Journal
+from restate_steps.testing._timeline import timeline
+from restate_steps.testing._world import START_MS, Failure, Invocation, Manifest, Status, Target
+
+__all__ = ["HandlerRef", "Result", "SimulatedInvocation", "Simulator", "simulate"]
+
+T = TypeVar("T")
+
+HandlerRef: TypeAlias = Callable[..., Any] | str
+"""A handler: the decorated function, or ``"Service/handler"``."""
+
+_NOTHING: Final = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Generic[T]):
+    """How a call ended that succeeded.
+
+    Attributes:
+        value: What the handler returned, decoded with the handler's own serde.
+        journal: Everything that was recorded.
+        effects: How often the bodies of its steps ran.
+        attempts: How many attempts it took.
+        invocation_id: The id of the invocation.
+    """
+
+    value: T
+    journal: Journal
+    effects: Effects
+    attempts: int
+    invocation_id: str
+
+
+class SimulatedInvocation:
+    """A handle to an invocation that was started without waiting for it."""
+
+    def __init__(self, simulator: Simulator, invocation: Invocation, handler: Handler[Any, Any] | None) -> None:
+        self._simulator, self._invocation, self._handler = simulator, invocation, handler
+
+    @property
+    def id(self) -> str:
+        """The id of the invocation."""
+        return self._invocation.id
+
+    @property
+    def status(self) -> str:
+        """Where it stands.
+
+        One of ``scheduled``, ``queued``, ``ready``, ``running``, ``suspended``, ``backing-off``, ``paused`` and
+        ``completed``.
+        """
+        return self._invocation.status.value
+
+    @property
+    def journal(self) -> Journal:
+        """What is recorded so far."""
+        return Journal(self._invocation.journal)
+
+    @property
+    def awakeables(self) -> list[str]:
+        """The ids of the awakeables that it has made so far, in order."""
+        return self._simulator.awakeables_of(self.id)
+
+    async def result(self) -> Result[Any]:
+        """Wait until it ends; see :meth:`Simulator.call`."""
+        return self._simulator.wait_for(self._invocation, self._handler)
+
+    async def cancel(self) -> None:
+        """Ask it to end: what it waits for raises a ``TerminalError`` with the status 409."""
+        self._simulator.driver.world.cancel(self.id)
+        self._simulator.settle()
+
+    async def kill(self) -> None:
+        """End it at once, without its doing."""
+        self._simulator.driver.world.kill(self.id)
+        self._simulator.settle()
+
+    async def pause(self) -> None:
+        """Keep it from being tried again; what is open goes down with the service's process."""
+        self._simulator.driver.world.pause(self.id)
+
+    async def resume(self) -> None:
+        """Try it again, if it is paused."""
+        self._simulator.driver.world.resume(self.id)
+        self._simulator.settle()
+
+    async def signal(self, name: str, value: Any = None) -> None:
+        """Send it a named signal, with a value that is encoded as JSON."""
+        content = {"content": json.dumps(value).encode()}
+        self._simulator.driver.world.signal(self.id, signal_name=name, value=content)
+        self._simulator.settle()
+
+    def __repr__(self) -> str:
+        return f"<{self._invocation.target} {self.status}>"
+
+
+class Simulator:
+    """Plays the server for an application; made by :func:`simulate`.
+
+    Nothing here waits for real time, and nothing is left to chance: the same calls give the same run, message by
+    message. The methods are coroutines, as those of a client are, yet they are done when they return.
+
+    Attributes:
+        app: The application.
+        choices: What was chosen so far, where there was more than one thing that could happen.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        version: int = 6,
+        mode: Mode = "bidirectional",
+        always_replay: bool = False,
+        seed: int = 0,
+        choose: Choose = first,
+        manifest: Manifest | None = None,
+    ) -> None:
+        self.app = app
+        self.choices: list[int] = []
+        self.driver = Driver(
+            app,
+            read_manifest(app) if manifest is None else manifest,
+            version=version,
+            mode=mode,
+            always_replay=always_replay,
+            choose=choose,
+            seed=seed,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- calls --------------------------------------------------------------------------------------------------
+
+    @overload
+    async def call(
+        self,
+        handler: Callable[..., Awaitable[T]],
+        arg: Any = ...,
+        *,
+        key: str | None = ...,
+        idempotency_key: str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+    ) -> Result[T]: ...
+    @overload
+    async def call(
+        self,
+        handler: str,
+        arg: Any = ...,
+        *,
+        key: str | None = ...,
+        idempotency_key: str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+    ) -> Result[Any]: ...
+    async def call(
+        self,
+        handler: HandlerRef,
+        arg: Any = _NOTHING,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Result[Any]:
+        """Call a handler, and let events happen until it has ended; time passes as it has to.
+
+        Args:
+            handler: The handler's function, or ``"Service/handler"``.
+            arg: Its argument; leave it out for a handler that takes none.
+            key: The key, for a handler of a Virtual Object or a workflow.
+            idempotency_key: Calls with the same one are one invocation.
+            headers: The headers that the handler sees.
+
+        Returns:
+            The value, the journal, and how often bodies ran.
+
+        Raises:
+            restate.TerminalError: The handler ended with it.
+            StuckError: Nothing more can happen, and it has not ended.
+            InvocationPausedError: It has failed too often.
+            JournalMismatchError: A replay asked for something else than what is in the journal.
+            SimulationError: There is no such handler, or the argument does not fit.
+        """
+        invocation, known = self._submit(handler, arg, key, idempotency_key, headers, timedelta(0))
+        return self.wait_for(invocation, known)
+
+    async def send(
+        self,
+        handler: HandlerRef,
+        arg: Any = _NOTHING,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: timedelta = timedelta(0),
+    ) -> SimulatedInvocation:
+        """Start a handler, and let everything happen that needs no time to pass; see :meth:`call`."""
+        invocation, known = self._submit(handler, arg, key, idempotency_key, headers, delay)
+        self.settle()
+        return SimulatedInvocation(self, invocation, known)
+
+    async def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
+        """Resolve an awakeable from outside, with a value that is encoded as JSON."""
+        self._complete_awakeable(awakeable_id, value={"content": json.dumps(value).encode()})
+
+    async def reject_awakeable(self, awakeable_id: str, reason: str, *, code: int = 500) -> None:
+        """Reject an awakeable from outside: its waiter gets a ``TerminalError``."""
+        self._complete_awakeable(awakeable_id, failure=Failure(code, reason).fields())
+
+    async def crash(self) -> None:
+        """Kill the service's process, as ``kill -9`` does, and start it again; its attempts begin anew."""
+        self.driver.crash()
+        self.settle()
+
+    async def advance(self, by: timedelta) -> None:
+        """Let time pass, and everything happen that is due by then."""
+        end = self.driver.world.now + by // timedelta(milliseconds=1)
+        self.driver.run_to(end)
+
+    # --- looking ------------------------------------------------------------------------------------------------
+
+    @property
+    def now(self) -> timedelta:
+        """How much virtual time has passed since the beginning."""
+        return timedelta(milliseconds=self.driver.world.now - START_MS)
+
+    @property
+    def effects(self) -> Effects:
+        """How often the bodies of steps have run, in all invocations."""
+        return Effects(self.driver.bodies)
+
+    @property
+    def invocations(self) -> list[SimulatedInvocation]:
+        """Every invocation there was, oldest first: those of handlers that called each other as well."""
+        return [SimulatedInvocation(self, each, None) for each in self.driver.world.invocations.values()]
+
+    def state(self, service: str, key: str) -> dict[str, Any]:
+        """Return the state of a key of a Virtual Object or workflow, decoded from JSON where it is JSON."""
+        place = self.driver.world.objects.get((service, key))
+        return {name.decode(): _decoded(value) for name, value in (place.state if place else {}).items()}
+
+    def timeline(self) -> str:
+        """Return everything that has happened, line by line."""
+        return timeline(self.driver)
+
+    def awakeables_of(self, invocation_id: str) -> list[str]:
+        """Return the ids of the awakeables that an invocation has made so far, in order."""
+        return list(self.driver.awakeables.get(invocation_id, ()))
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """Let everything happen that needs no time to pass."""
+        self.driver.run(lambda: False, time_passes=False)
+
+    def drain(self) -> None:
+        """Let everything happen that can, however long it takes."""
+        self.driver.run(lambda: False)
+
+    def wait_for(self, invocation: Invocation, handler: Handler[Any, Any] | None) -> Result[Any]:
+        """Let events happen until an invocation has ended; see :meth:`call`."""
+        reached = self.driver.run(lambda: invocation.ended or invocation.status is Status.PAUSED)
+        if not reached:
+            raise StuckError(self._why_stuck(invocation))
+        if invocation.status is Status.PAUSED:
+            error = invocation.last_error or Failure(0, "it was paused from outside")
+            kind = JournalMismatchError if invocation.wedged else InvocationPausedError
+            raise kind(str(invocation.target), invocation.attempts, error.code, error.message)
+        if (failure := invocation.failure) is not None:
+            raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)
+        output = invocation.output or b""
+        return Result(
+            value=handler.handler_io.output_serde.deserialize(output) if handler else _decoded(output),
+            journal=Journal(invocation.journal),
+            effects=Effects([run for run in self.driver.bodies if run.invocation == invocation.id]),
+            attempts=invocation.attempts,
+            invocation_id=invocation.id,
+        )
+
+    def close(self) -> None:
+        """End everything that still runs."""
+        self.driver.close()
+
+    def _submit(
+        self,
+        handler: HandlerRef,
+        arg: Any,
+        key: str | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+        delay: timedelta,
+    ) -> tuple[Invocation, Handler[Any, Any] | None]:
+        target, known = _resolve(handler, key)
+        body = b"" if arg is _NOTHING else _encoded(target, known, arg)
+        invocation = self.driver.world.submit(
+            target,
+            body,
+            headers=tuple((headers or {}).items()),
+            idempotency_key=idempotency_key,
+            at=self.driver.world.now + delay // timedelta(milliseconds=1) if delay else 0,
+        )
+        return invocation, known
+
+    def _complete_awakeable(self, awakeable_id: str, **outcome: Any) -> None:
+        try:
+            self.driver.world.complete_awakeable(awakeable_id, **outcome)
+        except (ValueError, LookupError) as error:
+            raise SimulationError(str(error)) from None
+        self.settle()
+
+    def _why_stuck(self, invocation: Invocation) -> str:
+        if self.driver.endless:
+            return f"{invocation.target} has not ended after {self.driver.events} events: does it loop for ever?"
+        waits: list[str] = []
+        for each in self.driver.world.invocations.values():
+            if each.status in (Status.RUNNING, Status.SUSPENDED, Status.QUEUED, Status.PAUSED):
+                pending = Journal(each.journal)
+                open_entries = [f"{entry.type} {entry.name or ''}".rstrip() for entry in pending if not entry.completed]
+                what = ", ".join(open_entries) or "nothing that is in its journal"
+                waits.append(f"  {each.target} is {each.status.value}, and waits for {what}")
+        return (
+            f"{invocation.target} has not ended, and nothing more can happen:\n" + "\n".join(waits) + "\n"
+            "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
+            "sim.resolve_awakeable(...). If it waits for something of asyncio's, it would hang on a server too."
+        )
+
+
+def simulate(
+    app: ASGIApp,
+    *,
+    version: int = 6,
+    mode: Mode = "bidirectional",
+    always_replay: bool = False,
+    seed: int = 0,
+) -> Simulator:
+    """Play the server for an application, in-process and in virtual time.
+
+    The application, its contexts and the SDK's state machine are the real ones; only the other end of the connection
+    is played. A handler that sleeps for a month is tested in milliseconds.
+
+    Args:
+        app: The application, as ``restate.app(...)`` returns it; all services that call each other must be in it.
+        version: The version of the service protocol, 6 or 7.
+        mode: ``"bidirectional"`` as over HTTP/2, or ``"request_response"`` as over HTTP/1.1 and on Lambda, where
+            a handler is suspended at every wait.
+        always_replay: Whether to suspend a handler at every wait, so that each goes on by replay.
+        seed: What the random seeds of invocations come from.
+
+    Returns:
+        The simulator, to be used with ``async with`` or ``with``.
+
+    Raises:
+        TypeError: ``app`` is no Restate application.
+
+    Example:
+        >>> import asyncio, restate
+        >>> shop = restate.Service("Shop")
+        >>> @shop.handler()
+        ... async def checkout(ctx: restate.Context, item: str) -> str:
+        ...     return await ctx.run_typed("charge", lambda: f"paid for {item}")
+        >>> async def test_checkout() -> None:
+        ...     async with simulate(restate.app([shop])) as sim:
+        ...         result = await sim.call(checkout, "tea")
+        ...         print(result.value, result.journal.names, result.effects["charge"])
+        >>> asyncio.run(test_checkout())
+        paid for tea ['charge'] 1
+    """
+    return Simulator(app, version=version, mode=mode, always_replay=always_replay, seed=seed)
+
+
+def _resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any, Any] | None]:
+    if isinstance(handler, str):
+        service, _, name = handler.partition("/")
+        if not name or "/" in name:
+            raise SimulationError(f"{handler!r} names no handler. Write it as 'Service/handler'.")
+        return Target(service, name, key), None
+    try:
+        known: Handler[Any, Any] = handler_from_callable(cast(Any, handler))
+    except (ValueError, TypeError):
+        raise SimulationError(
+            f"{handler!r} is no handler of a service. Give the function that is decorated with @service.handler(), "
+            "or its name as 'Service/handler'."
+        ) from None
+    return Target(known.service_tag.name, known.name, key), known
+
+
+def _encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> bytes:
+    if handler is None:
+        return arg if isinstance(arg, bytes) else json.dumps(arg).encode()
+    try:
+        return bytes(handler.handler_io.input_serde.serialize(arg))
+    except Exception as error:
+        raise SimulationError(f"the argument {arg!r} cannot be sent to {target}: {error}") from error
+
+
+def _decoded(data: bytes) -> Any:
+    try:
+        return json.loads(data) if data else None
+    except ValueError:
+        return data

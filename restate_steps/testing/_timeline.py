@@ -1,0 +1,32 @@
+"""Tell what has happened in a simulation, line by line."""
+
+from __future__ import annotations
+
+from restate_steps.testing._driver import Driver
+from restate_steps.testing._journal import describe_frame
+from restate_steps.testing._wire import is_notification
+
+__all__ = ["timeline"]
+
+
+def timeline(driver: Driver) -> str:
+    """Return what was stored and what was chosen, in the order in which it happened.
+
+    A line with ``→`` is what the application asked for, one with ``←`` is what it was told, and the others are what
+    happened around it. The number is how many messages were stored by then, which is where a crash can be placed.
+    """
+    several = len(driver.world.invocations) > 1
+    lines: list[str] = []
+    log = list(driver.log)
+    for number, (invocation, frame) in enumerate(driver.world.history, start=1):
+        while log and log[0][0] < number:
+            lines.append(_event(log.pop(0)[1]))
+        arrow = "←" if is_notification(frame.kind) else "→"
+        whose = f"{invocation.target}: " if several else ""
+        lines.append(f"{number:5}   {arrow} {whose}{describe_frame(frame)}")
+    lines += [_event(what) for _, what in log]
+    return "\n".join(lines)
+
+
+def _event(what: str) -> str:
+    return f"        ✂ {what}" if what == "crash" else f"        · {what}"
