@@ -34,7 +34,7 @@ from restate import RestateDurableFuture, RunOptions, SdkInternalBaseException, 
 from restate.exceptions import RetryableError
 from restate.serde import Serde
 
-from ._sdk import map_failure
+from ._sdk import map_failure, result_of
 from .codec import PLAIN_JSON, Codec, is_plain, verify
 from .codec import type_name as type_name_of
 from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step
@@ -112,7 +112,7 @@ class DurableStep(Generic[P, T]):
         if invocation is None:
             return cast(T, await self._call_plainly(args, kwargs))
         if invocation.branching:
-            return await self._begin(invocation, args, kwargs)
+            return await result_of(self._begin(invocation, args, kwargs))
         if invocation.awaiting is not None:
             error = plain_concurrency(invocation.awaiting)
             invocation.fail(error)
@@ -120,7 +120,7 @@ class DurableStep(Generic[P, T]):
         future = self._begin(invocation, args, kwargs)
         invocation.awaiting = self._default_name
         try:
-            return await future
+            return await result_of(future)
         except asyncio.CancelledError:
             invocation.fail(_cancelled_locally(self._default_name))
             raise

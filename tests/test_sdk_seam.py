@@ -181,6 +181,23 @@ async def test_a_lazy_future_caches_the_task_of_its_first_awaiter() -> None:
     assert [1] == started
 
 
+async def test_a_result_is_awaited_in_the_callers_own_task() -> None:
+    """No task is made for it, and if the SDK has no such future any more, it is awaited all the same."""
+
+    async def fetch() -> asyncio.Task[Any] | None:
+        return asyncio.current_task()
+
+    class Context:
+        class vm:
+            is_completed = staticmethod(lambda handle: True)
+
+    future: Any = server.ServerDurableFuture(Context(), 17, fetch)
+
+    assert asyncio.current_task() is await _sdk.result_of(future)
+    assert future.future.task is None
+    assert asyncio.current_task() is await _sdk.result_of(fetch())
+
+
 def test_what_hangs_on_a_context(env_factory: Serve) -> None:
     """A handler's context has the attributes that the seam reads and replaces, of the types that it expects."""
     service = restate.Service("SeamContext")
