@@ -135,8 +135,8 @@ class Invocation:
         strand = self._scheduler.current()
         return None if strand is self._scheduler.main else strand
 
-    def register_step(self, name: str) -> StepInfo:
-        """Give a step its name in the journal and its idempotency key.
+    def register_step(self, name: str) -> tuple[str, str]:
+        """Return a step's name in the journal and its idempotency key.
 
         Both are functions of the step's place among the steps of its branch, and of the branch's place among the
         branches, hence of the journal. Two branches never share a name: if they swapped, Restate would notice.
@@ -144,12 +144,10 @@ class Invocation:
         strand = self.strand()
         path = strand.path if strand is not None else ()
         number = self._steps[path] = self._steps.get(path, -1) + 1
-        owner = self._names.setdefault(name, path)
         place = ".".join(map(str, path))
-        if owner != path:
+        if self._names.setdefault(name, path) != path:
             name = f"{name} [{place}]"
-        key = f"{self.id}/{place}:{number}" if path else f"{self.id}/{number}"
-        return StepInfo(name, self.id, key)
+        return name, f"{self.id}/{place}:{number}" if path else f"{self.id}/{number}"
 
     def fail(self, error: StepsError) -> None:
         """Make the attempt fail with a retryable error, and refuse every further command of it.

@@ -260,14 +260,14 @@ class DurableStep(Generic[P, T]):
     def _begin(self, invocation: Invocation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RestateDurableFuture[T]:
         # Asked for before anything runs: without it a result could not be recorded.
         self._result_type()
-        info = invocation.register_step(self._journal_name(*self._receiver, *args, **kwargs))
+        name, key = invocation.register_step(self._journal_name(*self._receiver, *args, **kwargs))
 
         async def body() -> bytes:
-            return await self._run_body(info, args, kwargs)
+            return await self._run_body(StepInfo(name, invocation.id, key), args, kwargs)
 
         # The SDK encodes with the serde what the body returns. Ours hands the bytes on, because an error in a serde
         # makes the SDK run the body again (the result is encoded here, inside the body).
-        future = invocation.context.run_typed(info.name, cast(Any, body), self._run_options)
+        future = invocation.context.run_typed(name, cast(Any, body), self._run_options)
         if self._options.raises:
             map_failure(future, self._declared_failure)
         return future
@@ -294,19 +294,28 @@ class DurableStep(Generic[P, T]):
 
     async def _attempt(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         timeout = self._options.timeout
-        timer = asyncio.timeout(None if timeout is None else timeout.total_seconds())
         try:
-            async with timer:
+            if timeout is None:
+                # Not even a timer without a limit, which takes as long as all the rest of this.
                 return await self._call(args, kwargs)
-        except TimeoutError:
-            if timeout is not None and timer.expired():
-                raise StepTimeoutError(info.name, timeout.total_seconds()) from None
-            raise
+            return await self._call_within(timeout, info, args, kwargs)
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             # The SDK takes it for the end of the attempt, and would wait for this step for ever.
             raise RuntimeError(f"something that the body of step {info.name!r} waited for was cancelled") from error
+
+    async def _call_within(
+        self, timeout: timedelta, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        timer = asyncio.timeout(timeout.total_seconds())
+        try:
+            async with timer:
+                return await self._call(args, kwargs)
+        except TimeoutError:
+            if timer.expired():
+                raise StepTimeoutError(info.name, timeout.total_seconds()) from None
+            raise
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function: Callable[..., Any] = self._function

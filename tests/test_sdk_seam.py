@@ -61,6 +61,8 @@ def test_the_methods_that_are_called() -> None:
     assert ["self", "error", "stacktrace"] == parameters(VMWrapper.notify_error)[:3]
     assert ["self", "task"] == parameters(server.Tasks.add)
     assert ["name", "action", "options"] == parameters(server.ServerInvocationContext.run_typed)[1:4]
+    assert ["self", "name"] == parameters(VMWrapper.sys_run)
+    assert ["self", "unresolved_future"] == parameters(VMWrapper.do_progress)
 
 
 def test_the_commands_of_the_vm_wrapper() -> None:
