@@ -18,6 +18,8 @@ What is used, and what happens if a later SDK no longer has it:
   clears the cache, or the future could never be awaited again.
 * ``LazyFuture.async_def`` makes the coroutine that fetches the value, which :func:`result_of` awaits without a task.
   Missing: the future itself is awaited, which takes longer.
+* ``ReceiveChannel._queue`` tells whether more has arrived, so that the VM is asked once for all of it. Missing: it is
+  asked after every message.
 
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
@@ -411,6 +413,7 @@ class SdkPort:
             DisconnectedException: The connection to the server is gone.
         """
         context, vm = self._context, self._vm
+        arrived: asyncio.Queue[Any] | None = getattr(context.receive, "_queue", None)
         awaited = _native.PyUnresolvedFuture.first_completed(list(self._leaves.values()))
         while True:
             await self.flush()
@@ -433,15 +436,21 @@ class SdkPort:
                 self._start_body(progress.handle)
                 self._start_siblings()
                 continue
-            chunk = cast("dict[str, Any]", await context.receive())
-            if chunk.get("type") == "restate.run_completed":
-                continue
-            if chunk.get("type") == "http.disconnect":
-                raise _server.DisconnectedException
-            if body := chunk.get("body"):
-                vm.notify_input(body)
-            if not chunk.get("more_body", False):
-                vm.notify_input_closed()
+            self._take(await context.receive())
+            # All that is there: asking the VM takes time in proportion to what is waited for.
+            while arrived is not None and not arrived.empty():
+                self._take(await context.receive())
+
+    def _take(self, event: Any) -> None:
+        """Hand the VM what the server sent."""
+        if event.get("type") == "restate.run_completed":
+            return
+        if event.get("type") == "http.disconnect":
+            raise _server.DisconnectedException
+        if body := event.get("body"):
+            self._vm.notify_input(body)
+        if not event.get("more_body", False):
+            self._vm.notify_input_closed()
 
     def _done(self) -> list[Leaf]:
         is_completed = self._vm.is_completed
