@@ -40,7 +40,7 @@ from restate_steps.server._ports import LOOPBACK, free_ports
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["ServerEnv", "close_servers", "server"]
+__all__ = ["ServerEnvironment", "close_servers", "server"]
 
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ _IDLE_AT_MOST = 4
 _ENCODED = ("Success", "payload", "value")
 
 
-class ServerEnv(HarnessEnvironment):
+class ServerEnvironment(HarnessEnvironment):
     """A server and the application it runs, for the length of a test; :func:`server` makes it.
 
     It is a ``restate.types.HarnessEnvironment``, so what was written for the SDK's own harness takes it as it is.
@@ -264,7 +264,7 @@ def server(
     journal_value_codec: JournalValueCodec | None = None,
     *,
     http1: bool = False,
-) -> AbstractAsyncContextManager[ServerEnv]:
+) -> AbstractAsyncContextManager[ServerEnvironment]:
     """Run an application on a real restate-server, until the block ends.
 
     It takes the place of the SDK's ``restate.create_test_harness``, with the same arguments in the same order, and
@@ -289,7 +289,7 @@ def server(
         http1: Whether to serve the application over HTTP/1.1, so that Restate uses its request/response mode.
 
     Returns:
-        A context manager that yields the :class:`ServerEnv`.
+        A context manager that yields the :class:`ServerEnvironment`.
 
     Raises:
         TypeError: If there is an image, or the application is none.
@@ -339,12 +339,12 @@ def close_servers() -> None:
 @asynccontextmanager
 async def _serve(
     app: _App, follow_logs: bool, always_replay: bool, disable_retries: bool, codec: JournalValueCodec | None
-) -> AsyncGenerator[ServerEnv, None]:
+) -> AsyncGenerator[ServerEnvironment, None]:
     block = _Block(app, _Kind(always_replay, disable_retries, follow_logs))
     try:
         await _in_thread(block.open)
         async with _http_client(block.server.ingress_url) as http:
-            yield ServerEnv(block, http, codec)
+            yield ServerEnvironment(block, http, codec)
     finally:
         await _in_thread(block.close)
 

@@ -27,7 +27,7 @@ from restate_steps import durable_step, gather
 from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, JournalEntry
 from restate_steps.testing import _server
-from restate_steps.testing._server import ServerEnv, close_servers, server
+from restate_steps.testing._server import ServerEnvironment, close_servers, server
 
 TESTS = Path(__file__).parent.parent
 PROCESS_APP = "testing.process_app:app"
@@ -116,7 +116,7 @@ class Interrupted:
         return cls(service, run, ran, go)
 
 
-def pid_of(env: ServerEnv) -> int:
+def pid_of(env: ServerEnvironment) -> int:
     return env.server.pid
 
 
@@ -773,7 +773,7 @@ class TestLook:
 
 
 @pytest.fixture
-async def env_of_a_fixture() -> AsyncIterator[ServerEnv]:
+async def env_of_a_fixture() -> AsyncIterator[ServerEnvironment]:
     async with server(greeter_app) as env:
         yield env
 
@@ -787,7 +787,7 @@ def run_python(code: str, *arguments: str, timeout: float = 60) -> subprocess.Co
 class TestLoops:
     """Invariant 3: every loop of asyncio, never blocked."""
 
-    async def test_pytest_asyncio_fixture(self, env_of_a_fixture: ServerEnv) -> None:
+    async def test_pytest_asyncio_fixture(self, env_of_a_fixture: ServerEnvironment) -> None:
         """A fixture enters and leaves the block in different tasks."""
         assert "hello ADA" == await env_of_a_fixture.client.service_call(greet, "Ada")
 

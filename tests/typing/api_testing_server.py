@@ -8,7 +8,7 @@ import restate
 from restate.types import HarnessEnvironment
 
 from restate_steps.server import JournalEntry, RestateServer
-from restate_steps.testing._server import ServerEnv, close_servers, server
+from restate_steps.testing._server import ServerEnvironment, close_servers, server
 
 greeter = restate.Service("Greeter")
 app = restate.app([greeter])
@@ -25,7 +25,7 @@ def written_for_the_sdk(env: HarnessEnvironment) -> restate.RestateClient:
 
 async def in_a_test(codec: restate.JournalValueCodec) -> None:
     async with server(app) as env:
-        assert_type(env, ServerEnv)
+        assert_type(env, ServerEnvironment)
         written_for_the_sdk(env)
         assert_type(await env.client.service_call(greet, "Ada"), str)
         assert_type(env.ingress_url, str)
