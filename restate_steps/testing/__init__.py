@@ -1,1 +1,38 @@
-"""Test durable handlers: play the server in-process, or run a real one."""
+"""Test durable handlers: play the server in-process in virtual time, explore every crash, or run a real server."""
+
+from restate_steps.testing._effects import Effects
+from restate_steps.testing._errors import (
+    InvocationPausedError,
+    JournalMismatchError,
+    NotReplaySafeError,
+    SimulationError,
+    StuckError,
+)
+from restate_steps.testing._explore import Finding, Report, explore
+from restate_steps.testing._journal import Journal
+from restate_steps.testing._run import Outcome
+from restate_steps.testing._schedule import Schedule
+from restate_steps.testing._server import ServerEnvironment, close_servers, server
+from restate_steps.testing._simulator import Result, SimulatedInvocation, Simulator, simulate
+
+__all__ = [
+    "Effects",
+    "Finding",
+    "InvocationPausedError",
+    "Journal",
+    "JournalMismatchError",
+    "NotReplaySafeError",
+    "Outcome",
+    "Report",
+    "Result",
+    "Schedule",
+    "ServerEnvironment",
+    "SimulatedInvocation",
+    "SimulationError",
+    "Simulator",
+    "StuckError",
+    "close_servers",
+    "explore",
+    "server",
+    "simulate",
+]
