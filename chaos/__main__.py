@@ -30,11 +30,14 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=900, help="time for each part; what is left then is lost")
     parser.add_argument("--single", action=both, default=True, help="the part with a single server")
     parser.add_argument("--cluster", action=both, default=True, help="the part with a cluster of three")
+    parser.add_argument("--always-replay", action="store_true", help="let servers suspend a handler at every wait")
+    parser.add_argument("--http1", action="store_true", help="serve the handlers in request/response mode")
     parser.add_argument("--seed", type=int, help="for the same calls and the same plan of kills as another time")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
 
-    shared = {"runs": options.runs, "service_kills": options.service_kills, "seconds": options.seconds, "seed": seed}
+    shared = {name: getattr(options, name) for name in ("runs", "service_kills", "seconds", "always_replay", "http1")}
+    shared["seed"] = seed
     campaigns = [
         *([Campaign("one server", server_kills=options.server_kills, nodes=1, **shared)] if options.single else []),
         *([Campaign("cluster of 3", server_kills=options.node_kills, nodes=3, **shared)] if options.cluster else []),

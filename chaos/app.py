@@ -1,6 +1,6 @@
 """The process that is killed: serves the checkout and the agent.
 
-    python -m chaos.app PORT
+    python -m chaos.app PORT [http1]
 
 It tells its port on stdout, and ends when its stdin is closed: when whoever started it is gone.
 """
@@ -17,7 +17,8 @@ from restate_steps.server import AppServer
 
 
 def main() -> int:
-    with AppServer(restate.app([shop, travel]), port=int(sys.argv[1]) or None) as served:
+    port, *http1 = sys.argv[1:]
+    with AppServer(restate.app([shop, travel]), port=int(port) or None, http1=bool(http1)) as served:
         print(served.url.rpartition(":")[2], flush=True)
         sys.stdin.read()
     return 0

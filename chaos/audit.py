@@ -49,6 +49,7 @@ class Audit:
         wrong: Those that ended otherwise than they had to, or twice.
         bodies: Bodies that were started.
         bodies_again: Those of them for steps whose body had started before, without a recorded result.
+        at_risk: Results that were in the journals of open invocations at kills, all kills together.
         seen_twice: Steps that were seen twice.
         effects: Effects that the runs had to have, together.
         asked_again: Requests for an effect beyond the first: what would be doubled without a key.
@@ -62,6 +63,7 @@ class Audit:
     wrong: int = 0
     bodies: int = 0
     bodies_again: int = 0
+    at_risk: int = 0
     seen_twice: int = 0
     effects: int = 0
     asked_again: int = 0
@@ -188,6 +190,7 @@ def _check_steps(
 
     found.bodies = sum(len(step.starts) for step in steps.values())
     found.bodies_again = found.bodies - len(steps)
+    found.at_risk = sum(len(snapshot.recorded) for snapshot in snapshots)
     by_invocation: defaultdict[str, list[str]] = defaultdict(list)
     for key, step in steps.items():
         if problem := step.problem():

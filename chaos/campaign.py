@@ -41,6 +41,8 @@ class Campaign:
         nodes: How many servers there are.
         seconds: How long to wait for the runs; what has not ended by then is lost.
         seed: Decides what is called, and when and who is killed.
+        always_replay: Whether the servers suspend a handler at every wait.
+        http1: Whether the handlers are served over HTTP/1.1, in request/response mode.
     """
 
     title: str
@@ -50,6 +52,8 @@ class Campaign:
     nodes: int
     seconds: float
     seed: int
+    always_replay: bool = False
+    http1: bool = False
 
 
 @dataclass
@@ -95,7 +99,7 @@ async def carry_out(campaign: Campaign) -> Result:
         folder = Path(tempfile.mkdtemp(prefix="restate-steps-chaos-"))
         removal = stack.enter_context(ExitStack())
         removal.callback(shutil.rmtree, folder)
-        servers = stack.enter_context(Servers(folder, campaign.nodes))
+        servers = stack.enter_context(Servers(folder, campaign.nodes, always_replay=campaign.always_replay))
         clients = Clients(servers.ingress_urls, lambda invocation: _failure(servers, invocation))
         stack.push_async_callback(clients.close)
         approvals: set[asyncio.Task[None]] = set()
@@ -105,8 +109,8 @@ async def carry_out(campaign: Campaign) -> Result:
                 loop.call_soon_threadsafe(lambda: approvals.add(loop.create_task(clients.approve(detail))))
 
         ledger = stack.enter_context(Ledger(acted=acted))
-        service = stack.enter_context(Service(folder, ledger.url))
-        servers.register(service.url)
+        service = stack.enter_context(Service(folder, ledger.url, http1=campaign.http1))
+        servers.register(service.url, http1=campaign.http1)
 
         progress = Progress(campaign.runs, max(_AT_ONCE[0], min(_AT_ONCE[-1], campaign.runs // 5)))
         monkey = Monkey(service, servers, plan, progress, campaign.runs, rng)

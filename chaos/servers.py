@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -35,10 +35,14 @@ class Servers:
     Args:
         folder: For their data and logs.
         count: How many; more than one are a cluster that keeps every record twice, and its metadata on every node.
+        always_replay: Whether they shall suspend a handler at every wait.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
-        self.nodes = _cluster(folder, count) if count > 1 else [RestateServer(base_dir=folder / "server", env=_RETRIES)]
+    def __init__(self, folder: Path, count: int, *, always_replay: bool = False) -> None:
+        if count > 1:
+            self.nodes = _cluster(folder, count, always_replay)
+        else:
+            self.nodes = [RestateServer(base_dir=folder / "server", env=_RETRIES, always_replay=always_replay)]
 
     def __enter__(self) -> Self:
         try:
@@ -65,8 +69,8 @@ class Servers:
         """Where calls go, whether or not the node lives: clients find out for themselves."""
         return [node.ingress_url for node in self.nodes]
 
-    def register(self, url: str) -> None:
-        self._ask(lambda node: node.register(url))
+    def register(self, url: str, *, http1: bool) -> None:
+        self._ask(lambda node: node.register(url, http1=http1))
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         return self._ask(lambda node: node.query(sql))
@@ -90,22 +94,37 @@ class Servers:
             time.sleep(0.2)
 
 
-def _cluster(folder: Path, count: int) -> list[RestateServer]:
+def _cluster(folder: Path, count: int, always_replay: bool) -> list[RestateServer]:
     # Every node is told the addresses of all of them, so the ports are chosen here.
     ports = free_ports(3 * count)
     addresses = [f"http://127.0.0.1:{port}" for port in ports[2 * count :]]
     name = f"chaos-{secrets.token_hex(8)}"
-    return [_node(folder / f"node-{number}", name, number, addresses, ports[number::count]) for number in range(count)]
+    return [
+        RestateServer(
+            base_dir=_named(folder / f"node-{number}", name),
+            always_replay=always_replay,
+            env=_settings(number, addresses),
+            ingress_port=ports[number],
+            admin_port=ports[count + number],
+            node_port=ports[2 * count + number],
+            # A node is ready when it has found the others.
+            startup_timeout=120,
+        )
+        for number in range(count)
+    ]
 
 
-def _node(folder: Path, cluster: str, number: int, addresses: list[str], ports: list[int]) -> RestateServer:
+def _named(folder: Path, cluster: str) -> Path:
     # A server keeps the name of its cluster with its data, and takes over one that it finds there.
     folder.mkdir()
     (folder / "cluster-name").write_text(cluster)
-    ingress, admin, node = ports
-    settings: Mapping[str, str] = {
+    return folder
+
+
+def _settings(number: int, addresses: list[str]) -> dict[str, str]:
+    return {
         **_RETRIES,
-        "RESTATE_NODE_NAME": folder.name,
+        "RESTATE_NODE_NAME": f"node-{number}",
         "RESTATE_METADATA_CLIENT__ADDRESSES": json.dumps(addresses),
         "RESTATE_METADATA_SERVER__TYPE": "replicated",
         "RESTATE_BIFROST__DEFAULT_PROVIDER": "replicated",
@@ -115,6 +134,3 @@ def _node(folder: Path, cluster: str, number: int, addresses: list[str], ports: 
         # Only one may found the cluster; the others join.
         "RESTATE_AUTO_PROVISION": "true" if number == 0 else "false",
     }
-    return RestateServer(
-        base_dir=folder, ingress_port=ingress, admin_port=admin, node_port=node, env=settings, startup_timeout=120
-    )

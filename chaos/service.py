@@ -24,12 +24,14 @@ class Service:
     Args:
         folder: For the diary, and for what the process prints.
         ledger: The URL of the world outside.
+        http1: Whether it speaks HTTP/1.1, so that the server uses the request/response mode.
     """
 
-    def __init__(self, folder: Path, ledger: str) -> None:
+    def __init__(self, folder: Path, ledger: str, *, http1: bool = False) -> None:
         self.diary = folder / "diary"
         self._log = folder / "service.log"
         self._ledger = ledger
+        self._http1 = http1
         self._process: subprocess.Popen[str] | None = None
         self._port = 0
         self._since = 0.0
@@ -56,7 +58,7 @@ class Service:
         """Start the process, and wait until it serves."""
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "chaos.app", str(self._port)],
+                [sys.executable, "-m", "chaos.app", str(self._port), *(["http1"] if self._http1 else [])],
                 cwd=_ROOT,
                 env={**os.environ, DIARY: str(self.diary), LEDGER: self._ledger},
                 stdin=subprocess.PIPE,
