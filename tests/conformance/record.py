@@ -205,7 +205,12 @@ def _shown(body: bytes) -> str:
 async def recorder(variant: str) -> AsyncIterator[Recorder]:
     """Start a server for a variant, serve the application to it, and yield what records it."""
     protocol, _, mode = variant.partition("-")
-    env = {"RESTATE_EXPERIMENTAL_ENABLE_PROTOCOL_V7": "true"} if protocol == "v7" else {}
+    # Nobody here looks at how long the server waits before a retry.
+    env = {"RESTATE_DEFAULT_RETRY_POLICY__INITIAL_INTERVAL": "20ms"}
+    if protocol == "v7":
+        env["RESTATE_EXPERIMENTAL_ENABLE_PROTOCOL_V7"] = "true"
+    if mode == "vqueues":
+        env["RESTATE_EXPERIMENTAL_ENABLE_VQUEUES"] = "true"
     server = RestateServer(always_replay=mode == "replay", env=env)
     await asyncio.to_thread(server.start)
     stopping, ready = asyncio.Event(), asyncio.Event()

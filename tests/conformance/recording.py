@@ -8,8 +8,10 @@ the same scenario are equal, whoever played the server; :func:`load` and :func:`
 2. An awakeable is ``awakeable(inv-1, 17)``. Times are ``<time>``, durations ``<ms>``, stack traces ``<stacktrace>``.
 3. An attempt is one request of the server: what either side sent, in the order in which the application's side saw it.
    Attempts are kept by invocation, because those of different invocations are not ordered by anything.
-4. An attempt that repeats the one before it word by word is left out: with version 6 the server resumes an invocation
+4. An attempt that repeats the one before it word by word is left out: the server resumes an invocation
    again and again that waits for a signal which it has had before, and how often is a matter of speed.
+5. ``AWAITING_ON`` is left out. It tells the server what it may show to somebody who looks; the SDK repeats it whenever
+   bytes have come in, so how often it is sent depends on how the bytes were cut.
 """
 
 from __future__ import annotations
@@ -162,6 +164,7 @@ UNKNOWN = "inv_1dZn7wF7lYm94cVMlvOEUzGNKG5NnQ2Qux"
 
 _INVOCATION = re.compile(r"inv_[0-9A-Za-z]{20,}")
 _AWAKEABLE = re.compile(r"sign_1[0-9A-Za-z_-]{20,}")
+_ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
 _PORT = re.compile(r"(127\.0\.0\.1|localhost):\d{4,5}")
 _DEPLOYMENT = re.compile(r"dp_[0-9A-Za-z]{20,}")
 # What else the server passes on depends on the client and on tracing, and no handler here looks at it.
@@ -208,11 +211,16 @@ def normalise(raw: Recording) -> Recording:
     for known, attempt in attempts:
         name = names[known]
         found = invocations.setdefault(name, {"id": name, "target": attempt["target"], "attempts": []})
-        events = [clean(_event(event, name)) for event in attempt["events"]]
+        events = [clean(_event(event, name)) for event in attempt["events"] if not _is_awaiting_on(event)]
         if events not in found["attempts"][-1:]:
             found["attempts"].append(events)
     ordered = sorted(invocations.values(), key=lambda one: int(one["id"].rpartition("-")[2]))
     return {"note": raw["note"], "client": [clean(one) for one in raw["client"]], "invocations": ordered}
+
+
+def _is_awaiting_on(event: dict[str, Any]) -> bool:
+    message = event.get("app")
+    return isinstance(message, dict) and message["type"] == Kind.AWAITING_ON.name
 
 
 def _started(events: list[dict[str, Any]]) -> str:
@@ -247,12 +255,14 @@ def _event(event: dict[str, Any], name: str) -> dict[str, Any]:
     message = dict(message)
     if message["type"] == Kind.START.name:
         message["id"] = name
+        if _ULID.fullmatch(message.get("idempotency_key", "")):
+            message["idempotency_key"] = "<ulid>"
         message["random_seed"] = "<seed>" if message.get("random_seed") else None
         # How long a first attempt took to begin says nothing, and a zero is left out by the protocol.
         message.pop("duration", None)
         if message.get("retry_count"):
             message["duration"] = "<ms>"
-    if message["type"] in (Kind.SUSPENSION.name, Kind.AWAITING_ON.name):
+    if message["type"] == Kind.SUSPENSION.name:
         message = _sorted(message)
     if "headers" in message:
         kept = [one for one in message.pop("headers") if one["key"].startswith(_HEADERS_KEPT)]

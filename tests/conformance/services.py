@@ -533,6 +533,11 @@ async def echo(ctx: restate.Context, arg: str) -> str:
 
 
 @child.handler()
+async def held(ctx: restate.Context, arg: str) -> str:
+    return await ctx.run_typed("held", gated, restate.RunOptions(), arg)
+
+
+@child.handler()
 async def headers(ctx: restate.Context) -> dict[str, str]:
     return {name: value for name, value in ctx.request().headers.items() if name.startswith("x-conformance")}
 
@@ -586,7 +591,7 @@ async def call_object(ctx: restate.Context) -> int:
 
 @calls.handler()
 async def two_calls(ctx: restate.Context) -> list[str]:
-    first, second = ctx.service_call(echo, "first"), ctx.service_call(echo, "second")
+    first, second = ctx.service_call(held, "first"), ctx.service_call(held, "second")
     await restate.gather(first, second)
     return [await first, await second]
 
@@ -605,11 +610,11 @@ async def call_with_id(ctx: restate.Context) -> list[Any]:
 
 @calls.handler()
 async def idempotent(ctx: restate.Context) -> list[Any]:
-    first = ctx.service_call(times, "same", idempotency_key="k1")
-    second = ctx.service_call(times, "same", idempotency_key="k1")
-    other = ctx.service_call(times, "same", idempotency_key="k2")
-    counts = [await first, await second, await other]
-    return [*counts, await first.invocation_id() == await second.invocation_id()]
+    seen: list[Any] = []
+    for key in ("k1", "k1", "k2"):
+        called = ctx.service_call(times, "same", idempotency_key=key)
+        seen += [await called, await called.invocation_id()]
+    return seen
 
 
 @calls.handler()
