@@ -75,6 +75,10 @@ server: $(READY) ## Fetch the pinned restate-server, unless there is one
 test: lint server ## Check everything and run all tests, on a real restate-server
 	$(BIN)/pytest $(ARGS)
 
+.PHONY: record
+record: server ## Record anew what the real server says (tests/conformance; ten minutes)
+	$(PY) -m tests.conformance.record $(ARGS)
+
 .PHONY: demo
 demo: $(READY) ## Kill a durable agent in the middle, and watch it go on
 	$(PY) examples/demo.py
