@@ -53,7 +53,7 @@ _POLL_EVERY = 0.02
 _FOLLOW_EVERY = 0.1
 # Emptying a server takes about 2 ms for each invocation it remembers, and starting another takes half a second.
 _EMPTY_AT_MOST = 250
-# Those who open many blocks at once do it rarely; a server takes some 100 MB.
+# Those who open many blocks at once do it rarely; a server takes some 150 MB.
 _IDLE_AT_MOST = 4
 
 # Where an entry of a journal keeps bytes that a codec has encoded.
@@ -327,7 +327,7 @@ def server(
 def close_servers() -> None:
     """Stop the servers that wait for the next block; one that a block is using is stopped when the block ends.
 
-    There is no need to call it, since they end with the interpreter. It frees what they hold before that, some 100 MB
+    There is no need to call it, since they end with the interpreter. It frees what they hold before that, some 150 MB
     each.
 
     Example:
@@ -372,19 +372,25 @@ class _AppThread:
 
     def __init__(self, app: ASGIApp, *, http1: bool) -> None:
         self._app = app
-        self._server = AppServer(self._run, http1=http1)
+        self._http1 = http1
+        self._server: AppServer | None = None
         self._silent = False
         self._handlers: dict[asyncio.Task[Any], asyncio.AbstractEventLoop] = {}
 
     @property
     def url(self) -> str:
+        assert self._server is not None
         return self._server.url
 
     @property
     def http1(self) -> bool:
-        return self._server.http1
+        return self._http1
 
     def start(self) -> None:
+        if self._server is None:
+            # A port of the system's choice could be that of somebody's outgoing connection when it is needed again.
+            [port] = free_ports(1)
+            self._server = AppServer(self._run, http1=self._http1, port=port)
         self._silent = False
         self._handlers.clear()
         self._server.start()
@@ -395,7 +401,8 @@ class _AppThread:
             # The loop may have ended by itself.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_cancel_soon, loop, task)
-        self._server.stop()
+        if self._server is not None:
+            self._server.stop()
 
     async def _run(self, scope: Any, receive: Any, send: Any) -> None:
         async def send_unless_silent(message: Any) -> None:

@@ -254,6 +254,28 @@ class TestReuse:
         async with server(restate.app([steps]), always_replay=always_replay) as env:
             assert first == pid_of(env)
 
+    async def test_the_next_block_is_quick(self) -> None:
+        """Well under a second to open and close, whatever else the machine does meanwhile."""
+        async with server(greeter_app):
+            pass
+        took: list[float] = []
+        for _ in range(3):
+            started = time.monotonic()
+            async with server(greeter_app):
+                pass
+            took.append(time.monotonic() - started)
+
+        assert min(took) < 0.5
+
+    async def test_only_some_servers_are_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Many blocks at once leave no more servers behind than are likely to be used again."""
+        monkeypatch.setattr(_server, "_IDLE_AT_MOST", 1)
+        close_servers()
+        async with server(greeter_app) as outer, server(greeter_app) as inner:
+            kept, stopped = pid_of(inner), pid_of(outer)
+
+        assert [True, False] == [alive(kept), alive(stopped)]
+
     async def test_a_server_with_other_settings_is_another(self) -> None:
         """One for each combination that is used."""
         pids = set[int]()
