@@ -127,6 +127,7 @@ class _Attempt:
         for frame in self._reader.feed(event["body"]):
             if not self._process.dead:
                 self._driver.take(self, self._in_virtual_time(frame))
+        self._driver.flush()
 
     def feed(self, frames: Sequence[Frame], *, more: bool) -> None:
         if not self.open:
@@ -326,6 +327,20 @@ class Driver:
             self._process.loop.advance((end - START_MS) / 1000)
         self.run(lambda: False, time_passes=False)
 
+    def cut(self) -> None:
+        """End the connection of every attempt; the process lives on."""
+        self._note("cut")
+        for attempt in list(self._process.attempts.values()) if self._process is not None else ():
+            attempt.hang_up()
+
+    def kill(self, invocation_id: str) -> None:
+        """End an invocation at once, and its connection."""
+        self.world.kill(invocation_id)
+        self._note(f"kill {self.world.invocations[invocation_id].target}")
+        for attempt in list(self._process.attempts.values()) if self._process is not None else ():
+            if attempt.invocation.ended:
+                attempt.hang_up()
+
     def crash(self) -> None:
         """Kill the service's process; its attempts begin again with the next :meth:`run`."""
         self.world.crash()
@@ -364,21 +379,18 @@ class Driver:
         option = options[self._choose(options) if len(options) > 1 else 0]
         self._note(option.label)
         option.do()
-        self._flush(process)
+        self.flush()
         self._stored()
         return self._process is process
 
     def _settle(self, process: _Process) -> bool:
-        """Do what has no alternative: begin what is ready, and let attempts suspend that are to."""
+        """Do what has no alternative: send what is there, and begin what is ready."""
+        if self.flush():
+            return True
         if ready := self.world.ready():
             for invocation_id in ready:
                 self._begin(process, self.world.invocations[invocation_id])
             return True
-        if self._always_replay:
-            for attempt in process.attempts.values():
-                if attempt.open:
-                    attempt.feed([], more=False)
-                    return True
         return False
 
     def _begin(self, process: _Process, invocation: Invocation) -> None:
@@ -386,7 +398,7 @@ class Driver:
         self._note(f"attempt {invocation.attempts} of {invocation.target} begins with {len(frames) - 1} entries")
         attempt = _Attempt(self, process, invocation)
         process.attempts[invocation.id] = attempt
-        attempt.feed(frames, more=self._mode == "bidirectional")
+        attempt.feed(frames, more=self._mode == "bidirectional" and not self._always_replay)
         media = content_type(self._version).encode()
         scope = {
             "type": "http",
@@ -462,13 +474,11 @@ class Driver:
                 return
             self._mark_recorded(attempt, frame)
         world.receive(attempt.invocation.id, frame)
-        process = self._process
-        if process is None:
+        if self._process is None:
             return
         if attempt.invocation.status is not Status.RUNNING:
             self._note(_said(frame, attempt.invocation))
             attempt.feed([], more=False)
-        self._flush(process)
         self._stored()
 
     def _mark_recorded(self, attempt: _Attempt, frame: Frame) -> None:
@@ -491,12 +501,16 @@ class Driver:
         """Note that a handler talks to the world outside, and not in a step."""
         self.outside.append((invocation, what))
 
-    def _flush(self, process: _Process) -> None:
+    def flush(self) -> bool:
+        """Send what there is to send; return whether anything was."""
         outbox, self.world.outbox = self.world.outbox, []
-        for invocation_id, frame in outbox:
-            attempt = process.attempts.get(invocation_id)
-            if attempt is not None:
+        sent = False
+        for invocation_id, frame in outbox if self._process is not None else ():
+            attempt = self._process.attempts.get(invocation_id) if self._process is not None else None
+            if attempt is not None and attempt.open:
                 attempt.feed([frame], more=True)
+                sent = True
+        return sent
 
     def _stored(self) -> None:
         """Look at what was stored since the last time: it may be time to crash."""

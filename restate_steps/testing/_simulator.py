@@ -88,9 +88,8 @@ class SimulatedInvocation:
         self._simulator.settle()
 
     async def kill(self) -> None:
-        """End it at once, without its doing."""
-        self._simulator.driver.world.kill(self.id)
-        self._simulator.settle()
+        """End it at once, without its doing, and the calls that it waits for."""
+        self._simulator.kill(self.id)
 
     async def pause(self) -> None:
         """Keep it from being tried again; what is open goes down with the service's process."""
@@ -211,7 +210,10 @@ class Simulator:
             JournalMismatchError: A replay asked for something else than what is in the journal.
             SimulationError: There is no such handler, or the argument does not fit.
         """
+        before = len(self.driver.world.invocations)
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, timedelta(0))
+        if invocation.info.workflow and len(self.driver.world.invocations) == before:
+            raise TerminalError("the workflow method was already invoked", 409)
         return self.wait_for(invocation, known)
 
     async def send(
@@ -240,6 +242,11 @@ class Simulator:
     async def crash(self) -> None:
         """Kill the service's process, as ``kill -9`` does, and start it again; its attempts begin anew."""
         self.driver.crash()
+        self.settle()
+
+    async def cut(self) -> None:
+        """Cut the connection of every attempt, as a network does; the process lives on, and attempts begin anew."""
+        self.driver.cut()
         self.settle()
 
     async def advance(self, by: timedelta) -> None:
@@ -306,6 +313,11 @@ class Simulator:
             attempts=invocation.attempts,
             invocation_id=invocation.id,
         )
+
+    def kill(self, invocation_id: str) -> None:
+        """End an invocation at once, without its doing."""
+        self.driver.kill(invocation_id)
+        self.settle()
 
     def close(self) -> None:
         """End everything that still runs."""

@@ -48,6 +48,8 @@ START_MS: Final = 1_735_689_600_000
 """When virtual time begins, in milliseconds since 1970: the first moment of 2025."""
 
 _CANCELLED = 409
+_NOT_FOUND = 404
+_ALL = 2
 _MISMATCH = (570, 571)
 _PAUSE, _FAIL = 1, 2
 
@@ -88,6 +90,7 @@ class Failure:
     code: int
     message: str
     metadata: tuple[tuple[str, str], ...] = ()
+    stacktrace: str = field(default="", compare=False)
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Failure:
@@ -195,15 +198,16 @@ class Invocation:
     idempotency_key: str | None
     journal: list[Frame]
     status: Status = Status.READY
-    commands: int = 1
     completed: set[int] = field(default_factory=set[int])
     signals: set[int | str] = field(default_factory=set[int | str])
-    awaits: tuple[frozenset[int], frozenset[int | str]] = (frozenset(), frozenset())
-    """What a suspended invocation waits for: numbers of completions, and numbers or names of signals."""
+    awaits: dict[str, Any] = field(default_factory=dict[str, Any])
+    """What a suspended invocation waits for, as the tree of ``AWAITING_ON``; version 6 has no deeper ones."""
+    began_with: int = 0
+    """How many entries the latest attempt began with."""
     runs: dict[int, str] = field(default_factory=dict[int, str])
     """The names of its steps by the number of their completion."""
-    calls: dict[int, str] = field(default_factory=dict[int, str])
-    """The invocations it has called, by the number of the result's completion."""
+    children: list[str] = field(default_factory=list[str])
+    """The invocations it has called or sent."""
     attempts: int = 0
     failures: int = 0
     """How many attempts have failed since the last entry was stored."""
@@ -264,12 +268,15 @@ class World:
         manifest: The handlers of the application.
         version: The version of the service protocol.
         seed: What the random seeds of invocations come from.
+        retry_mismatches: Whether to try again after a mismatch, as a server does. No retry can mend it, so by default
+            the invocation is paused at once.
     """
 
-    def __init__(self, manifest: Manifest, *, version: int = 6, seed: int = 0) -> None:
+    def __init__(self, manifest: Manifest, *, version: int = 6, seed: int = 0, retry_mismatches: bool = False) -> None:
         self.manifest = manifest
         self.version = version
         self.seed = seed
+        self.retry_mismatches = retry_mismatches
         self.now = START_MS
         self.invocations: dict[str, Invocation] = {}
         self.objects: dict[tuple[str, str], _Object] = {}
@@ -342,7 +349,7 @@ class World:
         self._by_raw[invocation.raw_id] = invocation.id
         if idempotency_key is not None or info.workflow:
             self._idempotent[same] = invocation.id
-        self._store(invocation, make(Kind.INPUT, headers=pairs or None, value={"content": body}))
+        self._store(invocation, make(Kind.INPUT, headers=pairs or None, value=_value(body)))
         if at > self.now:
             invocation.status = Status.SCHEDULED
             self._set_timer(at, ("begin", invocation.id))
@@ -363,9 +370,11 @@ class World:
             raise AssertionError(f"{invocation.target} cannot begin: it is {invocation.status.value}")
         invocation.status = Status.RUNNING
         invocation.attempts += 1
+        invocation.began_with = len(invocation.journal)
         key = invocation.target.key
+        partial = key is None or invocation.info.lazy_state
         state = None
-        if key is not None and not invocation.info.lazy_state:
+        if not partial:
             stored = self._object(invocation).state
             state = [{"key": name, "value": stored[name]} for name in sorted(stored)]
         start = make(
@@ -374,12 +383,11 @@ class World:
             debug_id=invocation.id,
             known_entries=len(invocation.journal),
             state_map=state or None,
-            partial_state=True if invocation.info.lazy_state else None,
+            partial_state=partial or None,
             key=key,
             retry_count=invocation.failures or None,
             duration=(self.now - invocation.failing_since if invocation.failures else 0) or None,
             random_seed=invocation.seed,
-            idempotency_key=invocation.idempotency_key if self.version >= 7 else None,
         )
         return [start, *invocation.journal]
 
@@ -418,18 +426,21 @@ class World:
         self.signal(self._by_raw[raw], signal_id=number, **fields)
 
     def cancel(self, invocation_id: str) -> None:
-        """Ask an invocation to end, as an operator does; one that has not begun ends at once."""
+        """Ask an invocation to end, as an operator does; one that has not begun is gone at once."""
         invocation = self.invocations[invocation_id]
         if invocation.status in (Status.SCHEDULED, Status.QUEUED):
-            self._end(invocation, None, Failure(_CANCELLED, "canceled"))
+            self._end(invocation, None, Failure(_NOT_FOUND, "not found"))
         else:
             self.signal(invocation_id, signal_id=CANCEL_SIGNAL, void={})
+            self.resume(invocation_id)
 
     def kill(self, invocation_id: str) -> None:
-        """End an invocation at once, without its doing."""
+        """End an invocation at once, without its doing, and all that it has called or sent."""
         invocation = self.invocations[invocation_id]
         if not invocation.ended:
             self._end(invocation, None, Failure(_CANCELLED, "killed"))
+            for child in invocation.children:
+                self.kill(child)
 
     def pause(self, invocation_id: str) -> None:
         """Keep an invocation from being tried again until it is resumed."""
@@ -494,7 +505,8 @@ class World:
             return
         kind = Kind(frame.kind)
         if is_command(kind):
-            invocation.commands += 1
+            if kind in (Kind.CALL, Kind.ONE_WAY_CALL) and not self._is_known(invocation, decode(frame)):
+                return
             self._store(invocation, frame)
             handle = self._handlers.get(kind)
             if handle is not None:
@@ -505,7 +517,7 @@ class World:
             self._suspend(invocation, decode(frame))
         elif kind is Kind.ERROR:
             fields = decode(frame)
-            failure = Failure(fields.get("code", 500), fields.get("message", ""))
+            failure = Failure(fields.get("code", 500), fields.get("message", ""), (), fields.get("stacktrace", ""))
             self._fail_attempt(invocation, failure, fields.get("next_retry_delay"), fields.get("behavior", 0))
         elif kind is Kind.END:
             self._end(invocation, invocation.output, invocation.failure)
@@ -524,7 +536,7 @@ class World:
             self.anomalies.append(f"step {name!r} of {invocation.target} has a second result; the first one counts")
             return
         result: dict[str, Any] = (
-            {"failure": fields["failure"]} if "failure" in fields else {"value": {"content": fields.get("value", b"")}}
+            {"failure": fields["failure"]} if "failure" in fields else {"value": _value(fields.get("value", b""))}
         )
         completion = make(Kind.RUN_COMPLETION, completion_id=number, **result)
         self._complete(invocation, completion, tell=self.version < 7)
@@ -532,19 +544,12 @@ class World:
             self.outbox.append((invocation.id, make(Kind.PROPOSE_RUN_COMPLETION_ACK, completion_id=number)))
 
     def _suspend(self, invocation: Invocation, fields: dict[str, Any]) -> None:
-        completions: set[int] = set()
-        signals: set[int | str] = set()
-        waits = [fields, fields.get("awaiting_on", {})]
-        while waits:
-            # An attempt too many, when one of several that are all needed arrives, only suspends again.
-            wait = waits.pop()
-            completions.update(wait.get("completions", ()))
-            signals.update(wait.get("signals", ()))
-            signals.update(wait.get("named", ()))
-            waits += wait.get("nested", ())
-        invocation.awaits = frozenset(completions), frozenset(signals)
-        arrived = completions & invocation.completed or signals & invocation.signals
-        invocation.status = Status.READY if arrived else Status.SUSPENDED
+        invocation.awaits = fields.get("awaiting_on", fields)
+        invocation.status = Status.SUSPENDED
+        # The server looks at what is there, not at whether it was there before. So one that has seen its cancellation
+        # is tried again without end while it waits for something else; here, until an attempt brings nothing new.
+        if len(invocation.journal) > invocation.began_with and _resolved(invocation.awaits, invocation):
+            invocation.status = Status.READY
 
     def _fail_attempt(self, invocation: Invocation, failure: Failure, delay: int | None, behavior: int) -> None:
         self._count_failure(invocation)
@@ -554,7 +559,7 @@ class World:
         exhausted = rules.attempts is not None and invocation.failures >= rules.attempts
         if behavior == _FAIL or (exhausted and rules.on_exhausted == "KILL"):
             self._end(invocation, None, failure)
-        elif behavior == _PAUSE or exhausted or failure.code in _MISMATCH:
+        elif behavior == _PAUSE or exhausted or (failure.code in _MISMATCH and not self.retry_mismatches):
             invocation.status = Status.PAUSED
         else:
             invocation.status = Status.BACKING_OFF
@@ -610,25 +615,21 @@ class World:
         if invocation.ended or number in invocation.completed:
             return
         invocation.completed.add(number)
-        self._notify(invocation, frame, tell=tell, awaited=number in invocation.awaits[0])
+        self._notify(invocation, frame, tell=tell)
 
     def _signal(self, invocation: Invocation, frame: Frame) -> None:
         if invocation.ended:
             return
         fields = decode(frame)
-        name: int | str = fields.get("signal_name") or fields["signal_id"]
-        if name in invocation.signals and name != CANCEL_SIGNAL:
-            return
-        invocation.signals.add(name)
-        awaited = name in invocation.awaits[1] or name == CANCEL_SIGNAL
-        self._notify(invocation, frame, tell=True, awaited=awaited)
+        invocation.signals.add(fields.get("signal_name") or fields["signal_id"])
+        self._notify(invocation, frame, tell=True)
 
-    def _notify(self, invocation: Invocation, frame: Frame, *, tell: bool, awaited: bool) -> None:
+    def _notify(self, invocation: Invocation, frame: Frame, *, tell: bool) -> None:
         self._store(invocation, frame)
         if invocation.status is Status.RUNNING:
             if tell:
                 self.outbox.append((invocation.id, frame))
-        elif invocation.status is Status.SUSPENDED and awaited:
+        elif invocation.status is Status.SUSPENDED and _resolved(invocation.awaits, invocation):
             invocation.status = Status.READY
 
     def _answer(self, invocation: Invocation, command: Kind, number: int, **fields: Any) -> None:
@@ -643,20 +644,25 @@ class World:
         done = make(Kind.SLEEP_COMPLETION, completion_id=fields["completion_id"], void={})
         self._set_timer(max(self.now, fields.get("wake_up_time", 0)), ("complete", invocation.id, done))
 
-    def _call(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
-        target = Target(fields.get("service", ""), fields.get("handler", ""), fields.get("key"))
-        known = len(self.invocations)
+    def _is_known(self, invocation: Invocation, fields: dict[str, Any]) -> bool:
+        """Whether what is called exists. If not, a server would try again until it does; here, nobody registers it."""
         try:
-            child = self.submit(
-                target,
-                fields.get("parameter", b""),
-                headers=tuple((pair.get("key", ""), pair.get("value", "")) for pair in fields.get("headers", ())),
-                idempotency_key=fields.get("idempotency_key"),
-                at=fields.get("invoke_time", 0),
-            )
+            _ = self.manifest[_target(fields)]
         except UnknownHandlerError as error:
             self._fail_attempt(invocation, Failure(500, str(error)), None, _PAUSE)
-            return
+            return False
+        return True
+
+    def _call(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+        known = len(self.invocations)
+        child = self.submit(
+            _target(fields),
+            fields.get("parameter", b""),
+            headers=tuple((pair.get("key", ""), pair.get("value", "")) for pair in fields.get("headers", ())),
+            idempotency_key=fields.get("idempotency_key"),
+            at=fields.get("invoke_time", 0),
+        )
+        invocation.children.append(child.id)
         made = make(
             Kind.CALL_INVOCATION_ID_COMPLETION,
             completion_id=fields["invocation_id_completion_id"],
@@ -665,9 +671,8 @@ class World:
         self._complete(invocation, made)
         if kind is Kind.CALL:
             number = fields["completion_id"]
-            invocation.calls[number] = child.id
             if child.info.workflow and len(self.invocations) == known:
-                taken = Failure(409, "the workflow was already submitted with this key")
+                taken = Failure(_CANCELLED, "the workflow method was already invoked")
                 self._answer(invocation, kind, number, failure=taken.fields())
             else:
                 self._wait_for(invocation, child, number, Kind.CALL)
@@ -683,11 +688,11 @@ class World:
         kind = notification_of(command)
         if ended.failure is not None:
             return make(kind, completion_id=number, failure=ended.failure.fields())
-        return make(kind, completion_id=number, value={"content": ended.output or b""})
+        return make(kind, completion_id=number, value=_value(ended.output or b""))
 
     def _get_state(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
         value = self._object(invocation).state.get(fields["key"])
-        found: dict[str, Any] = {"void": {}} if value is None else {"value": {"content": value}}
+        found: dict[str, Any] = {"void": {}} if value is None else {"value": _value(value)}
         self._answer(invocation, kind, fields["completion_id"], **found)
 
     def _get_state_keys(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
@@ -711,7 +716,7 @@ class World:
     def _promised(promise: _Promise) -> dict[str, Any]:
         if promise.failure is not None:
             return {"failure": promise.failure.fields()}
-        return {"void": {}} if promise.value is None else {"value": {"content": promise.value}}
+        return {"void": {}} if promise.value is None else {"value": _value(promise.value)}
 
     def _get_promise(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
         promise = self._promise(invocation, fields["key"])
@@ -772,9 +777,7 @@ class World:
     def _attach(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
         other = self._named_invocation(fields)
         if other is None:
-            self._answer(
-                invocation, kind, fields["completion_id"], failure=Failure(404, "invocation not found").fields()
-            )
+            self._answer(invocation, kind, fields["completion_id"], failure=Failure(_NOT_FOUND, "not found").fields())
         else:
             self._wait_for(invocation, other, fields["completion_id"], kind)
 
@@ -790,3 +793,21 @@ class World:
             invocation.failure = Failure.of(fields["failure"])
         else:
             invocation.output = fields.get("value", {}).get("content", b"")
+
+
+def _value(content: bytes) -> dict[str, Any]:
+    """Return a value's fields; protobuf leaves out what is empty."""
+    return {"content": content} if content else {}
+
+
+def _target(fields: Mapping[str, Any]) -> Target:
+    return Target(fields.get("service", ""), fields.get("handler", ""), fields.get("key"))
+
+
+def _resolved(awaits: Mapping[str, Any], invocation: Invocation) -> bool:
+    """Whether a tree of what is waited for is there: any of it, or all of it where the tree says so."""
+    there = [number in invocation.completed for number in awaits.get("completions", ())]
+    there += [number in invocation.signals for number in awaits.get("signals", ())]
+    there += [name in invocation.signals for name in awaits.get("named", ())]
+    there += [_resolved(inner, invocation) for inner in awaits.get("nested", ())]
+    return all(there) if awaits.get("combinator") == _ALL else any(there)
