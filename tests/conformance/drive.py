@@ -559,6 +559,18 @@ async def kill_parent(world: World) -> None:
     await world.attach(called)
 
 
+@scenario()
+async def kill_reaches_what_was_sent(world: World) -> None:
+    invocation = await world.send("Calls", "send_and_cancel")
+    sent = await published(world, "child")
+    await world.settle()
+    await world.kill(invocation)
+    await world.settle()
+    await world.status(sent)
+    board.open("step")
+    await world.attach(sent)
+
+
 # --- retries that end -------------------------------------------------------------------------------------------
 
 
