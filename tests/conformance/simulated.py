@@ -98,7 +98,8 @@ class SimulatedServer:
     async def attach(self, invocation_id: str) -> Answer:
         invocation = self._world.invocations.get(invocation_id)
         if invocation is None:
-            return self._asked("attach", Answer(404, _error(404, "invocation not found", "ingress")), invocation_id)
+            code = 404 if invocation_id.startswith("inv_1") else 400
+            return self._asked("attach", Answer(code, _error(code, "not found", _source(code))), invocation_id)
         self._wait(invocation)
         return self._asked("attach", _result(invocation), invocation_id)
 
@@ -200,6 +201,11 @@ def _result(invocation: Invocation) -> Answer:
 def _error(code: int, message: str, source: str, **more: Any) -> bytes:
     shown = {name: value for name, value in more.items() if value}
     return json.dumps({"code": code, "message": message, **shown, "source": source}).encode()
+
+
+def _source(code: int) -> str:
+    """Who complains of an invocation that is not there: the ingress, if it cannot even be one."""
+    return "invocation" if code == 404 else "ingress"
 
 
 def _shown(body: bytes) -> str:
