@@ -23,7 +23,7 @@ __all__ = ["Monkey", "Plan", "Snapshot", "make_plan"]
 Deed: TypeAlias = Literal["kill service", "kill server", "start server"]
 
 # Kills stop while there still are runs to end.
-_LAST = 0.85
+_LAST = 0.75
 _UP_FOR = (0.15, 1.0)
 _DOWN_FOR = (0.0, 0.4)
 
