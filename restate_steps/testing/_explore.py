@@ -12,8 +12,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from random import Random
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias
 
 from restate_steps.testing._driver import ASGIApp, Crash, Mode, read_manifest
 from restate_steps.testing._errors import NotReplaySafeError, SimulationError
@@ -21,7 +22,10 @@ from restate_steps.testing._run import Outcome, Problem, Run, RunSettings, Scena
 from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._simulator import HandlerRef, Simulator
 
-__all__ = ["Exploration", "Finding", "Report", "explore"]
+__all__ = ["Exploration", "Finding", "Perform", "Report", "explore", "explore_all", "explore_one"]
+
+Perform: TypeAlias = Callable[[Schedule, Random | None], tuple[Run, Simulator]]
+"""Runs something under a schedule; the choices after its own are drawn, if there is something to draw them with."""
 
 _PROGRESS_AFTER: Final = 2.0
 _PROGRESS_EVERY: Final = 0.2
@@ -334,28 +338,44 @@ def explore(
     settings = RunSettings(
         app=app,
         manifest=read_manifest(app),
-        scenario=scenario or _call(handler, arg, key),
         setup=setup,
         check=check,
         version=version,
         mode=mode,
     )
+    performer = partial(perform, settings, scenario or _call(handler, arg, key))
     exploration = Exploration(crashes=crashes, orders=orders, max_runs=max_runs, max_seconds=max_seconds, seed=seed)
     if schedule is not None:
-        return _explore_one(settings, Schedule.parse(schedule), exploration)
-    bar = _Progress(progress, max_runs)
+        return explore_one(performer, Schedule.parse(schedule), exploration)
+    return explore_all(performer, exploration, _Progress(progress, max_runs))
+
+
+def explore_all(perform: Perform, exploration: Exploration, progress: _Progress | None = None) -> Report:
+    """Try what the exploration says, until it has nothing left; what goes wrong is shortened."""
+    report = exploration.report
+    bar = progress or _Progress(False, 1)
     while (job := exploration.next()) is not None:
-        run, _ = perform(settings, job.schedule, exploration.random_for(job))
+        run, _ = perform(job.schedule, exploration.random_for(job))
         exploration.take(job, run)
         if run.problem is not None:
             bar.clear()
-            exploration.report.findings.append(_shortest(settings, job, run))
-        bar.show(exploration.report)
+            report.findings.append(_shortest(perform, job, run))
+        bar.show(report)
     for outcome, run in exploration.finish():
         run.problem, run.details = "answer", f"Without a crash {outcome} is never the answer."
-        exploration.report.findings.append(_finding(settings, run.schedule, run))
+        report.findings.append(_finding(perform, run.schedule, run))
     bar.clear()
-    return exploration.report
+    return report
+
+
+def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) -> Report:
+    """Try one schedule, once."""
+    run, simulator = perform(schedule, None)
+    exploration.take(_Job(schedule, crash=bool(schedule.crashes)), run)
+    report = exploration.report
+    if run.problem is not None:
+        report.findings.append(Finding(run.problem, run.why, schedule, simulator.timeline(), run.error))
+    return report
 
 
 def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
@@ -369,36 +389,16 @@ def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
     return scenario
 
 
-def _explore_one(settings: RunSettings, schedule: Schedule, exploration: Exploration) -> Report:
-    run, _ = perform(settings, schedule)
-    exploration.take(_Job(schedule, crash=bool(schedule.crashes)), run)
-    report = exploration.report
-    if run.problem is not None:
-        report.findings.append(_finding(settings, schedule, run))
-    return report
-
-
-def _finding(settings: RunSettings, schedule: Schedule, run: Run) -> Finding:
+def _finding(perform: Perform, schedule: Schedule, run: Run) -> Finding:
     assert run.problem is not None
-    _, timeline = perform(settings, schedule)
-    return Finding(run.problem, run.why, schedule, timeline or _timeline_of(settings, schedule), run.error)
+    _, simulator = perform(schedule, None)
+    return Finding(run.problem, run.why, schedule, simulator.timeline(), run.error)
 
 
-def _timeline_of(settings: RunSettings, schedule: Schedule) -> str:
-    """Run a schedule only to see what happens: that the answer is wrong is not seen in the run itself."""
-    seen: list[str] = []
-
-    def look(simulator: Simulator) -> None:
-        seen.append(simulator.timeline())
-
-    perform(replace(settings, check=look), schedule)
-    return seen[0] if seen else ""
-
-
-def _shortest(settings: RunSettings, job: _Job, run: Run) -> Finding:
+def _shortest(perform: Perform, job: _Job, run: Run) -> Finding:
     """Take away from a schedule whatever it can do without."""
     if run.problem == "answer":
-        return _finding(settings, run.schedule.trimmed(), run)
+        return _finding(perform, run.schedule.trimmed(), run)
     best, best_run = run.schedule.trimmed(), run
     tried = 0
 
@@ -407,7 +407,7 @@ def _shortest(settings: RunSettings, job: _Job, run: Run) -> Finding:
         if tried >= _MAX_SHRINKS or schedule == best:
             return False
         tried += 1
-        again, _ = perform(settings, schedule)
+        again, _ = perform(schedule, None)
         if again.problem != run.problem:
             return False
         best, best_run = schedule, again
@@ -416,7 +416,7 @@ def _shortest(settings: RunSettings, job: _Job, run: Run) -> Finding:
     improved = True
     while improved:
         improved = any(fails(candidate) for candidate in _smaller(best))
-    return _finding(settings, best, best_run)
+    return _finding(perform, best, best_run)
 
 
 def _smaller(schedule: Schedule) -> list[Schedule]:

@@ -21,7 +21,7 @@ from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._simulator import Simulator
 from restate_steps.testing._world import Manifest, Status
 
-__all__ = ["Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "perform"]
+__all__ = ["Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
 Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
 """What a client does: a coroutine function that is given the simulator, and returns what the client ends up with."""
@@ -100,7 +100,6 @@ class RunSettings:
 
     app: ASGIApp
     manifest: Manifest
-    scenario: Scenario
     setup: Callable[[], object] | None = None
     check: Callable[[Simulator], object] | None = None
     version: int = 6
@@ -132,7 +131,9 @@ class _Chooser:
 
 
 def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> tuple[Simulator, Run]:
-    """Return a simulator that follows a schedule, and what will tell how it went."""
+    """Set up, and return a simulator that follows a schedule, and what will tell how it went."""
+    if settings.setup is not None:
+        settings.setup()
     run = Run(schedule)
     chooser = _Chooser(run, random)
     simulator = Simulator(
@@ -209,40 +210,25 @@ def _problem(error: BaseException) -> Problem:
     return "assertion" if isinstance(error, AssertionError) else "error"
 
 
-def perform(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> tuple[Run, str]:
-    """Run the scenario once; return how it went, and its timeline if it went wrong.
+def perform(
+    settings: RunSettings, scenario: Scenario, schedule: Schedule, random: Random | None = None
+) -> tuple[Run, Simulator]:
+    """Run a scenario once; return how it went, and the simulator, closed, to look at what has happened.
 
     Raises:
         SimulationError: The scenario waits for something that is not the simulator.
     """
     with quiet():
-        return _perform(settings, schedule, random)
-
-
-def _perform(settings: RunSettings, schedule: Schedule, random: Random | None) -> tuple[Run, str]:
-    if settings.setup is not None:
-        settings.setup()
-    simulator, run = begin_run(settings, schedule, random)
-    error: BaseException | None = None
-    value: Any = None
-    coroutine = settings.scenario(simulator)
-    try:
-        coroutine.send(None)
-        raise SimulationError(
-            "the scenario waits for something that is not the simulator. In a scenario only the simulator's own "
-            "coroutines can be awaited; what needs an event loop belongs into a handler."
-        )
-    except StopIteration as stop:
-        value = stop.value
-    except SimulationError as caught:
-        if not isinstance(caught, (StuckError, InvocationPausedError)):
+        simulator, run = begin_run(settings, schedule, random)
+        error: BaseException | None = None
+        value: Any = None
+        try:
+            value = simulator.run(scenario(simulator))
+        except (StuckError, InvocationPausedError) as caught:
+            error = caught
+        except SimulationError:
             simulator.close()
             raise
-        error = caught
-    except Exception as caught:
-        error = caught
-    finally:
-        coroutine.close()
-    history = simulator
-    end_run(settings, simulator, run, error, value)
-    return run, history.timeline() if run.problem is not None else ""
+        except Exception as caught:
+            error = caught
+        return end_run(settings, simulator, run, error, value), simulator

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from types import TracebackType
@@ -318,6 +318,39 @@ class Simulator:
         """End an invocation at once, without its doing."""
         self.driver.kill(invocation_id)
         self.settle()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine that awaits nothing but this simulator, where there is no event loop: in a plain function.
+
+        Args:
+            coroutine: For example what :meth:`call` returns.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            SimulationError: It waits for something else.
+
+        Example:
+            >>> import restate
+            >>> greeter = restate.Service("Greeter")
+            >>> @greeter.handler()
+            ... async def greet(ctx: restate.Context, name: str) -> str:
+            ...     return f"hello {name}"
+            >>> with simulate(restate.app([greeter])) as simulator:
+            ...     simulator.run(simulator.call(greet, "Ada")).value
+            'hello Ada'
+        """
+        try:
+            coroutine.send(None)
+        except StopIteration as stop:
+            return cast(T, stop.value)
+        finally:
+            coroutine.close()
+        raise SimulationError(
+            f"{getattr(coroutine, '__qualname__', coroutine)} waits for something that is not the simulator. Here only "
+            "the simulator's own coroutines can be awaited; what needs an event loop belongs into a handler."
+        )
 
     def close(self) -> None:
         """End everything that still runs."""
