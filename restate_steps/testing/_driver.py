@@ -5,7 +5,8 @@ D1. When nothing can run by itself, exactly one event is chosen: a body starts, 
 D2. What an attempt sends is taken message by message; a crash can fall between any two of them.
 D3. After a crash nothing of the old process runs until the verdict is in. Then it is torn down, and what it does
     while that happens counts for nothing.
-D4. Time is virtual and the same for the server and for the application: it passes only when time is what is chosen.
+D4. An operator's cancellation comes when nothing can run by itself, before the next thing happens: at a *moment*.
+D5. Time is virtual and the same for the server and for the application: it passes only when time is what is chosen.
 """
 
 from __future__ import annotations
@@ -281,6 +282,11 @@ class Driver:
         """When to crash next."""
         self.on_point: Callable[[Crash, int], None] | None = None
         """Told at each moment at which a crash can fall, with a number that is the same for the same moment."""
+        self.cancel_at: int | None = None
+        """Before which moment to cancel, counted from 1."""
+        self.on_moment: Callable[[int, int], None] | None = None
+        """Told at each moment, with its number, and another number that is the same where all stands the same."""
+        self.cancelled = False
         self._app, self._mode = app, mode
         self._version = version
         self._always_replay = always_replay
@@ -289,6 +295,7 @@ class Driver:
         self._time_passes = True
         self._limit: int | None = None
         self._watched = 0
+        self._moments = 0
         self._graveyard: list[_Process] = []
         self._process: _Process | None = None
         self._seen = 0
@@ -370,15 +377,16 @@ class Driver:
         if self._until():
             return False
         options = self._options(process, next_timer)
-        if not options:
-            return False
-        self.events += 1
-        if self.events > self.max_events:
-            self.endless = True
-            return False
-        option = options[self._choose(options) if len(options) > 1 else 0]
-        self._note(option.label)
-        option.do()
+        if not self._pass_moment(process, options):
+            if not options:
+                return False
+            self.events += 1
+            if self.events > self.max_events:
+                self.endless = True
+                return False
+            option = options[self._choose(options) if len(options) > 1 else 0]
+            self._note(option.label)
+            option.do()
         self.flush()
         self._stored()
         return self._process is process
@@ -461,6 +469,25 @@ class Driver:
     def _pass_time(self, process: _Process, to: float) -> None:
         process.loop.advance(to)
         self.world.advance(START_MS + round(to * 1000))
+
+    def _pass_moment(self, process: _Process, options: Sequence[Option]) -> bool:
+        """Cancel if this is the moment for it, and return whether it was."""
+        self._moments += 1
+        if self.on_moment is not None:
+            statuses = tuple(each.status.value for each in self.world.invocations.values())
+            running = tuple(run.name for attempt in process.attempts.values() for run in attempt.running.values())
+            labels = tuple(option.label for option in options)
+            self.on_moment(self._moments, hash((self.world.fingerprint(), statuses, running, labels)))
+        if self.cancel_at is None or self._moments < self.cancel_at:
+            return False
+        self.cancel_at = None
+        oldest = next((each for each in self.world.invocations.values() if not each.ended), None)
+        if oldest is None:
+            return False
+        self._note(f"an operator cancels {oldest.target}")
+        self.cancelled = True
+        self.world.cancel(oldest.id)
+        return True
 
     # --- what attempts do ---------------------------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 E1. Every run starts from nothing and follows a :class:`Schedule`; so each can be had again, and shortened.
 E2. A crash is placed at every *distinct* prefix of the journals: where the same was stored before, nothing new can
     come of it. The method is that of ``../simulator``: it finds what random crashes do not.
-E3. What is tried next is drawn from a seed, so that a budget that runs out leaves a fair sample, and the same one.
+E3. A cancellation is placed at every distinct moment at which nothing can run by itself, before and after a crash.
+E4. What is tried next is drawn from a seed, so that a budget that runs out leaves a fair sample, and the same one.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Report:
     Attributes:
         schedules: How many runs there were without a crash.
         prefixes: How many distinct prefixes of journals were resumed after a crash.
+        cancellations: In how many of all these runs the handler was cancelled.
         seconds: How long it took.
         complete: Whether every order and every crash within the limits was tried, and not only a sample.
         outcomes: What clients ended up with, each with a schedule that leads there.
@@ -75,6 +77,7 @@ class Report:
 
     schedules: int = 0
     prefixes: int = 0
+    cancellations: int = 0
     seconds: float = 0.0
     complete: bool = False
     outcomes: list[tuple[Outcome, Schedule]] = field(default_factory=list[tuple[Outcome, Schedule]])
@@ -125,6 +128,8 @@ class Report:
             f"explored {self.schedules:,} schedules and {self.prefixes:,} resumed prefixes, {covered}, "
             f"in {self.seconds:.1f} s ({self.rate:,.0f} a second, seed {self.seed})"
         ]
+        if self.cancellations:
+            lines.append(f"cancelled in {self.cancellations:,} of these runs")
         if len(self.outcomes) > 1:
             lines.append(f"answers: {len(self.outcomes)}")
         again = sorted(name for name, runs in self.most_runs.items() if runs > 1)
@@ -176,10 +181,11 @@ class Exploration:
         self._random = Random(seed)
         self._began = time.perf_counter()
         self._seen: set[int] = set()
-        # Three heaps of work: other orders, crashes, and other orders after a crash. The last is endless for any
-        # handler of some size, and finds least: it is taken from when the others are empty.
+        # Four heaps of work: other orders, crashes, cancellations, and other orders after one of these. The last is
+        # endless for any handler of some size, and finds least: it is taken from when the others are empty.
         self._new_orders: list[_Job] = []
         self._new_crashes: list[_Job] = []
+        self._new_cancellations: list[_Job] = []
         self._later: list[_Job] = []
         self._first = [_Job(Schedule()), _Job(Schedule(always_replay=True))]
         if orders != "all":
@@ -194,7 +200,8 @@ class Exploration:
         report.seconds = time.perf_counter() - self._began
         if len(report.findings) >= self._stop_at:
             return None
-        if not (self._first or self._new_orders or self._new_crashes or self._later):
+        heaps = [self._new_orders, self._new_crashes, self._new_cancellations]
+        if not (self._first or self._later or any(heaps)):
             report.complete = self._orders == "all"
             return None
         if report.runs >= self._max_runs or report.seconds > self._max_seconds:
@@ -202,8 +209,9 @@ class Exploration:
         if self._first:
             return self._first.pop(0)
         self._turn += 1
-        heaps = [self._new_orders, self._new_crashes]
-        heap = heaps[self._turn % 2] or heaps[1 - self._turn % 2] or self._later
+        # Each in its turn.
+        filled = [heap for heap in heaps if heap] or [self._later]
+        heap = filled[self._turn % len(filled)]
         index = self._random.randrange(len(heap))
         heap[index], heap[-1] = heap[-1], heap[index]
         return heap.pop()
@@ -219,6 +227,7 @@ class Exploration:
             report.prefixes += 1
         else:
             report.schedules += 1
+        report.cancellations += run.schedule.cancel is not None
         self._judge(job, run)
         for name, count in run.effects.most.items():
             report.most_runs[name] = max(count, report.most_runs.get(name, 0))
@@ -255,15 +264,23 @@ class Exploration:
         schedule, made = run.schedule, run.schedule.choices
         given = len(job.schedule.choices)
         if self._orders == "all":
-            heap = self._later if job.crash or schedule.always_replay else self._new_orders
+            calm = not job.crash and not schedule.always_replay and schedule.cancel is None
+            heap = self._new_orders if calm else self._later
             for at in range(given, len(made)):
                 for other in range(1, run.widths[at]):
                     heap.append(_Job(replace(schedule, choices=(*made[:at], other)), crash=job.crash))
+        for moment in run.moments:
+            key = hash((moment.fingerprint, moment.crashes, schedule.always_replay))
+            # Before the last crash all is as it was without that crash.
+            if moment.crashes == len(schedule.crashes) and key not in self._seen:
+                self._seen.add(key)
+                cancelled = replace(schedule, choices=made[: moment.choices], cancel=moment.number)
+                self._new_cancellations.append(_Job(cancelled, crash=job.crash))
         if len(schedule.crashes) >= self._crashes:
             return
         last = schedule.crashes[-1] if schedule.crashes else Crash(0)
         for point in run.points:
-            if point.crash <= last or point.fingerprint in self._seen:
+            if point.crash <= last or not point.cancelled or point.fingerprint in self._seen:
                 continue
             self._seen.add(point.fingerprint)
             # Where nothing is left to choose, everything is recorded that the answer can rest on.
@@ -282,6 +299,7 @@ def explore(
     setup: Callable[[], object] | None = None,
     check: Callable[[Simulator], object] | None = None,
     crashes: int = 1,
+    cancel: bool = False,
     orders: Literal["all"] | int = "all",
     max_runs: int = 2_000,
     max_seconds: float = 60.0,
@@ -294,7 +312,8 @@ def explore(
     """Run a handler under every order of events and every crash that the budget allows.
 
     Each run starts from nothing. What is chosen: the order in which steps end, calls return and time passes; whether
-    the handler is suspended at every wait; and between which two messages the service's process is killed.
+    the handler is suspended at every wait; between which two messages the service's process is killed; and, if asked
+    for, when an operator cancels the invocation.
 
     Args:
         app: The application, as ``restate.app(...)`` returns it.
@@ -307,6 +326,8 @@ def explore(
         check: Called after each run with its simulator; it raises if something is wrong, for example if an effect
             was doubled.
         crashes: How many crashes a run may have.
+        cancel: Whether to cancel the invocation as well, once, at every distinct moment at which nothing can run by
+            itself; of several invocations, the oldest one that has not ended.
         orders: ``"all"``, or how many orders to draw.
         max_runs: After how many runs to stop.
         max_seconds: After how many seconds to stop.
@@ -340,6 +361,7 @@ def explore(
         manifest=read_manifest(app),
         setup=setup,
         check=check,
+        cancel=cancel,
         version=version,
         mode=mode,
     )
@@ -425,6 +447,9 @@ def _smaller(schedule: Schedule) -> list[Schedule]:
     found = [replace(schedule, crashes=crashes[:at] + crashes[at + 1 :]) for at in range(len(crashes))]
     if schedule.always_replay:
         found.append(replace(schedule, always_replay=False))
+    if schedule.cancel is not None:
+        found.append(replace(schedule, cancel=None))
+        found += [replace(schedule, cancel=earlier) for earlier in range(1, schedule.cancel)]
     found += [replace(schedule, choices=choices[:size]).trimmed() for size in range(len(choices))]
     found += [
         replace(schedule, choices=(*choices[:at], 0, *choices[at + 1 :])).trimmed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
@@ -21,7 +21,7 @@ from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._simulator import Simulator
 from restate_steps.testing._world import Manifest, Status
 
-__all__ = ["Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
+__all__ = ["Moment", "Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
 Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
 """What a client does: a coroutine function that is given the simulator, and returns what the client ends up with."""
@@ -64,11 +64,30 @@ class Point:
         crash: The crash.
         fingerprint: The same number where the same is stored, and the same gets lost.
         choices: How many choices had been made by then.
+        cancelled: Whether the cancellation had come by then, if there is to be one.
     """
 
     crash: Crash
     fingerprint: int
     choices: int
+    cancelled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A moment of a run at which a cancellation can come.
+
+    Attributes:
+        number: Its number, counted from 1.
+        fingerprint: The same number where all stands the same.
+        choices: How many choices had been made by then.
+        crashes: How many crashes there had been by then.
+    """
+
+    number: int
+    fingerprint: int
+    choices: int
+    crashes: int
 
 
 @dataclass(slots=True)
@@ -79,6 +98,7 @@ class Run:
     widths: list[int] = field(default_factory=list[int])
     """How many options there were at each choice."""
     points: list[Point] = field(default_factory=list[Point])
+    moments: list[Moment] = field(default_factory=list[Moment])
     outcome: Outcome | None = None
     problem: Problem | None = None
     error: BaseException | None = None
@@ -102,6 +122,7 @@ class RunSettings:
     manifest: Manifest
     setup: Callable[[], object] | None = None
     check: Callable[[Simulator], object] | None = None
+    cancel: bool = False
     version: int = 6
     mode: Mode = "bidirectional"
     max_events: int = 10_000
@@ -148,13 +169,21 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
     driver.max_events = settings.max_events
     crashes = list(schedule.crashes)
     driver.crash_at = crashes.pop(0) if crashes else None
+    driver.cancel_at = schedule.cancel
 
     def at_point(crash: Crash, fingerprint: int) -> None:
-        run.points.append(Point(crash, fingerprint, len(chooser.made)))
+        cancelled = schedule.cancel is None or driver.cancelled
+        run.points.append(Point(crash, fingerprint, len(chooser.made), cancelled))
         if driver.crash_at is None and crashes:
             driver.crash_at = crashes.pop(0)
 
+    def at_moment(number: int, fingerprint: int) -> None:
+        happened = len(schedule.crashes) - len(crashes) - (driver.crash_at is not None)
+        run.moments.append(Moment(number, fingerprint, len(chooser.made), happened))
+
     driver.on_point = at_point
+    if settings.cancel and schedule.cancel is None:
+        driver.on_moment = at_moment
     simulator.choices = chooser.made
     return simulator, run
 
@@ -171,7 +200,7 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
         if run.problem is None:
             _look(settings, simulator, run)
     finally:
-        run.schedule = Schedule(tuple(simulator.choices), run.schedule.crashes, run.schedule.always_replay)
+        run.schedule = replace(run.schedule, choices=tuple(simulator.choices))
         run.effects = simulator.effects
         run.attempts = sum(each.attempts for each in simulator.driver.world.invocations.values())
         simulator.close()

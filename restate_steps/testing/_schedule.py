@@ -11,6 +11,7 @@ __all__ = ["Schedule"]
 
 _REPLAY = "replay:"
 _LOST = "~"
+_CANCEL = "x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +20,16 @@ class Schedule:
 
     It is written as ``1.0.2!7!12``: at the first point where more than one thing could happen the second one did, then
     the first, then the third, and the first one ever after; the process was killed when 7 messages were stored, and
-    again at 12. ``!7~`` means that a step's result was on its way then, and got lost. ``replay:`` before it means that
-    the handler was suspended at every wait.
+    again at 12. ``!7~`` means that a step's result was on its way then, and got lost. ``x5`` before the crashes means
+    that an operator cancelled the handler when it had come to a rest for the fifth time. ``replay:`` before it all
+    means that the handler was suspended at every wait.
 
     Attributes:
         choices: The index of what was chosen, at each point where there was more than one thing to choose from.
         crashes: When the process was killed, in rising order.
         always_replay: Whether the handler was suspended at every wait.
+        cancel: At which moment it was cancelled, counted from 1; None if it was not. A moment is when nothing can run
+            by itself.
 
     Example:
         >>> Schedule.parse("1.0.2!7").crashes
@@ -37,6 +41,7 @@ class Schedule:
     choices: tuple[int, ...] = ()
     crashes: tuple[Crash, ...] = ()
     always_replay: bool = False
+    cancel: int | None = None
 
     @classmethod
     def parse(cls, text: str | Schedule) -> Schedule:
@@ -49,11 +54,13 @@ class Schedule:
             return text
         rest = text.strip().removeprefix(_REPLAY)
         choices, *crashes = rest.split("!")
+        choices, cancelled, cancel = choices.partition(_CANCEL)
         try:
             return cls(
                 choices=tuple(int(choice) for choice in choices.split(".")) if choices else (),
                 crashes=tuple(Crash(int(crash.removesuffix(_LOST)), crash.endswith(_LOST)) for crash in crashes),
                 always_replay=text.strip().startswith(_REPLAY),
+                cancel=int(cancel) if cancelled else None,
             )
         except ValueError:
             raise SimulationError(
@@ -72,5 +79,6 @@ class Schedule:
         return (
             prefix
             + ".".join(map(str, self.choices))
+            + ("" if self.cancel is None else f"{_CANCEL}{self.cancel}")
             + "".join(f"!{crash.stored}{_LOST if crash.lost else ''}" for crash in self.crashes)
         )
