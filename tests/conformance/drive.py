@@ -510,6 +510,9 @@ async def cancel_child(world: World) -> None:
 @scenario()
 async def cancel_child_by_parent(world: World) -> None:
     invocation = await world.send("Calls", "call_and_cancel")
+    await published(world, "child")
+    await world.settle()
+    board.open("step")
     await world.attach(invocation)
     await world.settle()
 
@@ -518,6 +521,7 @@ async def cancel_child_by_parent(world: World) -> None:
 async def cancel_sent_by_parent(world: World) -> None:
     invocation = await world.send("Calls", "send_and_cancel")
     sent = await published(world, "child")
+    await world.settle()
     board.open("step")
     await world.attach(invocation)
     await world.attach(sent)
@@ -665,9 +669,10 @@ async def send_much_later(world: World) -> None:
 
 
 async def nobody(world: World, handler: str, target: list[str]) -> None:
-    """It is not answered, but tried again and again, until somebody gives up."""
-    invocation = await world.send("Calls", handler, encoded(target))
-    await world.until(lambda: board.published.get("attempted", 0) >= 3)
+    """It is not answered, but tried again until the attempts are used up."""
+    invocation = await world.send("Pausing", handler, encoded(target))
+    await world.settle()
+    await world.status(invocation)
     await world.kill(invocation)
     await world.attach(invocation)
 

@@ -165,6 +165,7 @@ UNKNOWN = "inv_1dZn7wF7lYm94cVMlvOEUzGNKG5NnQ2Qux"
 _INVOCATION = re.compile(r"inv_[0-9A-Za-z]{20,}")
 _AWAKEABLE = re.compile(r"sign_1[0-9A-Za-z_-]{20,}")
 _ULID = re.compile(r"[0-9A-HJKMNP-TV-Z]{26}")
+_CLOCK = re.compile(r"\b1[0-9]{9}\.[0-9]+")
 _PORT = re.compile(r"(127\.0\.0\.1|localhost):\d{4,5}")
 _DEPLOYMENT = re.compile(r"dp_[0-9A-Za-z]{20,}")
 # What else the server passes on depends on the client and on tracing, and no handler here looks at it.
@@ -197,6 +198,7 @@ def normalise(raw: Recording) -> Recording:
                 value = json.dumps(clean(json.loads(value)), sort_keys=True)
         value = _AWAKEABLE.sub(awakeable, value)
         value = _INVOCATION.sub(lambda match: names.get(match[0], "<unknown>"), value)
+        value = _CLOCK.sub("<time>", value)
         value = _DEPLOYMENT.sub("dp-?", value)
         return _PORT.sub(r"\1:<port>", value)
 

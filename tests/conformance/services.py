@@ -356,7 +356,8 @@ async def sleep_wins(ctx: restate.Context) -> list[Any]:
 @waits.handler()
 async def sleep_and_step(ctx: restate.Context) -> str:
     step = ctx.run_typed("step", say, restate.RunOptions(), "step")
-    nap = ctx.sleep(SHORT)
+    # Long enough for a whole attempt to be over before it ends.
+    nap = ctx.sleep(SHORT * 6)
     await restate.gather(nap, step)
     return await step
 
@@ -686,6 +687,7 @@ async def call_stubborn(ctx: restate.Context) -> str:
 @calls.handler()
 async def call_and_cancel(ctx: restate.Context) -> str:
     called = ctx.service_call(waits_long, None)
+    await ctx.run_typed("step", gated, restate.RunOptions(), "step")
     await called.cancel_invocation()
     try:
         return await called
@@ -701,18 +703,16 @@ async def send_and_cancel(ctx: restate.Context) -> str:
     return await sent.invocation_id()
 
 
-@calls.handler()
+@pausing.handler()
 async def call_nobody(ctx: restate.Context, arg: list[str]) -> str:
-    board.publish("attempted", board.count("attempted"))
     try:
         return (await ctx.generic_call(arg[0], arg[1], b"")).decode()
     except restate.TerminalError as error:
         return f"{error.status_code} {error.message}"
 
 
-@calls.handler()
+@pausing.handler()
 async def send_nobody(ctx: restate.Context, arg: list[str]) -> str:
-    board.publish("attempted", board.count("attempted"))
     try:
         return await ctx.generic_send(arg[0], arg[1], b"").invocation_id()
     except restate.TerminalError as error:
