@@ -15,9 +15,17 @@ from restate.handler import Handler, handler_from_callable
 from restate_steps.testing._driver import ASGIApp, Choose, Driver, Mode, first, read_manifest
 from restate_steps.testing._effects import Effects
 from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, SimulationError, StuckError
-from restate_steps.testing._journal import Journal
+from restate_steps.testing._journal import Journal, Origin
 from restate_steps.testing._timeline import timeline
-from restate_steps.testing._world import START_MS, Failure, Invocation, Manifest, Status, Target
+from restate_steps.testing._world import (
+    START_MS,
+    Failure,
+    Invocation,
+    Manifest,
+    Status,
+    Target,
+    UnknownHandlerError,
+)
 
 __all__ = ["HandlerRef", "Result", "SimulatedInvocation", "Simulator", "simulate"]
 
@@ -71,7 +79,7 @@ class SimulatedInvocation:
     @property
     def journal(self) -> Journal:
         """What is recorded so far."""
-        return Journal(self._invocation.journal)
+        return self._simulator.journal_of(self._invocation)
 
     @property
     def awakeables(self) -> list[str]:
@@ -284,6 +292,18 @@ class Simulator:
         """Return the ids of the awakeables that an invocation has made so far, in order."""
         return list(self.driver.awakeables.get(invocation_id, ()))
 
+    def journal_of(self, invocation: Invocation) -> Journal:
+        """Return what is recorded of an invocation so far."""
+        origin = Origin(
+            target=invocation.target,
+            invocation_id=invocation.id,
+            raw_id=invocation.raw_id,
+            protocol=self.driver.world.version,
+            random_seed=invocation.seed,
+            idempotency_key=invocation.idempotency_key,
+        )
+        return Journal(invocation.journal, origin)
+
     # --- running ------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
@@ -308,7 +328,7 @@ class Simulator:
         output = invocation.output or b""
         return Result(
             value=handler.handler_io.output_serde.deserialize(output) if handler else _decoded(output),
-            journal=Journal(invocation.journal),
+            journal=self.journal_of(invocation),
             effects=Effects([run for run in self.driver.bodies if run.invocation == invocation.id]),
             attempts=invocation.attempts,
             invocation_id=invocation.id,
@@ -367,13 +387,16 @@ class Simulator:
     ) -> tuple[Invocation, Handler[Any, Any] | None]:
         target, known = _resolve(handler, key)
         body = b"" if arg is _NOTHING else _encoded(target, known, arg)
-        invocation = self.driver.world.submit(
-            target,
-            body,
-            headers=tuple((headers or {}).items()),
-            idempotency_key=idempotency_key,
-            at=self.driver.world.now + delay // timedelta(milliseconds=1) if delay else 0,
-        )
+        try:
+            invocation = self.driver.world.submit(
+                target,
+                body,
+                headers=tuple((headers or {}).items()),
+                idempotency_key=idempotency_key,
+                at=self.driver.world.now + delay // timedelta(milliseconds=1) if delay else 0,
+            )
+        except UnknownHandlerError as error:
+            raise SimulationError(str(error)) from None
         return invocation, known
 
     def _complete_awakeable(self, awakeable_id: str, **outcome: Any) -> None:
