@@ -14,6 +14,8 @@ What is used, and what happens if a later SDK no longer has it:
   explicit recovery can be read. Missing: a service with that mark is no longer refused.
 * ``restate.server.ServerInvocationContext`` is the class of every handler's context. :func:`allow_observers` lets the
   testing kit put a subclass in its place, for attempts that it makes itself. Missing: the simulator says so.
+* ``VMWrapper.vm`` is the compiled VM; for an observer that asks for it, it is wrapped, so that a replay can say what
+  the handler asked for, and where. Missing: recorded journals cannot be replayed.
 * ``LazyFuture.task`` caches the task of the first awaiter; when that awaiter is cancelled, :func:`forget_task`
   clears the cache, or the future could never be awaited again.
 * ``LazyFuture.async_def`` makes the coroutine that fetches the value, which :func:`result_of` awaits without a task.
@@ -37,7 +39,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
 from types import CoroutineType, FrameType
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol, TypeVar, cast, runtime_checkable
 
 import restate.server_context as _server
 from restate import RestateDurableFuture, TerminalError
@@ -55,6 +57,7 @@ from .errors import ConcurrencyError
 
 __all__ = [
     "AttemptObserver",
+    "CommandObserver",
     "Leaf",
     "SdkPort",
     "ServerInvocationContext",
@@ -560,8 +563,43 @@ class AttemptObserver(Protocol):
         ...
 
 
+@runtime_checkable
+class CommandObserver(AttemptObserver, Protocol):
+    """One that wants to know what the handler asks of the VM as well: its commands, and its waits."""
+
+    def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
+        """The VM is about to be asked for something, by the name of its method; seen from the task that asks."""
+        ...
+
+    def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
+        """The VM has refused what it was asked for."""
+        ...
+
+
 observing: Final[contextvars.ContextVar[AttemptObserver | None]] = contextvars.ContextVar("observing", default=None)
 """Who observes the attempt that is being made; seen in every task of the attempt."""
+
+
+class _WatchedVM:
+    """The native VM, which also tells an observer what it is asked for."""
+
+    def __init__(self, vm: Any, observer: CommandObserver) -> None:
+        self._vm, self._observer = vm, observer
+
+    def __getattr__(self, name: str) -> Any:
+        original = getattr(self._vm, name)
+        if not name.startswith("sys_") and name not in ("attach_invocation", "do_progress", "take_notification"):
+            return original
+
+        def ask(*arguments: Any) -> Any:
+            self._observer.asked(name, arguments)
+            try:
+                return original(*arguments)
+            except Exception as error:
+                self._observer.refused(name, arguments, error)
+                raise
+
+        return ask
 
 
 class _ObservedContext(ServerInvocationContext):
@@ -574,6 +612,8 @@ class _ObservedContext(ServerInvocationContext):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._observer = cast(AttemptObserver, observing.get())
+        if isinstance(self._observer, CommandObserver):
+            cast(Any, self.vm).vm = _WatchedVM(cast(Any, self.vm).vm, self._observer)
 
     def run(self, name: str, *args: Any, **options: Any) -> Any:
         future = super().run(name, *args, **options)

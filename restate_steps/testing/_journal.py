@@ -4,12 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, overload
 
 from restate_steps.server import JournalEntry, JournalFailure
 from restate_steps.testing._wire import Frame, Kind, decode, is_notification
+from restate_steps.testing._world import Target
 
-__all__ = ["Journal", "describe_frame"]
+__all__ = ["Journal", "Origin", "describe_frame"]
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Whose journal it is, and what else an attempt is told when it begins.
+
+    Attributes:
+        target: The handler, and the key it was called with.
+        invocation_id: The id of the invocation.
+        raw_id: The same as bytes, of which the ids of awakeables are made.
+        protocol: The version of the service protocol.
+        random_seed: What ``ctx.random()`` and ``ctx.uuid()`` start from; None if it is not known.
+        idempotency_key: What the caller gave.
+    """
+
+    target: Target
+    invocation_id: str
+    raw_id: bytes
+    protocol: int
+    random_seed: int | None = None
+    idempotency_key: str | None = None
 
 
 class Journal(Sequence[JournalEntry]):
@@ -17,6 +40,7 @@ class Journal(Sequence[JournalEntry]):
 
     Attributes:
         frames: The messages themselves.
+        origin: Whose journal it is, if that is known.
 
     Example:
         >>> from restate_steps.testing._wire import make
@@ -25,8 +49,9 @@ class Journal(Sequence[JournalEntry]):
         (['charge'], False)
     """
 
-    def __init__(self, frames: Sequence[Frame]) -> None:
+    def __init__(self, frames: Sequence[Frame], origin: Origin | None = None) -> None:
         self.frames = tuple(frames)
+        self.origin = origin
         self._entries: list[JournalEntry] | None = None
 
     @property
