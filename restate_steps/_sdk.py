@@ -401,48 +401,51 @@ class SdkPort:
                 for handle in _handles(other.source):
                     self._by_handle.setdefault(handle, other)
 
-    async def poll(self) -> list[Leaf] | None:
-        """Wait until some of the added leaves are done.
+    def ask(self) -> list[Leaf] | None:
+        """Have the VM go on to the next completion that is waited for.
 
-        The VM goes through what the server sent in journal order, and stops at the first completion that is waited for.
+        It goes through what the server sent in journal order, and stops there. Bodies that are to run are started.
 
         Returns:
             The leaves that this completion ends (more than one if they share a future), in the order in which they
-            were added; None when the invocation was cancelled.
+            were added; empty if the server has to send something first; None when the invocation was cancelled.
 
         Raises:
             SuspendedException: The server asked the attempt to end; it will be resumed.
             SdkInternalException: The attempt failed, for example because a step's body raised.
-            DisconnectedException: The connection to the server is gone.
         """
-        context, vm = self._context, self._vm
-        arrived: asyncio.Queue[Any] | None = getattr(context.receive, "_queue", None)
-        awaited = _native.PyUnresolvedFuture.first_completed(list(self._leaves.values()))
         while True:
-            await self.flush()
+            awaited = _native.PyUnresolvedFuture.first_completed(list(self._leaves.values()))
             try:
-                progress = vm.do_progress(awaited)
+                progress = self._vm.do_progress(awaited)
             except _native.VMException as error:
                 logger.warning("the attempt failed, Restate will retry it: %s", error)
                 raise SdkInternalException from error
-            if isinstance(progress, _native.PyDoProgressAnyCompleted):
-                if done := self._done():
-                    return done
-                # One of several futures that a leaf waits for together: it needs the rest.
-                awaited = _native.PyUnresolvedFuture.first_completed(list(self._leaves.values()))
-                continue
-            if isinstance(progress, _native.PySuspended):
-                raise SuspendedException
-            if isinstance(progress, _native.PyDoProgressCancelSignalReceived):
-                return None
             if isinstance(progress, _native.PyDoProgressExecuteRun):
                 self._start_body(progress.handle)
                 self._start_siblings()
-                continue
-            self._take(await context.receive())
-            # All that is there: asking the VM takes time in proportion to what is waited for.
-            while arrived is not None and not arrived.empty():
-                self._take(await context.receive())
+            elif isinstance(progress, _native.PyDoProgressAnyCompleted):
+                if done := self._done():
+                    return done
+                # One of several futures that a leaf waits for together: it needs the rest.
+            elif isinstance(progress, _native.PySuspended):
+                raise SuspendedException
+            else:
+                return None if isinstance(progress, _native.PyDoProgressCancelSignalReceived) else []
+
+    async def wait(self) -> None:
+        """Send what the VM has to say, and wait until the server has sent something or a body has ended.
+
+        Raises:
+            DisconnectedException: The connection to the server is gone.
+        """
+        receive = self._context.receive
+        await self.flush()
+        self._take(await receive())
+        # All that is there: asking the VM takes time in proportion to what is waited for.
+        arrived: asyncio.Queue[Any] | None = getattr(receive, "_queue", None)
+        while arrived is not None and not arrived.empty():
+            self._take(await receive())
 
     def _take(self, event: Any) -> None:
         """Hand the VM what the server sent."""
@@ -507,7 +510,7 @@ class SdkPort:
         run = self._context.run_coros_to_execute.pop(handle)
         leaf = self._by_handle.get(handle)
         # A body sees the context variables of the branch that asked for it, not those of whoever polls.
-        context = leaf.context.copy() if leaf is not None else None
+        context = leaf.context.copy() if leaf is not None else contextvars.Context()
         cast(Any, self._context.tasks).add(asyncio.create_task(self._run_body(run), context=context))
 
     async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:

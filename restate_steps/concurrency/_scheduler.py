@@ -11,8 +11,9 @@ The *baton* says whose turn it is. Invariants; tests cite them by number:
 * **B3** The next holder comes from the ready queue. Strands enter it in an order that only earlier holders and the
   journal decide: when they are spawned, when another strand wakes or cancels them, and when a completion they wait
   for comes up in the journal.
-* **B4** Only the pump touches the VM, only while nobody holds the baton and nobody is ready, and it always polls for
-  everything that is waited for. It wakes what became complete, then waits for the next quiet moment.
+* **B4** The VM is asked only while nobody holds the baton and nobody is ready, and always for everything that is
+  waited for. That makes ready whom the next completion lets go on; if there is none yet, the pump sends what there is
+  to send and waits for the server, and the VM is asked again.
 * **B5** A strand is cancelled by being made ready with an exception; it receives it, once, when it gets the baton.
   Cleaning up, with steps if need be, is therefore ordered like everything else.
 * **B6** When the attempt ends (suspension, failure, disconnection, refusal), the scheduler closes: every strand
@@ -59,7 +60,8 @@ class Port(Protocol):
     def uninstall(self) -> None: ...
     def add(self, leaf: Any) -> None: ...
     def discard(self, leaf: Any) -> None: ...
-    async def poll(self) -> Any: ...
+    def ask(self) -> Any: ...
+    async def wait(self) -> None: ...
     def fail(self, error: BaseException) -> None: ...
 
 
@@ -125,7 +127,7 @@ class Scheduler:
             self._watch_stalls()
         self._branches[branch] = None
         self._make_ready(branch)
-        if self.holder is self.main:
+        if self.holder is self.main and self._watch is None:
             self._watch_main()
         return branch
 
@@ -307,12 +309,13 @@ class Scheduler:
     def _advance(self) -> None:
         if self.closed is not None or self.holder is not None:
             return
-        if self._ready:
-            self._grant(self._ready.popleft())
-        elif self._waits:
-            self._start_pump()
-        else:
-            self._deadlock()
+        while not self._ready:
+            if not self._waits:
+                self._deadlock()
+                return
+            if not self._ask():
+                return
+        self._grant(self._ready.popleft())
 
     def _grant(self, strand: Strand) -> None:
         self.holder = strand
@@ -403,28 +406,36 @@ class Scheduler:
 
     # --- the pump -----------------------------------------------------------------------------------------------
 
-    def _start_pump(self) -> None:
-        if self._pump_task is None:
+    def _ask(self) -> bool:
+        """Make ready whom the next completion lets go on; if there is none yet, set the pump going (B4)."""
+        try:
+            done: list[Wait] | None = self._port.ask()
+        except BaseException as error:  # the SDK's control flow is not an Exception
+            self.close(error)
+            return False
+        if done is None:
+            # Restate tells it once per invocation. Every durable wait hears of it, in the order of waiting.
+            for wait in list(self._waits):
+                self._complete(wait, TerminalError("cancelled", CANCELLED))
+        elif done:
+            # All of them before anyone goes on: who goes first takes the value, and it is not seen any more.
+            for wait in done:
+                self._complete(wait, None)
+        elif self._pump_task is None:
             self._pump_task = asyncio.Task(self._pump(), context=contextvars.Context())
         elif self._work is not None and not self._work.done():
             self._work.set_result(None)
+        return done is None or bool(done)
 
     async def _pump(self) -> None:
         try:
             while self.closed is None:
-                done: list[Wait] | None = await self._port.poll()
-                if done is not None:
-                    # All of them before anyone goes on: who goes first takes the value, and it is not seen any more.
-                    for wait in done:
-                        self._complete(wait, None)
-                else:
-                    # Restate tells it once per invocation. Every durable wait hears of it, in the order of waiting.
-                    for wait in list(self._waits):
-                        self._complete(wait, TerminalError("cancelled", CANCELLED))
-                # Set before the baton goes on, as whoever gets it may ask for the next poll at once.
+                await self._port.wait()
+                # Set before the baton goes on, as whoever gets it may have to wait for the server at once.
                 self._work = asyncio.get_running_loop().create_future()
                 self._advance()
-                await self._work
+                if self.closed is None:
+                    await self._work
         except (asyncio.CancelledError, GeneratorExit):
             raise
         except BaseException as error:  # the SDK's control flow is not an Exception

@@ -247,7 +247,9 @@ class Branch(Strand):
             # The task of this branch waits for a gate of its own, not for the future: cancelling the task must not
             # reach a durable future, which others may share.
             future._asyncio_future_blocking = False
-            future.add_done_callback(self._future_done)
+            if self.wait is None or future is not self.wait.future:
+                # That of a wait needs no callback: whoever settles it hands over the baton as well.
+                future.add_done_callback(self._future_done)
         while True:
             self._gate = asyncio.get_running_loop().create_future()
             if self.state is State.RUNNING and self.interruption is None:
