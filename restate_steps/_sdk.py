@@ -355,6 +355,32 @@ class Leaf(Protocol):
     def context(self) -> contextvars.Context: ...
 
 
+_GROUP_SIZE: Final = 32
+
+
+class _Group(dict[Leaf, Any]):
+    """Some leaves, each with what the VM takes for it.
+
+    All leaves are handed to the VM each time, a group as one future, so that only groups that have changed are built.
+    """
+
+    _built: Any = None
+
+    def __setitem__(self, leaf: Leaf, converted: Any) -> None:
+        super().__setitem__(leaf, converted)
+        self._built = None
+
+    def __delitem__(self, leaf: Leaf) -> None:
+        super().__delitem__(leaf)
+        self._built = None
+
+    def any(self) -> Any:
+        """Return the future that is completed as soon as one of the leaves is."""
+        if self._built is None:
+            self._built = _native.PyUnresolvedFuture.first_completed(list(self.values()))
+        return self._built
+
+
 class SdkPort:
     """Polls the SDK's VM for a set of waits; the only code of this package that does.
 
@@ -365,8 +391,9 @@ class SdkPort:
     def __init__(self, context: ServerInvocationContext) -> None:
         self._context = context
         self._vm: Any = cast(Any, context.vm).vm
-        self._leaves: dict[Leaf, Any] = {}
-        self._by_handle: dict[int, Leaf] = {}
+        self._leaves: dict[Leaf, _Group] = {}
+        self._groups: list[_Group] = []
+        self._by_handle: dict[int, list[Leaf]] = {}
         # What is left to wait for of each leaf that combines several futures. A future that has completed must be
         # taken out while it can be seen: to the VM, one whose value was taken by another branch is not completed.
         self._composites: dict[Leaf, UnresolvedFuture] = {}
@@ -382,24 +409,29 @@ class SdkPort:
 
     def add(self, leaf: Leaf) -> None:
         """Poll for ``leaf`` from now on."""
-        self._leaves[leaf] = _convert(leaf.source)
+        if not self._groups or len(self._groups[-1]) == _GROUP_SIZE:
+            self._groups.append(_Group())
+        group = self._leaves[leaf] = self._groups[-1]
+        group[leaf] = _convert(leaf.source)
         if not isinstance(leaf.source, SingleUnresolvedFuture):
             self._composites[leaf] = leaf.source
         for handle in _handles(leaf.source):
-            self._by_handle.setdefault(handle, leaf)
+            self._by_handle.setdefault(handle, []).append(leaf)
 
     def discard(self, leaf: Leaf) -> None:
         """Poll no longer for ``leaf``."""
-        if self._leaves.pop(leaf, None) is None:
+        group = self._leaves.pop(leaf, None)
+        if group is None:
             return
+        del group[leaf]
+        if not group:
+            self._groups.remove(group)
         for handle in _handles(leaf.source):
-            if self._by_handle.get(handle) is leaf:
+            sharing = self._by_handle[handle]
+            sharing.remove(leaf)
+            if not sharing:
                 del self._by_handle[handle]
-        if self._composites:
-            self._composites.pop(leaf, None)
-            for other in self._leaves:
-                for handle in _handles(other.source):
-                    self._by_handle.setdefault(handle, other)
+        self._composites.pop(leaf, None)
 
     def ask(self) -> list[Leaf] | None:
         """Have the VM go on to the next completion that is waited for.
@@ -415,7 +447,7 @@ class SdkPort:
             SdkInternalException: The attempt failed, for example because a step's body raised.
         """
         while True:
-            awaited = _native.PyUnresolvedFuture.first_completed(list(self._leaves.values()))
+            awaited = _native.PyUnresolvedFuture.first_completed([group.any() for group in self._groups])
             try:
                 progress = self._vm.do_progress(awaited)
             except _native.VMException as error:
@@ -461,11 +493,8 @@ class SdkPort:
     def _done(self) -> list[Leaf]:
         is_completed = self._vm.is_completed
         if not self._composites:
-            # Completions mostly come in the order of their commands, so the search mostly ends at once.
-            for leaf, handle in ((leaf, cast(SingleUnresolvedFuture, leaf.source).handle) for leaf in self._leaves):
-                if is_completed(handle):
-                    return [leaf]
-            raise AssertionError("the VM reported a completion, but none of the awaited futures is completed")
+            # No loop in Python: completions may come in any order, so this may look at all of them.
+            return list(self._by_handle[next(filter(is_completed, self._by_handle))])
         done: list[Leaf] = []
         for leaf in list(self._leaves):
             source = self._composites.get(leaf, leaf.source)
@@ -474,7 +503,7 @@ class SdkPort:
                 done.append(leaf)
             elif rest != source:
                 self._composites[leaf] = rest
-                self._leaves[leaf] = _convert(rest)
+                self._leaves[leaf][leaf] = _convert(rest)
         return done
 
     def _rest(self, source: UnresolvedFuture) -> UnresolvedFuture | None:
@@ -508,9 +537,8 @@ class SdkPort:
 
     def _start_body(self, handle: int) -> None:
         run = self._context.run_coros_to_execute.pop(handle)
-        leaf = self._by_handle.get(handle)
-        # A body sees the context variables of the branch that asked for it, not those of whoever polls.
-        context = leaf.context.copy() if leaf is not None else contextvars.Context()
+        # A body sees the context variables of the branch that asked for it first, not those of whoever polls.
+        context = self._by_handle[handle][0].context.copy()
         cast(Any, self._context.tasks).add(asyncio.create_task(self._run_body(run), context=context))
 
     async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
