@@ -127,11 +127,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
 
 
 def test_wheel_is_complete(wheel: zipfile.Path) -> None:
-    """The wheel has every module, the marker of a typed package, the license, and nothing else on top."""
+    """The wheel has every module, the marker of a typed package, the license, and only pytest's plugin on top."""
     names = wheel.root.namelist()
     folders = {name.split("/")[0] for name in names}
 
-    assert {"restate_steps", f"restate_steps-{PROJECT['version']}.dist-info"} == folders
+    assert {"restate_steps", "_restate_steps_pytest.py", f"restate_steps-{PROJECT['version']}.dist-info"} == folders
     assert "restate_steps/py.typed" in names
     assert {str(module.relative_to(ROOT)) for module in MODULES} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)

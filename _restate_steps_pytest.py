@@ -1,0 +1,253 @@
+"""The plugin of pytest: fixtures, a marker and options. What they do is in ``restate_steps.testing._pytest``.
+
+It stands outside of the package because pytest imports it wherever the package is installed, in every run of tests, and
+importing anything from the package imports the SDK and pydantic, which takes most of a second. So nothing but pytest is
+imported here until a test needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import pytest
+
+if TYPE_CHECKING:
+    from restate_steps.server import RestateServer
+    from restate_steps.testing import Simulator
+
+_MARKER: Final = "every_crash_point"
+_EXPLORED: Final = "restate_explored"
+
+_NO_APP: Final = """\
+The fixture 'simulator' simulates the application that the fixture 'restate_app' returns, and there is no such fixture.
+Define it in the module of the test, or in conftest.py:
+
+    @pytest.fixture
+    def restate_app():
+        return restate.app([my_service])"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What ``@pytest.mark.every_crash_point(...)`` asks for; see :func:`restate_steps.testing.explore`."""
+
+    crashes: int = 1
+    cancel: bool = False
+    orders: Literal["all"] | int = "all"
+    max_runs: int = 2_000
+    max_seconds: float = 60.0
+    seed: int = 0
+    setup: Callable[[], object] | None = None
+    version: int = 6
+    mode: Literal["bidirectional", "request_response"] = "bidirectional"
+
+
+_simulator: Final = pytest.StashKey["Simulator"]()
+_plan: Final = pytest.StashKey[_Plan]()
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options."""
+    group = parser.getgroup("restate", "durable handlers (restate-steps)")
+    group.addoption(
+        "--restate-explore",
+        type=_count,
+        metavar="N",
+        help=f"Run each test that is marked with {_MARKER} up to N times, whatever its marker says; 0 runs it once, "
+        "without a crash.",
+    )
+    group.addoption(
+        "--restate-schedule",
+        metavar="SCHEDULE",
+        help=f"Run each test that is marked with {_MARKER} once, under this schedule, as a failure has printed it.",
+    )
+    group.addoption(
+        "--restate-server",
+        metavar="PATH",
+        help="The binary of restate-server to test with; it is found, or fetched, if this is left out.",
+    )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs")
+    return int(text)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Check the options, and register the marker."""
+    config.addinivalue_line(
+        "markers",
+        f"{_MARKER}(*, crashes=1, cancel=False, orders='all', max_runs=2000, max_seconds=60, seed=0, setup=None, "
+        "version=6, mode='bidirectional'): run the test again and again, each time with a crash of its handlers at "
+        "another point, or another order of events. The test uses the fixture 'simulator'. The arguments are those of "
+        "restate_steps.testing.explore.",
+    )
+    if (schedule := config.getoption("restate_schedule")) is not None:
+        from restate_steps.testing import Schedule, SimulationError
+
+        try:
+            Schedule.parse(schedule)
+        except SimulationError as error:
+            raise pytest.UsageError(f"--restate-schedule: {error}") from None
+    if (server := config.getoption("restate_server")) is not None:
+        path = config.invocation_params.dir / server
+        if not path.is_file():
+            raise pytest.UsageError(f"--restate-server: there is no file {str(path)!r}.")
+        # The variable holds for whatever looks for a server: the fixtures, blocks of server(), and other processes.
+        patch = pytest.MonkeyPatch()
+        config.add_cleanup(patch.undo)
+        patch.setenv("RESTATE_SERVER", str(path))
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say which of the options are set."""
+    names = ("restate_explore", "restate_schedule", "restate_server")
+    given = {name.removeprefix("restate_"): config.getoption(name) for name in names}
+    shown = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
+    return [f"restate: {shown}"] if shown else []
+
+
+# --- fixtures -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def restate_server() -> Iterator[RestateServer]:
+    """A real restate-server for the whole session: a restate_steps.server.RestateServer, started at its first use."""
+    from restate_steps.server import RestateServer
+
+    with RestateServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def restate_replay_server() -> Iterator[RestateServer]:
+    """The same as restate_server, but it suspends a handler at every wait, so that each goes on by replay."""
+    from restate_steps.server import RestateServer
+
+    with RestateServer(always_replay=True) as server:
+        yield server
+
+
+@pytest.fixture
+def restate_app() -> Any:
+    """The application that the fixture simulator simulates. Define your own: it returns restate.app([...])."""
+    pytest.fail(_NO_APP, pytrace=False)
+
+
+@pytest.fixture
+def simulator(request: pytest.FixtureRequest, restate_app: Any) -> Iterator[Simulator]:
+    """Plays the server for the application that the fixture restate_app returns: a restate_steps.testing.Simulator."""
+    from restate_steps.testing import simulate
+
+    plan = request.node.stash.get(_plan, _Plan())
+    with simulate(restate_app, version=plan.version, mode=plan.mode) as simulator:
+        request.node.stash[_simulator] = simulator
+        yield simulator
+
+
+# --- the marker -----------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Read the marker, before any fixture is set up."""
+    marker = item.get_closest_marker(_MARKER)
+    if marker is None:
+        return
+    try:
+        plan = _Plan(*marker.args, **marker.kwargs)
+    except TypeError as error:
+        wrong = str(error).removeprefix("_Plan.__init__() ")
+    else:
+        item.stash[_plan], wrong = plan, ""
+    if wrong:
+        pytest.fail(f"{_MARKER}: {wrong}", pytrace=False)
+    if "simulator" not in getattr(item, "fixturenames", ()):
+        pytest.fail(
+            f"{item.name} is marked with {_MARKER}, and does not use the fixture 'simulator': it calls no handler that "
+            "could crash. Add the argument 'simulator' and call the handler with it, or take the marker away.",
+            pytrace=False,
+        )
+    if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
+        pytest.fail(
+            f"{item.name} is marked with {_MARKER}, and draws examples with hypothesis: it would not do the same "
+            "twice, so no schedule could be followed. Use pytest.mark.parametrize, or explore in the test: "
+            "restate_steps.testing.explore(...).assert_replay_safe().",
+            pytrace=False,
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Run a marked test under one schedule after the other, in place of once.
+
+    Each run goes through the item's own ``runtest``, and so through the plugin that runs its coroutine.
+    """
+    __tracebackhide__ = True
+    plan = item.stash.get(_plan, None)
+    if plan is None or item.config.getoption("restate_explore") == 0:
+        return (yield)
+    held = item.stash.get(_simulator, None)
+    if held is None:
+        pytest.fail(
+            f"{item.name} is marked with {_MARKER}, and its fixture 'simulator' is not the one of restate_steps, whose "
+            "crashes could be chosen. Give yours another name, or define the fixture 'restate_app' instead.",
+            pytrace=False,
+        )
+    from restate_steps.testing import _pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(item, "runtest", partial(_pytest.run_explored, item, plan, held, item.runtest))
+        return (yield)
+
+
+# --- what is shown --------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to a failure what has happened in the simulator, unless the error itself says so."""
+    report = yield
+    held = item.stash.get(_simulator, None)
+    if held is not None and call.when == "call" and call.excinfo is not None and report.failed:
+        from restate_steps.testing import NotReplaySafeError
+
+        if not isinstance(call.excinfo.value, NotReplaySafeError) and (timeline := held.timeline()):
+            report.sections.insert(0, ("What happened in the simulator", timeline))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say of every marked test how much was explored."""
+    found: dict[str, dict[str, Any]] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport) and report.when == "call":
+                for name, value in report.user_properties:
+                    if name == _EXPLORED and isinstance(value, dict):
+                        found[report.nodeid] = value
+    if not found:
+        return
+    terminalreporter.section("explored with crashes")
+    if not terminalreporter.no_summary and terminalreporter.verbosity >= 0:
+        for nodeid, each in found.items():
+            terminalreporter.line(f"{nodeid}: {_counts(each)}, {each['covered']}")
+    total = {key: sum(each[key] for each in found.values()) for key in ("schedules", "prefixes", "seconds")}
+    tests = "1 test" if len(found) == 1 else f"{len(found)} tests"
+    runs = total["schedules"] + total["prefixes"]
+    rate = f"{runs / total['seconds']:,.0f} runs a second" if total["seconds"] else "at once"
+    terminalreporter.line(f"{tests}: {_counts(total)} in {total['seconds']:.1f} s, {rate}")
+
+
+def _counts(each: dict[str, Any]) -> str:
+    return f"{each['schedules']:,} schedules, {each['prefixes']:,} prefixes after a crash"

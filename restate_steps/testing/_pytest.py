@@ -1,0 +1,181 @@
+"""Run one test under schedule after schedule; the hooks and fixtures of pytest are in ``_restate_steps_pytest``.
+
+P1. What a run does is what the test does: it is run by whoever runs it without the marker, on the same event loop.
+P2. The fixture ``simulator`` is one object for all runs, so that what other fixtures have made of it goes on to work;
+    at the beginning of a run it is as new.
+P3. A test that fails without any crash, and with events in the usual order, fails as without the marker.
+P4. What ends a test without failing it (a skip, an expected failure, an interruption) ends the exploration.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from contextlib import nullcontext
+from random import Random
+from typing import Any, Final, Literal, Protocol
+
+import pytest
+from restate import TerminalError
+
+from restate_steps.testing._driver import Mode, quiet, read_manifest
+from restate_steps.testing._errors import InvocationPausedError, NotReplaySafeError, SimulationError, StuckError
+from restate_steps.testing._explore import Exploration, Finding, Report, explore_all
+from restate_steps.testing._run import Run, RunSettings, begin_run, end_run
+from restate_steps.testing._schedule import Schedule
+from restate_steps.testing._simulator import Simulator
+
+__all__ = ["Plan", "run_explored"]
+
+_PLAIN: Final = Schedule()
+_EXPLORED: Final = "restate_explored"
+
+
+class Plan(Protocol):
+    """What the marker asks for; see :func:`restate_steps.testing.explore`."""
+
+    @property
+    def crashes(self) -> int: ...
+    @property
+    def cancel(self) -> bool: ...
+    @property
+    def orders(self) -> Literal["all"] | int: ...
+    @property
+    def max_runs(self) -> int: ...
+    @property
+    def max_seconds(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def setup(self) -> Callable[[], object] | None: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def mode(self) -> Mode: ...
+
+
+class _Test:
+    """A marked test that can be run under a schedule."""
+
+    def __init__(self, item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> None:
+        self._held, self._runtest = held, runtest
+        self._settings = RunSettings(
+            app=held.app,
+            manifest=read_manifest(held.app),
+            setup=plan.setup,
+            cancel=plan.cancel,
+            version=plan.version,
+            mode=plan.mode,
+        )
+        # Who looks at logs wants to see them.
+        self.logs = "caplog" in getattr(item, "fixturenames", ())
+
+    def __call__(self, schedule: Schedule, random: Random | None = None) -> tuple[Run, Simulator]:
+        """Run it once."""
+        __tracebackhide__ = True
+        simulator, run = begin_run(self._settings, schedule, random)
+        self._held.driver, self._held.choices = simulator.driver, simulator.choices
+        error: BaseException | None = None
+        try:
+            with nullcontext() if self.logs else quiet():
+                self._runtest()
+        except (StuckError, InvocationPausedError) as caught:
+            error = caught
+        except (SimulationError, pytest.xfail.Exception):
+            simulator.close()
+            raise
+        except (Exception, pytest.fail.Exception) as caught:
+            error = caught
+        except BaseException:
+            simulator.close()
+            raise
+        if isinstance(error, (TerminalError, pytest.fail.Exception)):
+            # The test has failed with it, where a scenario would have ended with it.
+            run.problem = run.problem or ("error" if isinstance(error, TerminalError) else "assertion")
+            run.error = error
+        end_run(self._settings, simulator, run, None if run.error is not None else error, None)
+        if run.error is not None and schedule == _PLAIN and random is None:
+            raise run.error
+        return run, simulator
+
+
+def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> None:
+    """Run a test under one schedule after the other, as its marker and the options say.
+
+    Raises:
+        NotReplaySafeError: Something goes wrong under one of them.
+    """
+    __tracebackhide__ = True
+    if held.invocations:
+        pytest.fail(
+            f"{item.name} is run again and again, each time from nothing, but a fixture has called a handler already: "
+            f"{held.invocations}. Call it in the test, so that it happens in each run.",
+            pytrace=False,
+        )
+    test = _Test(item, plan, held, runtest)
+    given: str | None = item.config.getoption("restate_schedule")
+    if given is not None:
+        _run_one(test, Schedule.parse(given))
+        return
+    asked: int | None = item.config.getoption("restate_explore")
+    exploration = Exploration(
+        crashes=plan.crashes,
+        orders=plan.orders,
+        max_runs=plan.max_runs if asked is None else asked,
+        max_seconds=plan.max_seconds if asked is None else float("inf"),
+        seed=plan.seed,
+    )
+    report = explore_all(test, exploration)
+    item.user_properties.append((_EXPLORED, _numbers(report)))
+    if report.findings:
+        finding = report.findings[0]
+        # Once more, so that the output and the logs that are shown are those of this run alone.
+        _forget_output(item.config)
+        test.logs = True
+        again, _ = test(finding.schedule)
+        error = again.error if again.problem == finding.problem else finding.error
+        raise NotReplaySafeError(_text(item, finding, report)) from error
+
+
+def _run_one(test: _Test, schedule: Schedule) -> None:
+    """Run it once, and fail with the error itself, so that a debugger stops in the test."""
+    __tracebackhide__ = True
+    test.logs = True
+    run, simulator = test(schedule)
+    if run.error is not None:
+        raise run.error
+    if run.problem is not None:
+        raise NotReplaySafeError(f"under the schedule {str(schedule)!r}: {run.why}\n{simulator.timeline()}")
+
+
+def _text(item: pytest.Item, finding: Finding, report: Report) -> str:
+    # The error itself is shown before, as the cause.
+    what = finding.why
+    if finding.problem in ("assertion", "error"):
+        what = f"the test fails: {type(finding.error).__name__}: {str(finding.error).partition(chr(10))[0]}"
+    literal = str(finding.schedule)
+    return (
+        f"under the schedule {literal!r} {what}\n\n{finding.timeline}\n\n"
+        f"It was found after {report.schedules:,} schedules and {report.prefixes:,} prefixes with a crash. "
+        f"Run it alone:\n"
+        f"pytest {shlex.quote(item.nodeid)} --restate-schedule={shlex.quote(literal)}"
+    )
+
+
+def _numbers(report: Report) -> dict[str, Any]:
+    """Return what the summary shows, as plain data: it may have to come from another process."""
+    covered = "all there are" if report.complete else "a sample"
+    if report.findings:
+        covered = "up to the first problem"
+    return {
+        "schedules": report.schedules,
+        "prefixes": report.prefixes,
+        "seconds": round(report.seconds, 3),
+        "covered": covered,
+    }
+
+
+def _forget_output(config: pytest.Config) -> None:
+    capture: Any = config.pluginmanager.getplugin("capturemanager")
+    if capture is not None and capture.is_globally_capturing():
+        capture.read_global_capture()
