@@ -601,6 +601,7 @@ async def pause_and_cancel(world: World) -> None:
 
 
 calls_only("kill_after_attempts", "Killing", "fails")
+calls_only("kill_after_attempts_with_progress", "Killing", "progresses")
 calls_only("kill_after_attempts_of_step", "Killing", "step_fails")
 calls_only("kill_after_attempts_seen_by_parent", "Calls", "call_killed")
 

@@ -760,6 +760,17 @@ async def killing_fails(ctx: restate.Context) -> str:
     raise ValueError("it is broken")
 
 
+@killing.handler(name="progresses")
+async def killing_progresses(ctx: restate.Context) -> int:
+    """Each attempt gets one step further than the one before."""
+    attempt = board.count("progresses")
+    for number in range(1, 4):
+        await ctx.run_typed(f"step {number}", say, restate.RunOptions(), str(number))
+        if attempt == number:
+            raise ValueError(f"attempt {attempt}")
+    return attempt
+
+
 @killing.handler(name="step_fails")
 async def killing_step_fails(ctx: restate.Context) -> str:
     async def broken() -> str:
