@@ -497,7 +497,8 @@ class Driver:
         if world.invocations[attempt.invocation.id].status is not Status.RUNNING:
             return
         if kind == Kind.PROPOSE_RUN_COMPLETION:
-            if self._pass_point(lost=True, what=frame.body):
+            # What ran for the second time, and gets lost again, is another thing than what ran once.
+            if self._pass_point(lost=True, what=(frame.body, self._times_run(attempt.invocation, frame))):
                 return
             self._mark_recorded(attempt, frame)
         world.receive(attempt.invocation.id, frame)
@@ -507,6 +508,10 @@ class Driver:
             self._note(_said(frame, attempt.invocation))
             attempt.feed([], more=False)
         self._stored()
+
+    def _times_run(self, invocation: Invocation, proposal: Frame) -> int:
+        number = decode(proposal)["completion_id"]
+        return sum(run.completion_id == number and run.invocation == invocation.id for run in self.bodies)
 
     def _mark_recorded(self, attempt: _Attempt, frame: Frame) -> None:
         number = decode(frame)["completion_id"]

@@ -149,7 +149,6 @@ class _Job:
 
     schedule: Schedule
     random: bool = False
-    expected: Outcome | None = None
     crash: bool = False
 
 
@@ -163,6 +162,8 @@ class Exploration:
         max_seconds: After how many seconds to stop.
         seed: What the order of trying is drawn from.
         stop_at: After how many findings to stop.
+        every_order: Whether every order of results can come about without a crash. Not so over HTTP/1.1: there all
+            bodies that run end before anything goes on, and a crash can rightly give an answer of its own.
     """
 
     def __init__(
@@ -174,9 +175,10 @@ class Exploration:
         max_seconds: float = 60.0,
         seed: int = 0,
         stop_at: int = 1,
+        every_order: bool = True,
     ) -> None:
         self.report = Report(seed=seed)
-        self._crashes, self._orders = crashes, orders
+        self._crashes, self._orders, self._every_order = crashes, orders, every_order
         self._max_runs, self._max_seconds, self._stop_at = max_runs, max_seconds, stop_at
         self._random = Random(seed)
         self._began = time.perf_counter()
@@ -239,17 +241,13 @@ class Exploration:
 
     def finish(self) -> list[tuple[Outcome, Run]]:
         """Return the answers that only a crash gives, where every order without one was tried."""
-        if not self.report.complete:
+        if not (self.report.complete and self._every_order):
             return []
         return [(outcome, run) for outcome, run in self._crash_only if outcome not in self._calm]
 
     def _judge(self, job: _Job, run: Run) -> None:
         outcome = run.outcome
         if run.problem is not None or outcome is None:
-            return
-        if job.expected is not None and outcome != job.expected:
-            run.problem = "answer"
-            run.details = f"Everything was recorded, and the answer was {job.expected}; replayed it is {outcome}."
             return
         if all(outcome != known for known, _ in self.report.outcomes):
             self.report.outcomes.append((outcome, run.schedule))
@@ -278,15 +276,17 @@ class Exploration:
                 self._new_cancellations.append(_Job(cancelled, crash=job.crash))
         if len(schedule.crashes) >= self._crashes:
             return
-        last = schedule.crashes[-1] if schedule.crashes else Crash(0)
         for point in run.points:
-            if point.crash <= last or not point.cancelled or point.fingerprint in self._seen:
+            # Before the last crash all is as it was without that crash.
+            if point.crashes < len(schedule.crashes) or not point.cancelled:
                 continue
-            self._seen.add(point.fingerprint)
-            # Where nothing is left to choose, everything is recorded that the answer can rest on.
-            expected = run.outcome if point.choices == len(made) else None
+            # A result that gets lost twice is another thing than one that gets lost once.
+            key = hash((point.fingerprint, len(schedule.crashes)))
+            if key in self._seen:
+                continue
+            self._seen.add(key)
             crashed = replace(schedule, choices=made[: point.choices], crashes=(*schedule.crashes, point.crash))
-            self._new_crashes.append(_Job(crashed, expected=expected, crash=True))
+            self._new_crashes.append(_Job(crashed, crash=True))
 
 
 def explore(
@@ -366,7 +366,14 @@ def explore(
         mode=mode,
     )
     performer = partial(perform, settings, scenario or _call(handler, arg, key))
-    exploration = Exploration(crashes=crashes, orders=orders, max_runs=max_runs, max_seconds=max_seconds, seed=seed)
+    exploration = Exploration(
+        crashes=crashes,
+        orders=orders,
+        max_runs=max_runs,
+        max_seconds=max_seconds,
+        seed=seed,
+        every_order=mode == "bidirectional",
+    )
     if schedule is not None:
         return explore_one(performer, Schedule.parse(schedule), exploration)
     return explore_all(performer, exploration, _Progress(progress, max_runs))
@@ -383,7 +390,11 @@ def explore_all(perform: Perform, exploration: Exploration, progress: _Progress 
             bar.clear()
             report.findings.append(_shortest(perform, job, run))
         bar.show(report)
-    for outcome, run in exploration.finish():
+    suspects = exploration.finish()
+    if suspects and not _answers_again(perform, report):
+        # Where steps return what is new each time, an answer that is new says nothing.
+        suspects = []
+    for outcome, run in suspects:
         run.problem, run.details = "answer", f"Without a crash {outcome} is never the answer."
         report.findings.append(_finding(perform, run.schedule, run))
     bar.clear()
@@ -398,6 +409,13 @@ def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) 
     if run.problem is not None:
         report.findings.append(Finding(run.problem, run.why, schedule, simulator.timeline(), run.error))
     return report
+
+
+def _answers_again(perform: Perform, report: Report) -> bool:
+    """Whether the same schedule gives the same answer when it is run again."""
+    outcome, schedule = report.outcomes[0]
+    run, _ = perform(schedule, None)
+    return run.outcome == outcome
 
 
 def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:

@@ -64,12 +64,14 @@ class Point:
         crash: The crash.
         fingerprint: The same number where the same is stored, and the same gets lost.
         choices: How many choices had been made by then.
+        crashes: How many crashes there had been before.
         cancelled: Whether the cancellation had come by then, if there is to be one.
     """
 
     crash: Crash
     fingerprint: int
     choices: int
+    crashes: int
     cancelled: bool
 
 
@@ -171,15 +173,17 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
     driver.crash_at = crashes.pop(0) if crashes else None
     driver.cancel_at = schedule.cancel
 
+    def crashed() -> int:
+        return len(schedule.crashes) - len(crashes) - (driver.crash_at is not None)
+
     def at_point(crash: Crash, fingerprint: int) -> None:
         cancelled = schedule.cancel is None or driver.cancelled
-        run.points.append(Point(crash, fingerprint, len(chooser.made), cancelled))
+        run.points.append(Point(crash, fingerprint, len(chooser.made), crashed(), cancelled))
         if driver.crash_at is None and crashes:
             driver.crash_at = crashes.pop(0)
 
     def at_moment(number: int, fingerprint: int) -> None:
-        happened = len(schedule.crashes) - len(crashes) - (driver.crash_at is not None)
-        run.moments.append(Moment(number, fingerprint, len(chooser.made), happened))
+        run.moments.append(Moment(number, fingerprint, len(chooser.made), crashed()))
 
     driver.on_point = at_point
     if settings.cancel and schedule.cancel is None:

@@ -365,6 +365,10 @@ class Simulator:
             coroutine.send(None)
         except StopIteration as stop:
             return cast(T, stop.value)
+        except RuntimeError as error:
+            # What asyncio says where there is no loop; with one, the coroutine would have stopped, as below.
+            if "no running event loop" not in str(error):
+                raise
         finally:
             coroutine.close()
         raise SimulationError(

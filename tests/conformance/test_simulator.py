@@ -13,7 +13,7 @@ from .recording import dump, load, names
 from .simulated import SimulatedServer
 
 NOT_SIMULATED = {
-    "call_unknown_service": "the server tries until somebody registers the service; the simulator says at once what is missing",
+    "call_unknown_service": "the server tries until the service is registered; the simulator says what is missing",
     "call_unknown_handler": "the same",
     "send_unknown_service": "the same",
 }
