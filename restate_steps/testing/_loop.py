@@ -148,21 +148,17 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """
         outer = asyncio.events._get_running_loop()
         task = asyncio.current_task(outer) if outer is not None else None
-        foreign = sys.modules.get("sniffio")
-        library = getattr(getattr(foreign, "thread_local", None), "name", None)
+        restore = _forget_library()
         if outer is not None and task is not None:
             asyncio.tasks._leave_task(outer, task)
         asyncio.events._set_running_loop(None)
-        if library is not None:
-            cast(Any, foreign).thread_local.name = None
         try:
             self.run_forever()
         finally:
             asyncio.events._set_running_loop(outer)
             if outer is not None and task is not None:
                 asyncio.tasks._enter_task(outer, task)
-            if library is not None:
-                cast(Any, foreign).thread_local.name = library
+            restore()
 
     def create_task(self, *args: Any, **options: Any) -> asyncio.Task[Any]:
         """Create a task, and remember it: asyncio has one list for all loops, which takes long to search."""
@@ -247,6 +243,22 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._on_idle = _stop
         while not task.done():
             self.run()
+
+
+def _forget_library() -> Callable[[], None]:
+    """Let nothing inside believe that it runs on trio because the loop outside does; return what undoes it."""
+    sniffio: Any = sys.modules.get("sniffio")
+    if sniffio is None:
+        return lambda: None
+    # trio says it in the one, and anyio's plugin of pytest in the other.
+    name, sniffio.thread_local.name = sniffio.thread_local.name, None
+    token = sniffio.current_async_library_cvar.set(None)
+
+    def restore() -> None:
+        sniffio.thread_local.name = name
+        sniffio.current_async_library_cvar.reset(token)
+
+    return restore
 
 
 def _stop(next_timer: float | None) -> bool:
