@@ -181,7 +181,7 @@ async def raw_bytes(world: World) -> None:
 async def open_in_order(world: World, handler: str) -> None:
     invocation = await world.send("Steps", handler)
     for name in ("b", "c", "a"):
-        await world.until(lambda name=name: board.published.get(f"at {name}"))
+        await published(world, f"at {name}")
     for name in ("b", "c", "a"):
         board.open(name)
         await world.settle()
