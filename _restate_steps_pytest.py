@@ -221,9 +221,10 @@ def pytest_runtest_makereport(
     held = item.stash.get(_simulator, None)
     if held is not None and call.when == "call" and call.excinfo is not None and report.failed:
         from restate_steps.testing import NotReplaySafeError
+        from restate_steps.testing._pytest import shortened
 
         if not isinstance(call.excinfo.value, NotReplaySafeError) and (timeline := held.timeline()):
-            report.sections.insert(0, ("What happened in the simulator", timeline))
+            report.sections.insert(0, ("What happened in the simulator", shortened(timeline)))
     return report
 
 

@@ -25,10 +25,14 @@ from restate_steps.testing._run import Run, RunSettings, begin_run, end_run
 from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._simulator import Simulator
 
-__all__ = ["Plan", "run_explored"]
+__all__ = ["Plan", "run_explored", "shortened"]
 
 _PLAIN: Final = Schedule()
 _EXPLORED: Final = "restate_explored"
+
+# A handler that fails at every attempt has some hundred lines of the same.
+_FIRST_LINES: Final = 60
+_LAST_LINES: Final = 20
 
 
 class Plan(Protocol):
@@ -77,7 +81,7 @@ class _Test:
         self._held.driver, self._held.choices = simulator.driver, simulator.choices
         error: BaseException | None = None
         try:
-            with nullcontext() if self.logs else quiet():
+            with nullcontext() if self.logs or schedule == _PLAIN else quiet():
                 self._runtest()
         except (StuckError, InvocationPausedError) as caught:
             error = caught
@@ -145,7 +149,16 @@ def _run_one(test: _Test, schedule: Schedule) -> None:
     if run.error is not None:
         raise run.error
     if run.problem is not None:
-        raise NotReplaySafeError(f"under the schedule {str(schedule)!r}: {run.why}\n{simulator.timeline()}")
+        raise NotReplaySafeError(f"under the schedule {str(schedule)!r}: {run.why}\n\n{shortened(simulator.timeline())}")
+
+
+def shortened(timeline: str) -> str:
+    """Leave the middle out of a long timeline."""
+    lines = timeline.splitlines()
+    left_out = len(lines) - _FIRST_LINES - _LAST_LINES
+    if left_out <= 1:
+        return timeline
+    return "\n".join([*lines[:_FIRST_LINES], f"        … {left_out} lines are left out", *lines[-_LAST_LINES:]])
 
 
 def _text(item: pytest.Item, finding: Finding, report: Report) -> str:
@@ -155,7 +168,7 @@ def _text(item: pytest.Item, finding: Finding, report: Report) -> str:
         what = f"the test fails: {type(finding.error).__name__}: {str(finding.error).partition(chr(10))[0]}"
     literal = str(finding.schedule)
     return (
-        f"under the schedule {literal!r} {what}\n\n{finding.timeline}\n\n"
+        f"under the schedule {literal!r} {what}\n\n{shortened(finding.timeline)}\n\n"
         f"It was found after {report.schedules:,} schedules and {report.prefixes:,} prefixes with a crash. "
         f"Run it alone:\n"
         f"pytest {shlex.quote(item.nodeid)} --restate-schedule={shlex.quote(literal)}"

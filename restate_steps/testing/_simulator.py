@@ -88,6 +88,7 @@ class SimulatedInvocation:
 
     async def result(self) -> Result[Any]:
         """Wait until it ends; see :meth:`Simulator.call`."""
+        __tracebackhide__ = True
         return self._simulator.wait_for(self._invocation, self._handler)
 
     async def cancel(self) -> None:
@@ -218,6 +219,7 @@ class Simulator:
             JournalMismatchError: A replay asked for something else than what is in the journal.
             SimulationError: There is no such handler, or the argument does not fit.
         """
+        __tracebackhide__ = True
         before = len(self.driver.world.invocations)
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, timedelta(0))
         if invocation.info.workflow and len(self.driver.world.invocations) == before:
@@ -235,6 +237,7 @@ class Simulator:
         delay: timedelta = timedelta(0),
     ) -> SimulatedInvocation:
         """Start a handler, and let everything happen that needs no time to pass; see :meth:`call`."""
+        __tracebackhide__ = True
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, delay)
         self.settle()
         return SimulatedInvocation(self, invocation, known)
@@ -316,6 +319,8 @@ class Simulator:
 
     def wait_for(self, invocation: Invocation, handler: Handler[Any, Any] | None) -> Result[Any]:
         """Let events happen until an invocation has ended; see :meth:`call`."""
+        # pytest leaves such frames out: the line that is of interest is that of the test.
+        __tracebackhide__ = True
         reached = self.driver.run(lambda: invocation.ended or invocation.status is Status.PAUSED)
         if not reached:
             raise StuckError(self._why_stuck(invocation))
@@ -361,6 +366,7 @@ class Simulator:
             ...     simulator.run(simulator.call(greet, "Ada")).value
             'hello Ada'
         """
+        __tracebackhide__ = True
         try:
             coroutine.send(None)
         except StopIteration as stop:
