@@ -1,7 +1,7 @@
-"""The command line: ``restate-steps dev | serve | register | server | doctor``.
+"""The command line: ``restate-steps dev | serve | register | server | journal | doctor``.
 
-Every verb calls one function of :mod:`restate_steps.server`. A failure is one line on stderr that starts with
-``error:``, and exit code 1; wrong usage is exit code 2.
+Every verb calls one function of :mod:`restate_steps.server` or :mod:`restate_steps.testing`. What goes wrong is told on
+stderr after ``error:``, in one line if one is enough, with exit code 1; wrong usage is exit code 2.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from restate_steps.errors import ServerError
+from restate_steps.errors import StepsError
 from restate_steps.server import SERVER_VERSION, AdminClient, RestateServer, ensure_server, server_version
 from restate_steps.server._dev import DevOptions, develop
 from restate_steps.server._doctor import examine
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         code: int = options.run(options)
-    except ServerError as error:
+    except StepsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -103,9 +103,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(run=_server)
 
+    _add_journal(verbs.add_parser("journal", help="keep journals, and replay them with today's code"))
+
     doctor = verbs.add_parser("doctor", help="see whether everything is in place")
     doctor.set_defaults(run=_doctor)
     return parser
+
+
+def _add_journal(journal: argparse.ArgumentParser) -> None:
+    verbs = journal.add_subparsers(metavar="VERB", required=True)
+    export = verbs.add_parser("export", help="write the journal of an invocation to a file")
+    export.add_argument("invocation", metavar="INVOCATION", help="its id, which starts with inv_")
+    export.add_argument(
+        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
+    )
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    export.set_defaults(run=_export_journal)
+
+    replay = verbs.add_parser("replay", help="see whether runs in flight can go on with an app")
+    replay.add_argument("app", metavar="MODULE:APP", help="the application, for example main:app")
+    replay.add_argument("journals", metavar="JOURNAL", nargs="+", help="a file, or a folder")
+    replay.set_defaults(run=_replay_journals)
 
 
 def _dev(options: argparse.Namespace) -> int:
@@ -161,6 +179,29 @@ def _server(options: argparse.Namespace) -> int:
         admin_port=_port(options.admin_port, _ADMIN_PORT, "the admin API"),
     )
     run_server(server, ready=ready)
+    return 0
+
+
+def _export_journal(options: argparse.Namespace) -> int:
+    # The testing kit is imported only where it is needed: the other verbs start faster without it.
+    from restate_steps.testing import export_journal
+
+    recorded = export_journal(options.admin, options.invocation)
+    if options.output is None:
+        print(recorded.to_text(), end="", flush=True)
+    else:
+        recorded.save(options.output)
+        state = "completed" if recorded.ended else "in flight"
+        _say(f"wrote the journal of {recorded.target}, {state}, {len(recorded.frames)} entries, to {options.output}")
+    return 0
+
+
+def _replay_journals(options: argparse.Namespace) -> int:
+    from restate_steps.testing import load_journals, replay
+
+    journals = [each for path in options.journals for each in load_journals(path)]
+    replay(journals, load_app(options.app))
+    _say(f"{len(journals)} {'journal' if len(journals) == 1 else 'journals'} replayed")
     return 0
 
 

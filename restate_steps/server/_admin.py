@@ -37,6 +37,18 @@ class AdminClient:
         """The URL of the admin API."""
         return self._admin_url
 
+    def version(self) -> dict[str, Any]:
+        """Ask which server this is.
+
+        Returns:
+            Its ``version``, the optional ``features`` that are enabled, and more.
+
+        Raises:
+            ServerError: If the server cannot be reached.
+        """
+        answer = self._request("GET", "/version", doing="ask for the version")
+        return cast("dict[str, Any]", answer.json())
+
     def register(self, uri: str, *, force: bool = True, http1: bool = False) -> str:
         """Register the application that is served at a URL, so that its handlers can be called.
 

@@ -5,11 +5,15 @@ from restate_steps.testing._errors import (
     InvocationPausedError,
     JournalMismatchError,
     NotReplaySafeError,
+    ReplayDifferenceError,
     SimulationError,
     StuckError,
 )
 from restate_steps.testing._explore import Finding, Report, explore
+from restate_steps.testing._export import export_journal
 from restate_steps.testing._journal import Journal
+from restate_steps.testing._recorded import RecordedJournal, record
+from restate_steps.testing._replayed import load_journals, replay
 from restate_steps.testing._run import Outcome
 from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._server import ServerEnvironment, close_servers, server
@@ -23,6 +27,8 @@ __all__ = [
     "JournalMismatchError",
     "NotReplaySafeError",
     "Outcome",
+    "RecordedJournal",
+    "ReplayDifferenceError",
     "Report",
     "Result",
     "Schedule",
@@ -33,6 +39,10 @@ __all__ = [
     "StuckError",
     "close_servers",
     "explore",
+    "export_journal",
+    "load_journals",
+    "record",
+    "replay",
     "server",
     "simulate",
 ]

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from restate_steps.errors import StepsError
 
-__all__ = ["InvocationPausedError", "JournalMismatchError", "NotReplaySafeError", "SimulationError", "StuckError"]
+__all__ = [
+    "InvocationPausedError",
+    "JournalMismatchError",
+    "NotReplaySafeError",
+    "ReplayDifferenceError",
+    "SimulationError",
+    "StuckError",
+]
 
 
 class SimulationError(StepsError):
@@ -41,3 +48,21 @@ class JournalMismatchError(InvocationPausedError):
 
 class NotReplaySafeError(StepsError, AssertionError):
     """A handler was explored, and does not survive everything; the message tells where, and how to see it again."""
+
+
+class ReplayDifferenceError(NotReplaySafeError):
+    """Today's code does not go the way of a recorded journal; the message shows where, and what can be done.
+
+    Attributes:
+        journal: The file, or the id of the invocation.
+        entry: The index of the first entry of the journal that today's code does not repeat; None where there is none.
+        recorded: What the journal has there, in words.
+        today: What today's code does instead, in words.
+    """
+
+    def __init__(self, message: str, *, journal: str, entry: int | None, recorded: str, today: str) -> None:
+        super().__init__(message)
+        self.journal = journal
+        self.entry = entry
+        self.recorded = recorded
+        self.today = today

@@ -1,0 +1,181 @@
+"""Take the journal of an invocation from a real server.
+
+``sys_journal`` has the bytes of each entry as they were sent (``raw``), so nothing has to be made up. What an attempt
+is told besides is not in the tables, and is worked out: the bytes of the id from its text, the random seed from those.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from restate_steps.errors import ServerError
+from restate_steps.server import AdminClient
+from restate_steps.testing._journal import Origin
+from restate_steps.testing._recorded import RecordedJournal, recorded_from
+from restate_steps.testing._wire import Frame, Kind, decode
+from restate_steps.testing._world import Target
+
+__all__ = ["export_journal", "raw_id", "seed_of"]
+
+_PROTOCOL: Final = 6
+# Where the bytes of an entry are those of the service protocol; before that they were not.
+_JOURNAL_VERSION: Final = 2
+_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_ID: Final = re.compile(r"inv_1([0-9a-zA-Z]{11})([0-9a-zA-Z]{22})")
+_MASK: Final = 2**64 - 1
+
+
+def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJournal:
+    """Take the journal of an invocation from a real server, to :func:`record` and to :func:`replay` it.
+
+    It may be in flight, whatever its status, or completed, as long as the server keeps its journal: the option
+    ``journal_retention`` of a handler and of a service says how long that is. It blocks while it waits for the server.
+
+    Whether the random seed is known depends on the server: it is worked out from the id of the invocation, and that is
+    wrong where ``unique_random_seeds`` is enabled. The journal then says that the seed is not known.
+
+    A journal has the values that the handler saw. Of the headers, those that let a client in are left out; everything
+    else is as it was, so look at it before it goes into a repository.
+
+    Args:
+        server: The server, a client of its admin API, or the URL of that API, for example ``http://127.0.0.1:9070``.
+        invocation_id: The id, which starts with ``inv_``.
+
+    Returns:
+        The journal; :meth:`RecordedJournal.save` writes it to a file.
+
+    Raises:
+        ServerError: The server cannot be reached, does not know the invocation, or has no journal of it.
+
+    Example:
+        >>> export_journal("http://127.0.0.1:1", "inv_1hE48kUaAOCi3acv1vMrexTV9iUyzGaabq")
+        Traceback (most recent call last):
+            ...
+        restate_steps.errors.ServerError: cannot look up the invocation ...
+    """
+    admin = AdminClient(server) if isinstance(server, str) else server
+    row = admin.invocation(invocation_id)
+    columns = '"index", entry_type, raw, version'
+    quoted = invocation_id.replace("'", "''")
+    rows = admin.query(f"SELECT {columns} FROM sys_journal WHERE id = '{quoted}' ORDER BY \"index\"")
+    if not rows:
+        raise ServerError(
+            f"the server has no journal of the invocation {invocation_id!r}, which is {row.get('status')}. Journals of "
+            "completed invocations are kept for the handler's journal_retention, for a day if nothing else is said."
+        )
+    frames = frames_of_rows(rows, invocation_id)
+    about = admin.version()
+    raw = raw_id(invocation_id)
+    unique = bool(about.get("features", {}).get("unique_random_seeds", False))
+    origin = Origin(
+        target=Target(row["target_service_name"], row["target_handler_name"], row.get("target_service_key")),
+        invocation_id=invocation_id,
+        raw_id=raw,
+        protocol=row.get("pinned_service_protocol_version", _PROTOCOL),
+        random_seed=None if unique else seed_of(raw),
+        idempotency_key=row.get("idempotency_key"),
+    )
+    return recorded_from(origin, frames, server=str(about["version"]))
+
+
+def frames_of_rows(rows: Sequence[Mapping[str, Any]], invocation_id: str) -> list[Frame]:
+    """Return the messages that rows of ``sys_journal`` keep.
+
+    Raises:
+        ServerError: Something is missing, or not understood.
+    """
+    frames: list[Frame] = []
+    for index, row in enumerate(rows):
+        entry_type = str(row["entry_type"])
+        kind = _kind(entry_type)
+        if row["index"] != index or row.get("version") != _JOURNAL_VERSION or kind is None:
+            raise ServerError(
+                f"the journal of the invocation {invocation_id!r} cannot be exported: entry {index} is not understood "
+                f"({entry_type!r}, version {row.get('version')}, index {row['index']}). It was recorded with a version "
+                "of the service protocol before 5, or by a server that is newer than this version of restate-steps."
+            )
+        # A column without a value is missing from its row, and an entry may have no bytes.
+        frame = Frame(kind, bytes.fromhex(row.get("raw", "")))
+        decode(frame)
+        frames.append(frame)
+    return frames
+
+
+def _kind(entry_type: str) -> Kind | None:
+    what, _, name = entry_type.partition(": ")
+    upper = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
+    if what == "Notification" and upper != "SIGNAL":
+        upper += "_COMPLETION"
+    return Kind.__members__.get(upper)
+
+
+def raw_id(invocation_id: str) -> bytes:
+    """Return the bytes of an invocation's id: of its partition key, and of what is unique in it.
+
+    Raises:
+        ServerError: It is no id.
+
+    Example:
+        >>> raw_id("inv_1hE48kUaAOCi3acv1vMrexTV9iUyzGaabq").hex()
+        '8ea5adc3e86089cd5ce97fe7a9f2f3791ee69ac1a016fa67'
+    """
+    found = _ID.fullmatch(invocation_id)
+    if found is None:
+        raise ServerError(
+            f"{invocation_id!r} is no id of an invocation; one starts with 'inv_1' and has 38 characters."
+        )
+    return b"".join(_number(part).to_bytes(size, "little") for part, size in zip(found.groups(), (8, 16), strict=True))
+
+
+def _number(digits: str) -> int:
+    number = 0
+    for digit in digits:
+        number = number * len(_DIGITS) + _DIGITS.index(digit)
+    return number
+
+
+def seed_of(raw: bytes) -> int:
+    """Return the random seed that a server gives to an invocation, unless ``unique_random_seeds`` is enabled.
+
+    It is what Rust's ``DefaultHasher`` makes of the id's bytes: SipHash-1-3 of their number and of themselves.
+
+    Example:
+        >>> seed_of(raw_id("inv_1hE48kUaAOCi3acv1vMrexTV9iUyzGaabq"))
+        17493510548412997302
+    """
+    return _siphash(len(raw).to_bytes(8, "little") + raw)
+
+
+def _siphash(data: bytes) -> int:
+    # The four words spell "somepseudorandomlygeneratedbytes"; both keys are 0.
+    words = [0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573]
+    tail = len(data) % 8
+    blocks = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data) - tail, 8)]
+    blocks.append(int.from_bytes(data[len(data) - tail :], "little") | (len(data) & 0xFF) << 56)
+    for block in blocks:
+        words[3] ^= block
+        _round(words)
+        words[0] ^= block
+    words[2] ^= 0xFF
+    for _ in range(3):
+        _round(words)
+    return words[0] ^ words[1] ^ words[2] ^ words[3]
+
+
+def _round(v: list[int]) -> None:
+    v[0] = (v[0] + v[1]) & _MASK
+    v[1] = _rotated(v[1], 13) ^ v[0]
+    v[0] = _rotated(v[0], 32)
+    v[2] = (v[2] + v[3]) & _MASK
+    v[3] = _rotated(v[3], 16) ^ v[2]
+    v[0] = (v[0] + v[3]) & _MASK
+    v[3] = _rotated(v[3], 21) ^ v[0]
+    v[2] = (v[2] + v[1]) & _MASK
+    v[1] = _rotated(v[1], 17) ^ v[2]
+    v[2] = _rotated(v[2], 32)
+
+
+def _rotated(word: int, by: int) -> int:
+    return (word << by | word >> (64 - by)) & _MASK

@@ -1,0 +1,309 @@
+"""Keep the journal of an invocation as a file, so that the code of tomorrow can be held against it.
+
+A file is JSON with one entry a line, in the order of the journal, so that a diff shows what a reader wants to see.
+Values that are JSON are kept as JSON if the same bytes can be made of them again, since a replay compares bytes;
+others are kept as text, or as base64.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeAlias, cast
+
+from restate_steps.testing._errors import SimulationError
+from restate_steps.testing._journal import Journal, Origin
+from restate_steps.testing._wire import Frame, Kind, as_json, from_json, is_command, is_notification
+from restate_steps.testing._world import Target
+
+__all__ = ["Recordable", "RecordedJournal", "as_recorded", "record", "recorded_from"]
+
+FORMAT: Final = 1
+
+# What a client sends to be let in has no place in a repository, and no handler should need it to take its way.
+_SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
+_REMOVED: Final = "(removed)"
+_BYTES: Final = ("value", "parameter")
+
+
+@dataclass(frozen=True)
+class RecordedJournal:
+    """A journal with everything that is needed to replay it.
+
+    Attributes:
+        origin: Whose journal it is.
+        frames: Its entries, as the messages of the service protocol.
+        made_by: What it was made with: the versions of this package, of the SDK and of the server.
+        name: What to call it in a message: the path of its file, or the id of its invocation.
+
+    Example:
+        >>> from restate_steps.testing import RecordedJournal
+        >>> journal = RecordedJournal.from_text('''{
+        ...     "format": 1, "made_by": {}, "protocol": 6, "target": {"service": "Shop", "handler": "checkout"},
+        ...     "invocation": {"id": "inv_1", "raw_id": "00", "random_seed": 1},
+        ...     "entries": [{"type": "INPUT", "value": {"json": "tea"}}, {"type": "RUN", "name": "charge"}]
+        ... }''')
+        >>> journal.target, journal.ended
+        ('Shop/checkout', False)
+        >>> print(journal.journal)
+           0  input 'tea'
+           1  run charge
+    """
+
+    origin: Origin
+    frames: tuple[Frame, ...]
+    made_by: Mapping[str, str] = field(default_factory=dict[str, str])
+    name: str = ""
+
+    @property
+    def target(self) -> str:
+        """The handler, and its key if it has one: ``Service/handler`` or ``Service/key/handler``."""
+        return str(self.origin.target)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the handler had ended with an answer; if not, the journal is that of a run in flight."""
+        return any(frame.kind == Kind.OUTPUT for frame in self.frames)
+
+    @cached_property
+    def journal(self) -> Journal:
+        """The entries with decoded values, to look at."""
+        return Journal(self.frames, self.origin)
+
+    def to_text(self) -> str:
+        """Return the JSON that a file has."""
+        origin = self.origin
+        target = {"service": origin.target.service, "handler": origin.target.handler, "key": origin.target.key}
+        invocation = {
+            "id": origin.invocation_id,
+            "raw_id": origin.raw_id.hex(),
+            "idempotency_key": origin.idempotency_key,
+            "random_seed": origin.random_seed,
+        }
+        head = {
+            "format": FORMAT,
+            "made_by": dict(sorted(self.made_by.items())),
+            "protocol": origin.protocol,
+            "target": _present(target),
+            # A seed that is not known is written down all the same: random numbers come out differently then.
+            "invocation": {**_present(invocation), "random_seed": origin.random_seed},
+        }
+        lines = [f"  {json.dumps(name)}: {_line(value)}" for name, value in head.items()]
+        entries = ",\n".join(f"    {_line(_entry(frame))}" for frame in self.frames)
+        return "{\n" + ",\n".join(lines) + ',\n  "entries": [\n' + entries + "\n  ]\n}\n"
+
+    def save(self, path: str | Path) -> Path:
+        """Write it to a file; folders that are missing are made."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(self.to_text(), encoding="utf-8")
+        return path
+
+    @classmethod
+    def from_text(cls, text: str, name: str = "") -> RecordedJournal:
+        """Read the JSON of a file.
+
+        Args:
+            text: The JSON.
+            name: What to call the journal in messages.
+
+        Raises:
+            SimulationError: It is no recorded journal, or one of a format that a later version has made.
+        """
+        what = name or "the text"
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise SimulationError(
+                    f"{what} has the format {data['format']!r}, and this version of restate-steps reads {FORMAT}. "
+                    "Install a version that is at least as new as the one that has made it."
+                )
+            target, invocation = data["target"], data["invocation"]
+            origin = Origin(
+                target=Target(target["service"], target["handler"], target.get("key")),
+                invocation_id=invocation["id"],
+                raw_id=bytes.fromhex(invocation["raw_id"]),
+                protocol=data["protocol"],
+                random_seed=invocation["random_seed"],
+                idempotency_key=invocation.get("idempotency_key"),
+            )
+            frames = tuple(_frame(entry) for entry in data["entries"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SimulationError(f"{what} is no recorded journal: {type(error).__name__}: {error}") from error
+        if not frames or frames[0].kind != Kind.INPUT:
+            raise SimulationError(f"{what} is no whole journal: the first entry of one is INPUT.")
+        return cls(origin, frames, data.get("made_by", {}), name or origin.invocation_id)
+
+    @classmethod
+    def load(cls, path: str | Path) -> RecordedJournal:
+        """Read a file that :func:`record` or ``restate-steps journal export`` has written.
+
+        Raises:
+            SimulationError: There is no such file, or it is no recorded journal.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SimulationError(f"{path} cannot be read: {error}") from error
+        return cls.from_text(text, str(path))
+
+    def __str__(self) -> str:
+        return self.name or self.origin.invocation_id
+
+
+class HasJournal(Protocol):
+    """What has a journal."""
+
+    @property
+    def journal(self) -> Journal: ...
+
+
+Recordable: TypeAlias = RecordedJournal | Journal | HasJournal
+"""What has a journal: a ``Result``, a ``SimulatedInvocation``, a ``Journal`` of one of them, or a recorded one."""
+
+
+def record(what: Recordable, path: str | Path) -> RecordedJournal:
+    """Write the journal of an invocation to a file, for :func:`replay` to hold later code against it.
+
+    Record the runs that matter when their code is released, commit the files, and replay them on every change. What an
+    invocation in flight has recorded so far makes a journal too. Those of a real server are recorded with
+    :func:`export_journal`, or with ``restate-steps journal export`` on the command line.
+
+    Args:
+        what: What :meth:`Simulator.call <restate_steps.testing.Simulator.call>` returned, a handle to an invocation, or
+            what :func:`export_journal` returned.
+        path: The file, which is replaced if it exists.
+
+    Returns:
+        The journal, as :meth:`RecordedJournal.load` would read it.
+
+    Raises:
+        SimulationError: Nothing is known of where the journal is from.
+
+    Example:
+        >>> import asyncio, pathlib, restate, tempfile
+        >>> shop = restate.Service("Shop")
+        >>> @shop.handler()
+        ... async def checkout(ctx: restate.Context, item: str) -> str:
+        ...     return await ctx.run_typed("charge", lambda: f"paid for {item}")
+        >>> from restate_steps.testing import RecordedJournal, record, replay, simulate
+        >>> async def record_checkout(path: pathlib.Path) -> RecordedJournal:
+        ...     async with simulate(restate.app([shop])) as sim:
+        ...         return record(await sim.call(checkout, "tea"), path)
+        >>> path = pathlib.Path(tempfile.mkdtemp(), "checkout.json")
+        >>> print(asyncio.run(record_checkout(path)).journal)
+           0  input 'tea'
+           1  run charge  → 1
+           2  run completion 1 = 'paid for tea'
+           3  output 'paid for tea'
+        >>> replay(path, restate.app([shop]))
+    """
+    recorded = as_recorded(what)
+    recorded.save(path)
+    return RecordedJournal.load(path)
+
+
+def as_recorded(what: Recordable) -> RecordedJournal:
+    """Return the recorded journal that something has, or is."""
+    if isinstance(what, RecordedJournal):
+        return what
+    journal = what if isinstance(what, Journal) else what.journal
+    if journal.origin is None:
+        raise SimulationError(
+            "this journal does not say which handler it is from, so it cannot be recorded. Give what sim.call(...) or "
+            "sim.send(...) returned."
+        )
+    return recorded_from(journal.origin, journal.frames, server="simulator")
+
+
+def recorded_from(origin: Origin, frames: Sequence[Frame], *, server: str, name: str = "") -> RecordedJournal:
+    """Return a recorded journal that says what it was made with, and has no secrets in its headers."""
+    made_by = {"restate_steps": _version("restate-steps"), "restate_sdk": _version("restate-sdk"), "server": server}
+    kept = tuple(frame for frame in frames if is_command(frame.kind) or is_notification(frame.kind))
+    return RecordedJournal(origin, tuple(map(_without_secrets, kept)), made_by, name or origin.invocation_id)
+
+
+def _without_secrets(frame: Frame) -> Frame:
+    if frame.kind != Kind.INPUT:
+        return frame
+    entry = as_json(frame)
+    for header in entry.get("headers", ()):
+        if header.get("key", "").lower() in _SECRET_HEADERS:
+            header["value"] = _REMOVED
+    return from_json(entry)
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+# --- entries ----------------------------------------------------------------------------------------------------
+
+
+def _entry(frame: Frame) -> dict[str, Any]:
+    """Return an entry as a reader wants to see it: values without their wrapping, and JSON as JSON."""
+    entry = as_json(frame)
+    for name in _BYTES:
+        value: Any = entry.get(name)
+        if isinstance(value, dict) and value.keys() == {"content"}:
+            value = cast("dict[str, Any]", value)["content"]
+        elif name == "value":
+            continue
+        if isinstance(value, str):
+            entry[name] = _as_json_if_same(value)
+        elif value is not None:
+            entry[name] = value
+    return entry
+
+
+def _frame(entry: Mapping[str, Any]) -> Frame:
+    entry = dict(entry)
+    for name in _BYTES:
+        if name not in entry:
+            continue
+        value: Any = entry[name]
+        if isinstance(value, dict) and "json" in value:
+            value = _STYLES[cast("dict[str, Any]", value).get("style", "compact")](value["json"])
+        wrapped = name == "value" and (isinstance(value, str) or "base64" in value)
+        entry[name] = {"content": value} if wrapped else value
+    return from_json(entry)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+# As pydantic writes it, and as json.dumps does.
+_STYLES: Final[Mapping[str, Callable[[Any], str]]] = {"compact": _compact, "spaced": json.dumps}
+
+
+def _as_json_if_same(text: str) -> Any:
+    try:
+        value = json.loads(text, parse_constant=_refuse)
+        # A file holds no half of a surrogate pair, which JSON can spell.
+        _compact(value).encode()
+        for style, encode in _STYLES.items():
+            if encode(value) == text:
+                return {"json": value} if style == "compact" else {"json": value, "style": style}
+    except (ValueError, RecursionError):
+        pass
+    return text
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
+def _present(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -1,0 +1,250 @@
+"""Run today's code against a recorded journal, and see where it goes.
+
+There is one attempt. It is given the whole journal, and told that nothing more will come: what a server does over
+HTTP/1.1. So the SDK's own state machine compares everything that the handler asks for with what is recorded.
+
+R1. No body of a step runs: one whose result is not in the journal begins, and stays where it begins.
+R2. The recorded answer is not given to the attempt; it is compared with the one that today's code gives.
+R3. Nothing that the attempt asks for is carried out. Local timers pass in virtual time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import linecache
+import sys
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any, Final, NamedTuple
+
+from restate_steps._sdk import allow_observers, frames_of, observing
+from restate_steps.testing._driver import ASGIApp, quiet
+from restate_steps.testing._loop import SimulatedLoop
+from restate_steps.testing._recorded import RecordedJournal
+from restate_steps.testing._wire import (
+    Frame,
+    FrameReader,
+    Kind,
+    content_type,
+    frames_to_bytes,
+    is_command,
+    make,
+)
+
+__all__ = ["Asked", "Attempt", "Place", "run_against"]
+
+_MAX_TIMERS: Final = 10_000
+_MAX_WATCHED: Final = 10
+# Where a reader does not look for the line that matters.
+_FOREIGN: Final = sys.stdlib_module_names | {"anyio", "pydantic_ai", "pydantic_graph", "restate", "restate_steps"}
+_WAITS: Final = ("do_progress", "take_notification")
+_NO_COMMAND: Final = frozenset({*_WAITS, "sys_awakeable", "sys_end", "sys_input", "sys_signal"})
+
+
+class Place(NamedTuple):
+    """A line of code that is being executed."""
+
+    file: str
+    line: int
+    function: str
+
+    @property
+    def code(self) -> str:
+        """What the line says."""
+        return linecache.getline(self.file, self.line).strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a handler has asked of the VM, and where; the innermost line comes first."""
+
+    operation: str
+    arguments: tuple[Any, ...]
+    places: tuple[Place, ...]
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is a wait, which is no entry of the journal."""
+        return self.operation in _WAITS
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What became of a replay.
+
+    Attributes:
+        commands: What the handler asked for, in order, of what makes an entry.
+        refused: What the VM refused, because the journal has something else.
+        sent: The messages that the application sent.
+        bodies: The names of the steps whose bodies would run now.
+        crashed: What the application raised, if it did.
+        waits_at: Where the handler and its branches were waiting at the end.
+    """
+
+    commands: list[Asked] = field(default_factory=list[Asked])
+    refused: Asked | None = None
+    sent: list[Frame] = field(default_factory=list[Frame])
+    bodies: list[str] = field(default_factory=list[str])
+    crashed: BaseException | None = None
+    waits_at: list[tuple[Place, ...]] = field(default_factory=list[tuple[Place, ...]])
+
+    def sent_of(self, kind: Kind) -> Frame | None:
+        """Return the first message of a type that was sent, or None."""
+        return next((frame for frame in self.sent if frame.kind == kind), None)
+
+    @property
+    def new(self) -> list[Frame]:
+        """What was asked for that the journal does not have, without the answer."""
+        return [frame for frame in self.sent if is_command(frame.kind) and frame.kind != Kind.OUTPUT]
+
+
+class _Connection:
+    """The connection of the one attempt, and the observer of its context."""
+
+    def __init__(self, loop: SimulatedLoop, attempt: Attempt, frames: Iterable[Frame]) -> None:
+        self._loop, self._attempt = loop, attempt
+        self._inbox = deque([{"type": "http.request", "body": frames_to_bytes(frames), "more_body": False}])
+        self._waiter: asyncio.Future[None] | None = None
+        self._reader = FrameReader()
+        self._names: dict[int, str] = {}
+        self._over = False
+
+    async def receive(self) -> dict[str, Any]:
+        while not self._inbox:
+            self._waiter = self._loop.create_future()
+            await self._waiter
+        return self._inbox.popleft()
+
+    async def send(self, event: dict[str, Any]) -> None:
+        if event["type"] == "http.response.body" and not self._over:
+            self._attempt.sent += self._reader.feed(event["body"])
+
+    def hang_up(self) -> None:
+        """Take no notice from now on."""
+        self._over = True
+        self._inbox.append({"type": "http.disconnect"})
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
+        if operation not in _NO_COMMAND and not self._over:
+            self._attempt.commands.append(Asked(operation, arguments, _own_places()))
+
+    def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
+        if self._attempt.refused is None and not self._over:
+            # A branch may consist of nothing but the step; then it is the wait for it that a reader wants to see.
+            places = () if operation in _WAITS else _own_places()
+            places = places or next(iter(self._waiting()), ())
+            self._attempt.refused = Asked(operation, arguments, places)
+            if operation not in _NO_COMMAND:
+                # It has not become one.
+                self._attempt.commands.pop()
+
+    def run_requested(self, handle: int, name: str) -> None:
+        self._names[handle] = name
+
+    def delay_requested(self, milliseconds: int) -> None:
+        pass
+
+    def awakeable_made(self, awakeable_id: str) -> None:
+        pass
+
+    async def body_starts(self, handle: int) -> None:
+        if not self._over:
+            self._attempt.bodies.append(self._names.get(handle, "?"))
+        await self._loop.create_future()
+
+    def body_ended(self, handle: int) -> None:
+        pass
+
+    def end(self) -> None:
+        """Note where everything stands."""
+        self._attempt.waits_at = self._waiting()
+
+    def _waiting(self) -> list[tuple[Place, ...]]:
+        places = [tuple(_places(reversed(frames_of(task.get_coro())))) for task in asyncio.all_tasks(self._loop)]
+        return sorted({found for found in places if found})
+
+
+def run_against(recorded: RecordedJournal, app: ASGIApp) -> Attempt:
+    """Run today's code against a journal; the application must have the handler."""
+    allow_observers()
+    attempt = Attempt()
+    patience = [_MAX_TIMERS, _MAX_WATCHED]
+
+    def idle(next_timer: float | None) -> bool:
+        which = 0 if next_timer is not None else 1
+        due = next_timer if next_timer is not None else loop.next_watchdog()
+        patience[which] -= 1
+        if due is None or patience[which] < 0:
+            return False
+        loop.advance(due)
+        return True
+
+    loop = SimulatedLoop(idle)
+    connection = _Connection(loop, attempt, _told(recorded))
+    context = contextvars.copy_context()
+    context.run(observing.set, connection)
+    with quiet():
+        try:
+            call = app(_scope(recorded), connection.receive, connection.send)
+            task = loop.create_task(call, context=context)
+            task.add_done_callback(lambda _: loop.stop())
+            loop.run()
+            connection.end()
+            if task.done() and not task.cancelled():
+                attempt.crashed = task.exception()
+            connection.hang_up()
+        finally:
+            loop.end()
+    return attempt
+
+
+def _told(recorded: RecordedJournal) -> list[Frame]:
+    """Return what the attempt is given: the start, and the journal without the answer (R2)."""
+    origin = recorded.origin
+    journal = [frame for frame in recorded.frames if frame.kind != Kind.OUTPUT]
+    start = make(
+        Kind.START,
+        id=origin.raw_id,
+        debug_id=origin.invocation_id,
+        known_entries=len(journal),
+        # What the handler reads of its state is in the journal, and what it would read after that does not matter.
+        partial_state=True,
+        key=origin.target.key,
+        random_seed=origin.random_seed or 0,
+        idempotency_key=origin.idempotency_key if origin.protocol >= 7 else None,
+    )
+    return [start, *journal]
+
+
+def _scope(recorded: RecordedJournal) -> dict[str, Any]:
+    media = content_type(recorded.origin.protocol).encode()
+    target = recorded.origin.target
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": f"/invoke/{target.service}/{target.handler}",
+        "headers": [(b"content-type", media), (b"accept", media)],
+    }
+
+
+def _own_places() -> tuple[Place, ...]:
+    """Return where the caller stands, innermost first, as far as its task goes."""
+    frames: list[FrameType] = []
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    while frame is not None and frame.f_code.co_name != "_run_once":
+        frames.append(frame)
+        frame = frame.f_back
+    return tuple(_places(frames))
+
+
+def _places(frames: Iterable[FrameType]) -> Iterable[Place]:
+    for frame in frames:
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _FOREIGN:
+            yield Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)

@@ -1,0 +1,131 @@
+"""Hold today's code against recorded journals, one or many."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TypeAlias
+
+from typing_extensions import TypeIs
+
+from restate_steps.testing._difference import difference, missing_handler
+from restate_steps.testing._driver import ASGIApp, read_manifest
+from restate_steps.testing._errors import NotReplaySafeError, ReplayDifferenceError, SimulationError
+from restate_steps.testing._journal import Journal
+from restate_steps.testing._recorded import Recordable, RecordedJournal, as_recorded
+from restate_steps.testing._replay import run_against
+from restate_steps.testing._world import Manifest
+
+__all__ = ["Journals", "load_journals", "replay"]
+
+Journals: TypeAlias = str | Path | Recordable
+"""A file, a folder, a pattern such as ``tests/journals/*.json``, or a journal."""
+
+
+def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
+    """Hold today's code against recorded journals, as a release would: no run in flight may be left behind.
+
+    The journal of a run that had ended is replayed to its end: the handler has to ask for the same things in the same
+    order, and has to give the same answer. That of a run in flight is replayed as far as it goes. No body of a step
+    runs, nothing is sent to anybody, and no time passes.
+
+    What is compared is what the SDK compares: kinds and names of entries, targets, arguments, headers and keys of
+    calls, and values that are written. How long a sleep lasts is not.
+
+    Args:
+        journals: A file, a folder with its sub-folders, a pattern such as ``"tests/journals/*.json"``, what
+            :func:`record` takes, or several of these.
+        app: The application, as ``restate.app(...)`` returns it.
+
+    Raises:
+        ReplayDifferenceError: Today's code takes another way than the journal; it shows where.
+        NotReplaySafeError: Of several journals, some cannot be replayed; it lists all of them.
+        SimulationError: There is no such file, or it is no recorded journal.
+        TypeError: ``app`` is no Restate application.
+
+    Example:
+        >>> import restate
+        >>> from restate_steps.testing import RecordedJournal
+        >>> journal = RecordedJournal.from_text('''{
+        ...     "format": 1, "made_by": {}, "protocol": 6, "target": {"service": "Shop", "handler": "checkout"},
+        ...     "invocation": {"id": "inv_1", "raw_id": "00", "random_seed": 1},
+        ...     "entries": [{"type": "INPUT", "value": {"json": "tea"}}, {"type": "RUN", "name": "charge"}]
+        ... }''')
+        >>> shop = restate.Service("Shop")
+        >>> @shop.handler()
+        ... async def checkout(ctx: restate.Context, item: str) -> str:
+        ...     return await ctx.run_typed("pay", lambda: f"paid for {item}")
+        >>> replay(journal, restate.app([shop]))
+        Traceback (most recent call last):
+            ...
+        restate_steps.testing._errors.ReplayDifferenceError: inv_1: Shop/checkout: today's code goes another way:
+        ...
+          at entry 1 the journal has  run charge
+          and today's code asks for   run pay
+        ...
+    """
+    found = _all(journals)
+    manifest = read_manifest(app)
+    different = [error for each in found if (error := _replay_one(each, app, manifest)) is not None]
+    if not different:
+        return
+    if len(found) == 1:
+        raise different[0]
+    listed = "\n".join(f"  {each.journal}" for each in different)
+    details = "\n\n".join(f"{'-' * 80}\n{each}" for each in different)
+    raise NotReplaySafeError(
+        f"{len(different)} of {len(found)} journals cannot be replayed with today's code:\n{listed}\n\n{details}"
+    )
+
+
+def load_journals(journals: str | Path) -> list[RecordedJournal]:
+    """Read recorded journals, to make a test of each.
+
+    Args:
+        journals: A file, a folder with its sub-folders, or a pattern such as ``"tests/journals/*.json"``.
+
+    Returns:
+        The journals, sorted by path; there is at least one. As text, each is its path.
+
+    Raises:
+        SimulationError: There is none, or one of them is no recorded journal.
+
+    Example:
+        ```text
+        @pytest.mark.parametrize("journal", load_journals("tests/journals"), ids=str)
+        def test_runs_in_flight_can_go_on(journal: RecordedJournal) -> None:
+            replay(journal, app)
+        ```
+    """
+    path = Path(journals)
+    if path.is_dir():
+        files = sorted(path.rglob("*.json"))
+    elif path.exists() or not glob.has_magic(str(journals)):
+        files = [path]
+    else:
+        files = sorted(map(Path, glob.glob(str(journals), recursive=True)))
+    if not files:
+        # Nothing to replay would pass for ever, and nobody would notice.
+        raise SimulationError(f"there is no recorded journal at {journals}.")
+    return [RecordedJournal.load(file) for file in files]
+
+
+def _all(journals: Journals | Iterable[Journals]) -> list[RecordedJournal]:
+    if isinstance(journals, (str, Path)):
+        return load_journals(journals)
+    if _has_journal(journals):
+        return [as_recorded(journals)]
+    found = [each for part in journals for each in _all(part)]
+    if not found:
+        raise SimulationError("there is no recorded journal to replay: none was given.")
+    return found
+
+
+def _has_journal(value: object) -> TypeIs[Recordable]:
+    # A journal is a sequence, so it has to be told from several.
+    return isinstance(value, Journal) or hasattr(value, "journal")
+
+
+def _replay_one(recorded: RecordedJournal, app: ASGIApp, manifest: Manifest) -> ReplayDifferenceError | None:
+    return missing_handler(recorded, manifest) or difference(recorded, run_against(recorded, app))
