@@ -77,6 +77,17 @@ class SimulatedInvocation:
         return self._invocation.status.value
 
     @property
+    def attempts(self) -> int:
+        """How many attempts there have been so far."""
+        return self._invocation.attempts
+
+    @property
+    def last_failure(self) -> str | None:
+        """What the last attempt that failed said, as a server shows it to operators; None if none has failed."""
+        error = self._invocation.last_error
+        return None if error is None else error.message
+
+    @property
     def journal(self) -> Journal:
         """What is recorded so far."""
         return self._simulator.journal_of(self._invocation)

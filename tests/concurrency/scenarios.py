@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import random
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import restate
+from exploration import Subject, explored
 
 import restate_steps as rs
 from restate_steps import TaskGroup, as_completed, durable_step, gather, race, wait_for
@@ -28,18 +29,25 @@ class Pace:
 
     def __init__(self) -> None:
         self.milliseconds = 0.0
+        self.random = random.Random()
 
     async def wait(self) -> None:
         if self.milliseconds:
-            await asyncio.sleep(random.random() * self.milliseconds / 1000)
+            await asyncio.sleep(self.random.random() * self.milliseconds / 1000)
         else:
-            for _ in range(random.randrange(4)):
+            for _ in range(self.random.randrange(4)):
                 await asyncio.sleep(0)
 
 
 pace = Pace()
 bodies: list[str] = []
 """The tag of every body that ran, in the order in which they began."""
+
+
+def begin(seed: int) -> None:
+    """Draw the same times again, so that a run can be repeated; a replay within it still takes other times."""
+    pace.random.seed(seed)
+    bodies.clear()
 
 
 @durable_step(name="work {tag}")
@@ -62,22 +70,33 @@ def constant(value: Any) -> Callable[[], Awaitable[Any]]:
     return body
 
 
-@dataclass
-class Scenario:
-    """A handler and what it may answer."""
-
-    name: str
-    answers: list[Any]
-    cancellable: bool = True
-
-
 service = restate.Service("Scenarios")
-SCENARIOS: dict[str, Scenario] = {}
+SCENARIOS: dict[str, Subject] = {}
+"""What was explored under each handler's name."""
 
 
-def scenario(*answers: Any, cancellable: bool = True) -> Callable[[Any], Any]:
+class _App:
+    """The application, made when it is first used: the handlers below are added to the service one by one."""
+
+    @functools.cached_property
+    def app(self) -> Any:
+        return restate.app([service])
+
+    def __call__(self, *args: Any) -> Any:
+        return self.app(*args)
+
+
+APP = _App()
+
+
+def scenario(*answers: Any, **options: Any) -> Callable[[Any], Any]:
+    """Add a handler that is explored, and say what it may answer."""
+
     def register(function: Any) -> Any:
-        SCENARIOS[function.__name__] = Scenario(function.__name__, list(answers), cancellable)
+        name = function.__name__
+        SCENARIOS[name] = explored(
+            Subject(name, APP, f"Scenarios/{name}", answers=list(answers), setup=begin, **options)
+        )
         return service.handler()(function)
 
     return register
@@ -220,7 +239,7 @@ async def failure_7_a_parent_goes_on_while_siblings_run(ctx: restate.Context) ->
     return await gather(parent("a", "b"), parent("c", "d"), chain("e", 4))
 
 
-@scenario("failed, then after", cancellable=False)
+@scenario("failed, then after")
 async def failure_8_siblings_of_a_failing_branch_end(ctx: restate.Context) -> str:
     ended: list[str] = []
 
@@ -353,7 +372,7 @@ async def handler_feeds_a_queue_of_a_branch(ctx: restate.Context) -> list[str]:
     return got
 
 
-@scenario("task failed; body was cancelled", cancellable=False)
+@scenario("task failed; body was cancelled")
 async def task_group_interrupts_its_body(ctx: restate.Context) -> str:
     seen: list[str] = []
 
@@ -474,7 +493,7 @@ async def a_durable_future_outlives_its_time_out(ctx: restate.Context) -> list[s
     return ["answered in time"]
 
 
-@scenario(["a", "b"], cancellable=False)
+@scenario(["a", "b"])
 async def locks_survive_a_cancelled_waiter(ctx: restate.Context) -> list[str]:
     lock = asyncio.Lock()
 
@@ -612,7 +631,7 @@ async def cancelled_while_two_wait_for_one_charge(ctx: restate.Context) -> list[
     return list(await gather(careful(), waits()))
 
 
-@scenario("inner failed; used", cancellable=False)
+@scenario("inner failed; used")
 async def an_interrupted_handler_leaves_a_shared_future_alone(ctx: restate.Context) -> str:
     future = work.start("shared")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -14,8 +15,8 @@ import pytest
 import restate
 
 import restate_steps as rs
-from concurrency.explorer import Player, app_of, fields, first_journal
 from restate_steps import TaskGroup, as_completed, durable_step, gather, race, step_info, wait_for
+from restate_steps.testing import Simulator, explore, simulate
 
 Body = Callable[[], Awaitable[Any]]
 
@@ -28,11 +29,8 @@ async def inside(body: Body) -> Any:
     async def handler(ctx: restate.Context) -> Any:
         return await body()
 
-    attempt = await Player(app_of(service), "Semantics/handler", first_journal(), 0).play()
-    assert attempt.verdict == "done", str(attempt)
-    data = fields(attempt.output)
-    assert list(data) == [1], data
-    return json.loads(data[1]) if data[1] else None
+    async with simulate(restate.app([service])) as sim:
+        return (await sim.call(handler)).value
 
 
 async def outside(body: Body) -> Any:
@@ -269,7 +267,7 @@ async def test_as_completed_times_out(run: Any) -> None:
         async def forever() -> None:
             while True:
                 await step("on")
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.001)
 
         try:
             async for task in as_completed([step("quick"), forever()], timeout=0.02):
@@ -324,9 +322,10 @@ async def test_terminal_error_in_a_group_stays_visible_to_the_sdk() -> None:
             group.create_task(fails())
             group.create_task(step("y"))
 
-    attempt = await Player(app_of(service), "Terminal/handler", first_journal(), 0).play()
-    assert attempt.verdict == "done"
-    assert fields(attempt.output)[1] == 418
+    async with simulate(restate.app([service])) as sim:
+        with pytest.raises(restate.TerminalError, match="no") as failed:
+            await sim.call(handler)
+    assert failed.value.status_code == 418
 
 
 async def test_nothing_is_left_running_when_an_attempt_ends() -> None:
@@ -353,11 +352,13 @@ async def test_nothing_is_left_running_when_an_attempt_ends() -> None:
         await gather(branch("a"), branch("b"))
 
     before = asyncio.all_tasks()
-    attempt = await Player(app_of(service), "Ends/handler", first_journal(), 0, suspend=True).play()
-    assert attempt.verdict == "suspended"
-    for _ in range(20):
-        await asyncio.sleep(0)
-    assert sorted(ended) == ["a", "b", "inner a", "inner b"]
+    async with simulate(restate.app([service]), always_replay=True) as sim:
+        invocation = await sim.send(handler)
+        assert invocation.status == "suspended"
+        assert Counter(ended) == dict.fromkeys(["a", "b", "inner a", "inner b"], invocation.attempts)
+        process = sim.driver._process
+        assert process is not None
+        assert process.loop.open_tasks() == []
     assert asyncio.all_tasks() == before
 
 
@@ -377,11 +378,10 @@ async def test_branches_left_by_the_handler_end_with_it() -> None:
         async for task in as_completed([slow(), step("quick")]):
             return await task
 
-    attempt = await Player(app_of(service), "Left/handler", first_journal(), 0).play()
-    assert attempt.verdict == "done", str(attempt)
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert ended == ["slow"]
+    async with simulate(restate.app([service])) as sim:
+        assert (await sim.call(handler)).value == "quick"
+        sim.settle()
+        assert ended == ["slow"]
 
 
 async def test_an_awaitable_given_twice_runs_once(run: Any) -> None:
@@ -454,14 +454,12 @@ async def test_a_step_in_the_body_of_a_raw_run_is_part_of_it() -> None:
     async def handler(ctx: restate.Context) -> list[str]:
         return [await ctx.run_typed("first", raw), await ctx.run_typed("second", raw), await charge()]
 
-    whole = await Player(app_of(service), "Raw/handler", first_journal(), 0).play()
-    assert whole.verdict == "done", str(whole)
+    report = explore(restate.app([service]), handler)
+    report.assert_replay_safe()
+    assert report.complete
+    assert report.prefixes > 5
     assert len(set(keys)) == 3
     assert all(keys)
-    for length in range(1, len(whole.journal) - 1):
-        again = await Player(app_of(service), "Raw/handler", whole.journal[:length], 0).play()
-        assert again.verdict == "done", str(again)
-    assert len(set(keys)) == 3
 
 
 async def test_keys_go_on_in_the_context_managers_of_a_handler() -> None:
@@ -487,8 +485,8 @@ async def test_keys_go_on_in_the_context_managers_of_a_handler() -> None:
         async for _ in as_completed([note(), rs.restate_context().awakeable()[1]]):
             break
 
-    attempt = await Player(app_of(service), "Managed/handler", first_journal(), 0).play()
-    assert attempt.verdict == "done", str(attempt)
+    async with simulate(restate.app([service])) as sim:
+        await sim.call(handler)
     assert len(keys) == 7
     assert len(set(keys)) == 7
 
@@ -502,9 +500,12 @@ async def test_gather_does_not_return_the_cancellation_of_the_invocation() -> No
         results = await gather(ctx.sleep(timedelta(hours=1)), ctx.sleep(timedelta(hours=2)), return_exceptions=True)
         return [repr(result) for result in results]
 
-    attempt = await Player(app_of(service), "Returned/handler", first_journal(), 0, cancel_after=3).play()
-    assert attempt.verdict == "done"
-    assert fields(attempt.output)[1] == 409
+    async with simulate(restate.app([service])) as sim:
+        invocation = await sim.send(handler)
+        await invocation.cancel()
+        with pytest.raises(restate.TerminalError) as failed:
+            await invocation.result()
+    assert failed.value.status_code == 409
 
 
 if sys.version_info >= (3, 12):
@@ -554,9 +555,18 @@ async def test_every_level_can_compensate_when_the_invocation_is_cancelled() -> 
             await undo("all", 2)
             raise
 
-    for seed in range(20):
-        undone.clear()
-        attempt = await Player(app_of(service), "Levels/handler", first_journal(), seed, cancel_after=5).play()
-        assert attempt.verdict == "done", str(attempt)
-        assert fields(attempt.output)[1] == 409
-        assert sorted(undone) == ["a!", "a1", "a2", "a?", "all", "b!", "b1", "b2", "b?"], str(attempt)
+    async def cancelled(sim: Simulator) -> None:
+        invocation = await sim.send(handler)
+        await invocation.cancel()
+        await invocation.result()
+
+    def all_is_undone(sim: Simulator) -> None:
+        # An attempt after a crash replays what was undone before.
+        found = undone if sim.invocations[0].attempts == 1 else set(undone)
+        assert sorted(found) == ["a!", "a1", "a2", "a?", "all", "b!", "b1", "b2", "b?"]
+
+    report = explore(restate.app([service]), scenario=cancelled, setup=undone.clear, check=all_is_undone, max_runs=250)
+    report.assert_replay_safe()
+    assert [str(outcome) for outcome, _ in report.outcomes] == ["TerminalError 409: cancelled"]
+    assert report.schedules > 20
+    assert report.prefixes > 20

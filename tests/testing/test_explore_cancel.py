@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Literal
 
 import pytest
 import restate
 
-from restate_steps import durable_step
+from restate_steps import durable_step, race
 from restate_steps.testing import Schedule, Simulator, explore
 
 bank = restate.Service("Bank")
@@ -113,3 +114,22 @@ def test_what_waits_for_a_client_is_cancelled_as_well() -> None:
 def test_a_schedule_with_a_cancellation_can_be_read_again(text: str) -> None:
     """What is printed is what is read."""
     assert str(Schedule.parse(text)) == text
+
+
+@bank.handler()
+async def races(ctx: restate.Context) -> str:
+    return await race(named("a"), named("b"))
+
+
+@durable_step(name="named {name}")
+async def named(name: str) -> str:
+    return name
+
+
+@pytest.mark.parametrize("mode", ["bidirectional", "request_response"])
+def test_an_answer_that_only_a_crash_can_give_over_http1(mode: Literal["bidirectional", "request_response"]) -> None:
+    """There both bodies end before anything goes on, unless a crash comes between; that is no fault of the handler."""
+    report = explore(APP, races, mode=mode)
+    report.assert_replay_safe()
+    assert {str(outcome) for outcome, _ in report.outcomes} == {"'a'", "'b'"}
+    assert report.complete
