@@ -42,7 +42,7 @@ from types import CoroutineType, FrameType
 from typing import Any, Final, Protocol, TypeVar, cast, runtime_checkable
 
 import restate.server_context as _server
-from restate import RestateDurableFuture, TerminalError
+from restate import RestateDurableFuture, RunOptions, TerminalError
 from restate.exceptions import SdkInternalException, SuspendedException
 from restate.extensions import current_context
 from restate.server_context import ServerDurableFuture, ServerInvocationContext
@@ -74,6 +74,7 @@ __all__ = [
     "map_failure",
     "observing",
     "result_of",
+    "run_unwatched",
     "running_body",
     "state_of",
     "uses_explicit_recovery",
@@ -225,7 +226,13 @@ def keep_state(context: ServerInvocationContext, state: Any) -> None:
 
 
 class _Bodies(dict[int, Callable[[], Awaitable[None]]]):
-    """The SDK's bodies that are to run, each told where it runs before it does."""
+    """The SDK's bodies that are to run, each told where it runs before it does.
+
+    Attributes:
+        watched: Whether that goes for those that are added now.
+    """
+
+    watched = True
 
     def __init__(self, bodies: dict[int, Callable[[], Awaitable[None]]], enter: Callable[[int], None]) -> None:
         super().__init__()
@@ -238,12 +245,24 @@ class _Bodies(dict[int, Callable[[], Awaitable[None]]]):
             self._enter(handle)
             return body()
 
-        super().__setitem__(handle, run)
+        super().__setitem__(handle, run if self.watched else body)
 
 
 def watch_bodies(context: ServerInvocationContext, enter: Callable[[int], None]) -> None:
     """Call ``enter(handle)`` in each body of ``ctx.run``, before the body itself, in the body's own context."""
     context.run_coros_to_execute = _Bodies(context.run_coros_to_execute, enter)
+
+
+def run_unwatched(
+    context: ServerInvocationContext, name: str, body: Callable[[], Awaitable[T]], options: RunOptions[T]
+) -> RestateDurableFuture[T]:
+    """Call ``ctx.run_typed`` for a body that marks itself, which :func:`watch_bodies` would do only to be overruled."""
+    bodies = cast(_Bodies, context.run_coros_to_execute)
+    bodies.watched = False
+    try:
+        return context.run_typed(name, cast(Any, body), options)
+    finally:
+        bodies.watched = True
 
 
 def running_body() -> int | None:
