@@ -1,7 +1,8 @@
 """The handlers that are measured: with durable steps, and written by hand with the SDK alone.
 
 The hand-written ones name their serde, as whoever counts microseconds does: left to itself, the SDK inspects the
-signature on every call. It has the same duty as a step's codec, from the declared type to JSON and back.
+signature on every call. It has the same duty as a step's codec, from the declared type to JSON and back. One has bytes
+to begin with, which nobody encodes: less than that the SDK cannot do.
 
 Every handler runs ``count`` steps and answers how many seconds they took, from the first to the last.
 """
@@ -17,7 +18,7 @@ from typing import Any, Generic, TypeVar
 import restate
 from pydantic import BaseModel, TypeAdapter
 from restate import RunOptions
-from restate.serde import Serde
+from restate.serde import BytesSerde, Serde
 
 from restate_steps import DurableStep, durable_step, gather
 
@@ -51,6 +52,10 @@ async def number(at: int) -> int:
     return at
 
 
+async def encoded(at: int) -> bytes:
+    return b"1"
+
+
 async def quote(at: int) -> Quote:
     return Quote(sku="sku", quantity=at, price=Decimal("9.90"), tags=["a", "b"])
 
@@ -60,6 +65,7 @@ async def pause(at: int) -> int:
     return at
 
 
+BYTES: RunOptions[bytes] = RunOptions(serde=BytesSerde())
 NUMBER: RunOptions[int] = RunOptions(serde=AdapterSerde(int))
 QUOTE: RunOptions[Quote] = RunOptions(serde=AdapterSerde(Quote))
 
@@ -117,6 +123,7 @@ def together_by_steps(step: DurableStep[[int], Any]) -> Handler:
 
 
 HANDLERS: dict[str, Handler] = {
+    "bytes_by_hand": by_hand(encoded, BYTES),
     "int_by_hand": by_hand(number, NUMBER),
     "int_steps": by_steps(step_number),
     "int_unverified": by_steps(step_number.with_options(verify=False)),

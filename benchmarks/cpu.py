@@ -57,6 +57,8 @@ def one_after_another(player: Player) -> None:
             }
             if (mode, result, count) == ("fresh", "int", 100):
                 handlers["by hand against itself"] = "int_by_hand"
+            if (result, count) == ("int", 100):
+                handlers["by hand, nothing encoded"] = "bytes_by_hand"
             measured = {label: measurement(player, mode, name, count) for label, name in handlers.items()}
             samples = by_turns(measured, seconds=0.8 + count / 300)
             base = samples.pop("by hand")
