@@ -221,7 +221,7 @@ class _Process:
 
     def __init__(self, driver: Driver) -> None:
         now = (driver.world.now - START_MS) / 1000
-        self.loop = SimulatedLoop(driver.idle, now)
+        self.loop = SimulatedLoop.take(driver.idle, now)
         self.loop.outside_of_steps = self._talks_outside
         self.attempts: dict[str, _Attempt] = {}
         self.tasks: dict[str, asyncio.Task[Any]] = {}

@@ -15,6 +15,7 @@ L4. The loop can run inside another loop's task; outside, nothing of it is seen.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import selectors
 import sys
 from collections.abc import Callable, Coroutine, Mapping
@@ -75,6 +76,16 @@ class _IdleSelector(selectors.BaseSelector):
         return 0.0
 
 
+_spare: list[SimulatedLoop] = []
+_MAX_SPARE: Final = 8
+
+
+@atexit.register
+def _close_spare_loops() -> None:
+    while _spare:
+        _spare.pop().close()
+
+
 class SimulatedLoop(asyncio.SelectorEventLoop):
     """An event loop in virtual time.
 
@@ -100,6 +111,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._looks = 0
         super().__init__(selector)
         selector.loop = self
+        self._idle_selector = selector
 
     def time(self) -> float:
         """Return the virtual time, in seconds."""
@@ -233,9 +245,33 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             # It waits for its threads in another one, which has to be waited for in turn.
             self.threads += 1
             self._finish(self.shutdown_default_executor())
-        self.set_exception_handler(_say_nothing)
-        self.close()
+        if left or self._is_used() or len(_spare) >= _MAX_SPARE:
+            self.set_exception_handler(_say_nothing)
+            self.close()
+        else:
+            _spare.append(self)
         return left
+
+    @classmethod
+    def take(cls, on_idle: Callable[[float | None], bool], now: float = 0.0) -> SimulatedLoop:
+        """Return a loop that somebody has ended and left as new, or a new one: to make one takes long."""
+        if not _spare:
+            return cls(on_idle, now)
+        loop = _spare.pop()
+        loop._on_idle, loop._now = on_idle, now
+        loop.threads = loop.bodies = loop._looks = 0
+        loop.outside_of_steps = _ignore
+        loop._watchdogs.clear()
+        return loop
+
+    def _is_used(self) -> bool:
+        """Whether something is left that another user could come upon: a timer, a thread, a socket."""
+        return bool(
+            getattr(self, "_scheduled", True)
+            or getattr(self, "_ready", True)
+            or getattr(self, "_default_executor", None)
+            or len(self._idle_selector.get_map()) > _OWN_SOCKETS
+        )
 
     def _finish(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         task = self.create_task(coroutine)

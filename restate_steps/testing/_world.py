@@ -212,6 +212,8 @@ class Invocation:
     failures: int = 0
     """How many attempts have failed since the last entry was stored."""
     failing_since: int = 0
+    failures_in_a_row: int = 0
+    """How many attempts have failed since it began, was suspended or was resumed: what the policy counts."""
     epoch: int = 0
     """Goes up with whatever makes a timer for the next attempt pointless."""
     output: bytes | None = None
@@ -453,7 +455,8 @@ class World:
         """Try a paused invocation again."""
         invocation = self.invocations[invocation_id]
         if invocation.status is Status.PAUSED:
-            invocation.failures, invocation.last_error = 0, None
+            invocation.failures = invocation.failures_in_a_row = 0
+            invocation.last_error = None
             invocation.status = Status.READY
 
     # --- time and deliveries ------------------------------------------------------------------------------------
@@ -546,6 +549,7 @@ class World:
     def _suspend(self, invocation: Invocation, fields: dict[str, Any]) -> None:
         invocation.awaits = fields.get("awaiting_on", fields)
         invocation.status = Status.SUSPENDED
+        invocation.failures_in_a_row = 0
         # The server looks at what is there, not at whether it was there before. So one that has seen its cancellation
         # is tried again without end while it waits for something else; here, until an attempt brings nothing new.
         if len(invocation.journal) > invocation.began_with and _resolved(invocation.awaits, invocation):
@@ -556,20 +560,21 @@ class World:
         invocation.last_error = failure
         invocation.epoch += 1
         rules = invocation.info.retry
-        exhausted = rules.attempts is not None and invocation.failures >= rules.attempts
+        exhausted = rules.attempts is not None and invocation.failures_in_a_row >= rules.attempts
         if behavior == _FAIL or (exhausted and rules.on_exhausted == "KILL"):
             self._end(invocation, None, failure)
         elif behavior == _PAUSE or exhausted or (failure.code in _MISMATCH and not self.retry_mismatches):
             invocation.status = Status.PAUSED
         else:
             invocation.status = Status.BACKING_OFF
-            wait = rules.delay(invocation.failures) if delay is None else delay
+            wait = rules.delay(invocation.failures_in_a_row) if delay is None else delay
             self._set_timer(self.now + wait, ("retry", invocation.id, invocation.epoch))
 
     def _count_failure(self, invocation: Invocation) -> None:
         if invocation.failures == 0:
             invocation.failing_since = self.now
         invocation.failures += 1
+        invocation.failures_in_a_row += 1
 
     def _end(self, invocation: Invocation, output: bytes | None, failure: Failure | None) -> None:
         invocation.status = Status.COMPLETED

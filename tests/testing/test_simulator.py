@@ -497,6 +497,7 @@ def test_the_heart_does_no_io(module: str) -> None:
         "collections.abc",
         "dataclasses",
         "enum",
+        "functools",
         "hashlib",
         "restate_steps.testing._wire",
         "struct",

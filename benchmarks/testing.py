@@ -1,0 +1,186 @@
+"""What the testing kit costs: a simulated attempt, and how many schedules are explored a second.
+
+    python -m benchmarks testing
+
+CPU time of this process, so that other work on the machine does not count. "by hand" is the same attempt played with
+nothing around it: bytes in, bytes out, no server's state, no virtual time, no choice of what happens next. Then follows
+what a step costs without any server, as ``benchmarks.cpu`` measures it.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import restate
+
+from restate_steps import durable_step, gather
+from restate_steps.testing import explore
+from restate_steps.testing._driver import Driver, read_manifest
+from restate_steps.testing._wire import Kind
+from restate_steps.testing._world import Target
+
+from . import cpu
+from ._handlers import application
+from ._measure import Spread, by_turns, print_table, ratio, spread
+from ._player import Player, Recording, first
+
+ATTEMPT_GOAL = 1.5
+REPLAY_GOAL = 4.0
+RATE_GOAL = 1_000.0
+SECONDS = 6.0
+TIMES = 20
+
+service = restate.Service("Explored")
+
+
+@durable_step
+async def step(number: int) -> int:
+    return number
+
+
+async def one() -> int:
+    return 1
+
+
+OPTIONS = restate.RunOptions(type_hint=int)
+
+
+@service.handler()
+async def two_plain(ctx: restate.Context) -> int:
+    a, b = ctx.run_typed("a", one, OPTIONS), ctx.run_typed("b", one, OPTIONS)
+    await restate.gather(a, b)
+    return await a + await b
+
+
+@service.handler()
+async def two_branches(ctx: restate.Context) -> list[int]:
+    return await gather(step(1), step(2))
+
+
+async def branch(number: int) -> int:
+    return await step(number) + await step(number)
+
+
+@service.handler()
+async def two_branches_of_two(ctx: restate.Context) -> list[int]:
+    return await gather(branch(1), branch(2))
+
+
+EXPLORED: dict[str, Callable[..., Any]] = {
+    "two runs under restate.gather": two_plain,
+    "two branches of a step": two_branches,
+    "two branches of two steps": two_branches_of_two,
+}
+
+
+def cost(action: Callable[[], object]) -> Callable[[], float]:
+    """Return what measures the CPU seconds of one action."""
+
+    def measure() -> float:
+        before = time.process_time()
+        for _ in range(TIMES):
+            action()
+        return (time.process_time() - before) / TIMES
+
+    return measure
+
+
+def by_hand(player: Player, handler: str, journal: Recording) -> Callable[[], float]:
+    """Return what measures the CPU seconds of an attempt that is played by hand."""
+    return lambda: player.play(handler, journal, times=TIMES)[0] / TIMES
+
+
+def attempts(app: Any) -> None:
+    manifest = read_manifest(app)
+    player = Player(app)
+
+    def fresh(handler: str, count: int) -> Callable[[], object]:
+        def play() -> None:
+            driver = Driver(app, manifest)
+            invocation = driver.world.submit(Target("Bench", handler), str(count).encode())
+            driver.run(lambda: invocation.ended)
+            driver.close()
+
+        return play
+
+    def replayed(handler: str, count: int) -> Callable[[], object]:
+        driver = Driver(app, manifest)
+        recorded = driver.world.submit(Target("Bench", handler), str(count).encode())
+        driver.run(lambda: recorded.ended)
+        driver.close()
+        journal = [frame for frame in recorded.journal if frame.kind != Kind.OUTPUT]
+
+        def play() -> None:
+            driver = Driver(app, manifest)
+            invocation = driver.world.submit(recorded.target, b"")
+            invocation.journal, invocation.completed = list(journal), set(recorded.completed)
+            driver.run(lambda: invocation.ended)
+            driver.close()
+
+        return play
+
+    rows: list[list[str]] = []
+    for label, handler, count, play, journal, goal in (
+        ("10 runs by the SDK, fresh", "int_by_hand", 10, fresh, first(10), ATTEMPT_GOAL),
+        ("10 steps, fresh", "int_steps", 10, fresh, first(10), ATTEMPT_GOAL),
+        ("100 runs by the SDK, replayed", "int_by_hand", 100, replayed, None, REPLAY_GOAL),
+        ("100 steps, replayed", "int_steps", 100, replayed, None, REPLAY_GOAL),
+    ):
+        given = player.record(handler, count) if journal is None else journal
+        samples = by_turns(
+            {"by hand": by_hand(player, handler, given), "simulated": cost(play(handler, count))},
+            seconds=SECONDS / 2,
+        )
+        taken = spread([sample * 1e3 for sample in samples["simulated"]])
+        found = ratio(samples["simulated"], samples["by hand"])
+        alone = spread(samples["by hand"]).median * 1e3
+        rows.append([label, f"{alone:.2f}", f"{taken.median:.2f}", f"{found.median:.2f}", f"≤ {goal}", most(taken, goal)])
+    print("Milliseconds of CPU for a whole attempt\n")
+    print_table(["", "by hand", "simulated", "ratio", "goal", "verdict"], rows)
+    player.close()
+
+
+def exploration() -> None:
+    app = restate.app([service])
+    rows: list[list[str]] = []
+    for label, handler in EXPLORED.items():
+        rates: list[float] = []
+        orders: list[float] = []
+        deadline = time.perf_counter() + SECONDS / 2
+        runs = 0
+        while time.perf_counter() < deadline or len(rates) < 5:
+            for rate, crashes in ((rates, 1), (orders, 0)):
+                before = time.process_time()
+                report = explore(app, handler, crashes=crashes)
+                report.assert_replay_safe()
+                rate.append(report.runs / (time.process_time() - before))
+                runs = max(runs, report.runs)
+        found, calm = spread(rates), spread(orders)
+        verdict = "met" if calm.median >= RATE_GOAL else "missed"
+        rows.append([label, str(runs), f"{calm.median:,.0f}", f"{found.median:,.0f}", f"≥ {RATE_GOAL:,.0f}", verdict])
+    print("\nExplored completely: runs a second of CPU, without a crash and with one (two attempts, one of them cut off)\n")
+    print_table(["", "runs", "schedules/s", "with a crash/s", "goal", "verdict"], rows)
+
+
+def most(taken: Spread, goal: float) -> str:
+    return "met" if taken.most <= goal else "missed" if taken.least > goal else "unclear"
+
+
+def main() -> int:
+    logging.getLogger("restate").setLevel(logging.CRITICAL)
+    gc.collect()
+    gc.freeze()
+    attempts(application())
+    exploration()
+    gc.unfreeze()
+    print()
+    return 0 if "--short" in sys.argv else cpu.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
