@@ -123,7 +123,8 @@ class Report:
 
     def summary(self) -> str:
         """Return the report in a few lines."""
-        covered = "all there are" if self.complete else "a sample, as the budget ran out"
+        stopped = "until the first problem" if self.findings else "a sample, as the budget ran out"
+        covered = "all there are" if self.complete else stopped
         lines = [
             f"explored {self.schedules:,} schedules and {self.prefixes:,} resumed prefixes, {covered}, "
             f"in {self.seconds:.1f} s ({self.rate:,.0f} a second, seed {self.seed})"
@@ -136,7 +137,8 @@ class Report:
         if again:
             shown = ", ".join(f"{name} (up to {self.most_runs[name]} times)" for name in again)
             lines.append(f"bodies that may run again after a crash: {shown}")
-        lines.append(f"found {len(self.findings)} problems" if self.findings else "found no problem")
+        found = len(self.findings)
+        lines.append(f"found {found or 'no'} problem{'s' if found > 1 else ''}")
         return "\n".join(lines)
 
     def __str__(self) -> str:

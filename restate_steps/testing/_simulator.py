@@ -472,7 +472,7 @@ def simulate(
         TypeError: ``app`` is no Restate application.
 
     Example:
-        >>> import asyncio, restate
+        >>> import restate
         >>> shop = restate.Service("Shop")
         >>> @shop.handler()
         ... async def checkout(ctx: restate.Context, item: str) -> str:
@@ -481,7 +481,7 @@ def simulate(
         ...     async with simulate(restate.app([shop])) as sim:
         ...         result = await sim.call(checkout, "tea")
         ...         print(result.value, result.journal.names, result.effects["charge"])
-        >>> asyncio.run(test_checkout())
+        >>> await test_checkout()
         paid for tea ['charge'] 1
     """
     return Simulator(app, version=version, mode=mode, always_replay=always_replay, seed=seed)

@@ -29,4 +29,5 @@ def timeline(driver: Driver) -> str:
 
 
 def _event(what: str) -> str:
-    return f"        ✂ {what}" if what == "crash" else f"        · {what}"
+    mark = "✂" if what == "crash" else "·"
+    return f"        {mark} " + what.replace("\n", "\n          ")
