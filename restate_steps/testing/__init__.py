@@ -1,9 +1,11 @@
 """Test durable handlers: play the server in-process in virtual time, explore every crash, or run a real server."""
 
+from restate_steps.testing._deterministic import DeterminismReport, Nondeterminism, check_deterministic
 from restate_steps.testing._effects import Effects
 from restate_steps.testing._errors import (
     InvocationPausedError,
     JournalMismatchError,
+    NotDeterministicError,
     NotReplaySafeError,
     ReplayDifferenceError,
     SimulationError,
@@ -20,11 +22,14 @@ from restate_steps.testing._server import ServerEnvironment, close_servers, serv
 from restate_steps.testing._simulator import Result, SimulatedInvocation, Simulator, simulate
 
 __all__ = [
+    "DeterminismReport",
     "Effects",
     "Finding",
     "InvocationPausedError",
     "Journal",
     "JournalMismatchError",
+    "Nondeterminism",
+    "NotDeterministicError",
     "NotReplaySafeError",
     "Outcome",
     "RecordedJournal",
@@ -37,6 +42,7 @@ __all__ = [
     "SimulationError",
     "Simulator",
     "StuckError",
+    "check_deterministic",
     "close_servers",
     "explore",
     "export_journal",

@@ -7,6 +7,7 @@ from restate_steps.errors import StepsError
 __all__ = [
     "InvocationPausedError",
     "JournalMismatchError",
+    "NotDeterministicError",
     "NotReplaySafeError",
     "ReplayDifferenceError",
     "SimulationError",
@@ -48,6 +49,10 @@ class JournalMismatchError(InvocationPausedError):
 
 class NotReplaySafeError(StepsError, AssertionError):
     """A handler was explored, and does not survive everything; the message tells where, and how to see it again."""
+
+
+class NotDeterministicError(StepsError, AssertionError):
+    """A handler depends on something that is not in its journal; the message says on what, and how to mend it."""
 
 
 class ReplayDifferenceError(NotReplaySafeError):

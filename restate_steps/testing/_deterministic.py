@@ -1,0 +1,419 @@
+"""Find out whether a handler always does the same with the same journal, and if not, what makes the difference.
+
+C1. A handler is recorded once. It is run again from the whole journal, and reads what it has read then: the same times,
+    the same random numbers. If it does otherwise all the same, something else makes the difference.
+C2. Then one line that reads something reads something else. If the handler does otherwise now, this line makes the
+    difference, and nothing else.
+C3. What a run does after it has parted from the recorded one is not looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+from restate_steps.testing._driver import ASGIApp, read_manifest
+from restate_steps.testing._errors import NotDeterministicError, SimulationError
+from restate_steps.testing._find_app import app_of, name_of
+from restate_steps.testing._interpreters import IS_OTHER_INTERPRETER, Answer, rerun_elsewhere
+from restate_steps.testing._journal import Journal
+from restate_steps.testing._memory import Memory, changed, remember
+from restate_steps.testing._outside import listen
+from restate_steps.testing._rerun import (
+    Parting,
+    Recording,
+    Rerun,
+    Scenario,
+    contradiction,
+    describe_operation,
+    journal_of,
+    record_runs,
+    rerun,
+)
+from restate_steps.testing._simulator import HandlerRef, Simulator
+from restate_steps.testing._sources import SHIFTS, watched_sources
+from restate_steps.testing._user_code import Place
+from restate_steps.testing._watch import Kind, Outside, Reading
+
+__all__ = ["DeterminismReport", "Nondeterminism", "check_deterministic"]
+
+_MOST_READINGS: Final = 64
+_MOST_NAMES: Final = 5
+_FIRST_SEED: Final = 1
+
+_MEND: Final[dict[Kind, str]] = {
+    "clock": "Ask for the time with `await ctx.time()`, or read the clock in a step; both are recorded.",
+    "randomness": (
+        "Draw from ctx.random(), make ids with ctx.uuid(), which give the same on every attempt; or draw in a step."
+    ),
+    "hash order": "Go through sorted(...) of the set, or keep a list or a dict, which stay in the order of insertion.",
+    "memory address": "Use a name, a number or an id of your own that is the same in every process.",
+    "environment": (
+        "Read it in a step, so that an invocation goes on with what it has begun with. If it has the same value for as "
+        'long as an invocation lasts, pass ignore=("environment",).'
+    ),
+    "memory": (
+        "What outlives an attempt is not there after a crash, or is another one by then. Keep it in the state of a "
+        "Virtual Object (ctx.set), hand it on as a value, or read it in a step."
+    ),
+    "outside I/O": (
+        "Do it in a step: it is done once then, and its result is recorded. Outside of one it is done again by every "
+        "attempt, and may come out otherwise."
+    ),
+    "unknown": (
+        "Neither a clock, nor random numbers of Python's, nor I/O that can be seen makes the difference. Look at what "
+        "the line depends on, and do in a step what is not the same every time."
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Nondeterminism:
+    """One thing that makes a handler do otherwise with the same journal.
+
+    Attributes:
+        kind: What makes the difference: ``"clock"``, ``"randomness"``, ``"hash order"`` (of sets), ``"memory address"``
+            (``id()``), ``"environment"`` (variables, the process), ``"memory"`` (what outlives an attempt, such as a
+            global variable), ``"outside I/O"``, or ``"unknown"``.
+        cause: The same, in particular: the call or the variables.
+        handler: The handler, and its key if it has one.
+        location: The line of the user's code that does it, as ``file:line``; the line after which the runs part, where
+            it is not known which one is to blame.
+        after: The last thing that both runs have asked for, in words; for a step, ``step 'charge'``.
+        after_index: Its index in the journal.
+        recorded: What the recorded run did next, in words.
+        replayed: What the other run did.
+        parted_at: The line of the user's code where the other run did it.
+        mend: What to do about it.
+    """
+
+    kind: Kind
+    cause: str
+    handler: str
+    location: Place | None
+    after: str
+    after_index: int
+    recorded: str
+    replayed: str
+    parted_at: Place | None
+    mend: str
+
+    def __str__(self) -> str:
+        where = f"\n             at {self.parted_at}" if self.parted_at and self.parted_at != self.location else ""
+        return (
+            f"{self.kind}: {self.cause}\n"
+            f"  at         {self.location or 'a line that is not known'}\n"
+            f"  handler    {self.handler}\n"
+            f"  after      {self.after} (entry {self.after_index} of the journal)\n"
+            f"  recorded   {self.recorded}\n"
+            f"  replayed   {self.replayed}{where}\n"
+            f"  mend       {self.mend}"
+        )
+
+
+@dataclass(slots=True)
+class DeterminismReport:
+    """What a check has found.
+
+    Attributes:
+        findings: What makes the handler do otherwise; empty if nothing does.
+        not_checked: What could not be looked at, and why.
+        journal: The journal of the recorded run; of the first invocation, if there were several.
+        runs: How often handlers were run again.
+        seconds: How long it took.
+    """
+
+    findings: list[Nondeterminism] = field(default_factory=list[Nondeterminism])
+    not_checked: list[str] = field(default_factory=list[str])
+    journal: Journal = field(default_factory=lambda: Journal(()))
+    runs: int = 0
+    seconds: float = 0.0
+
+    def assert_deterministic(self) -> None:
+        """Fail if anything was found.
+
+        Raises:
+            NotDeterministicError: Something was; the message says what, where, and how to mend it.
+        """
+        if self.findings:
+            raise NotDeterministicError(str(self))
+
+    def summary(self) -> str:
+        """Return the report in a few lines."""
+        found = f"{len(self.findings)} things" if len(self.findings) != 1 else "one thing"
+        says = f"found {found} that a replay may do otherwise" if self.findings else "found nothing"
+        lines = [f"ran again {self.runs:,} times from the whole journal in {self.seconds:.1f} s: {says}"]
+        return "\n".join([*lines, *(f"not checked: {what}" for what in self.not_checked)])
+
+    def __str__(self) -> str:
+        return "\n\n".join([self.summary(), *map(str, self.findings)])
+
+
+def check_deterministic(
+    handler: HandlerRef | None = None,
+    arg: Any = ...,
+    *,
+    app: ASGIApp | None = None,
+    key: str | None = None,
+    scenario: Scenario | None = None,
+    runs: int = len(SHIFTS),
+    interpreters: int = 4,
+    ignore: Collection[Kind] = (),
+    version: int = 6,
+) -> DeterminismReport:
+    """Find what makes a handler do otherwise when it is replayed, without waiting for the crash that shows it.
+
+    The handler is run once, in-process and in virtual time, and its journal is recorded. It is then run again from the
+    whole journal, so that no body of a step runs and every result is the recorded one. What it reads outside of steps
+    is played back as well, and changed line by line: clocks are moved, random numbers drawn anew. If the handler then
+    asks for something else, or answers otherwise, the line that was changed is to blame. The order of sets is changed
+    by running it again in other interpreters. Files, connections, programs and threads are noticed as they are used.
+
+    It looks at what a run does. What is behind an ``if`` that the run does not take is found by another argument.
+
+    Args:
+        handler: The handler's function, or ``"Service/handler"``.
+        arg: Its argument; leave it out for a handler that takes none.
+        app: The application, as ``restate.app(...)`` returns it. Left out, it is made of the services in the handler's
+            module.
+        key: The key, for a handler of a Virtual Object or a workflow.
+        scenario: Instead of an argument: a coroutine function that is given a :class:`Simulator` and does what a client
+            does, for example send, and resolve an awakeable. Every handler that runs then is checked.
+        runs: How many other values each line is given to read, until one makes a difference.
+        interpreters: In how many other interpreters, with other hash seeds, to run the handler again; 0 for none. They
+            are started when they are first needed, and kept. The order of a set of two strings is missed by 4 of them
+            once in 16 times, that of three once in 1,296.
+        ignore: Kinds of findings that do not matter here.
+        version: The version of the service protocol, 6 or 7.
+
+    Returns:
+        What was found; see :meth:`DeterminismReport.assert_deterministic`.
+
+    Raises:
+        SimulationError: There is no such handler, its application cannot be found, or it does not come to an end.
+        TypeError: ``app`` is no Restate application.
+
+    Example:
+        >>> import restate, time
+        >>> shop = restate.Service("Shop")
+        >>> @shop.handler()
+        ... async def checkout(ctx: restate.Context, item: str) -> str:
+        ...     price = await ctx.run_typed("quote", lambda: 3)
+        ...     if time.time() % 2 < 1:
+        ...         return await ctx.run_typed("charge", lambda: f"{item} for {price}")
+        ...     return await ctx.run_typed("wait for luck", lambda: item)
+        >>> report = check_deterministic(checkout, "tea", app=restate.app([shop]), interpreters=0)
+        >>> [finding] = report.findings
+        >>> finding.kind, finding.cause, finding.after
+        ('clock', 'time.time()', "step 'quote'")
+    """
+    if IS_OTHER_INTERPRETER in os.environ:
+        raise SimulationError(
+            "check_deterministic is called while the handler's module is imported, which other interpreters do too. "
+            'Call it in a test, or behind `if __name__ == "__main__":`.'
+        )
+    found = app_of(handler) if app is None else app
+    if scenario is None and handler is None:
+        raise SimulationError("there is nothing to check: give a handler, or a scenario.")
+    began = time.perf_counter()
+    check = _Check(found, app, handler, runs, interpreters, frozenset(ignore))
+    listen()
+    with _one_at_a_time, watched_sources():
+        check.run(scenario or _call(handler, arg, key), version)
+    check.report.seconds = time.perf_counter() - began
+    return check.report
+
+
+_one_at_a_time: Final = threading.Lock()
+
+
+def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
+    assert handler is not None
+
+    async def scenario(simulator: Simulator) -> Any:
+        given = () if arg is ... else (arg,)
+        return (await simulator.call(handler, *given, key=key)).value
+
+    return scenario
+
+
+class _Check:
+    """One check of one scenario."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        given_app: ASGIApp | None,
+        handler: HandlerRef | None,
+        runs: int,
+        interpreters: int,
+        ignore: frozenset[Kind],
+    ) -> None:
+        self.report = DeterminismReport()
+        self._app, self._given_app, self._handler = app, given_app, handler
+        self._runs, self._interpreters, self._ignore = runs, interpreters, ignore
+
+    def run(self, scenario: Scenario, version: int) -> None:
+        before = remember()
+        recordings, left_out = record_runs(self._app, read_manifest(self._app), scenario, version)
+        after = remember()
+        self.report.not_checked += left_out
+        if recordings:
+            self.report.journal = journal_of(recordings[0])
+        for recording in recordings:
+            self._check(recording, before, after)
+
+    def _check(self, recording: Recording, before: Memory, after: Memory) -> None:
+        outside = list(_by_place(recording.outside))
+        if recording.contradicted is not None:
+            parting = contradiction(recording)
+            if parting is not None:
+                self._found("unknown", "two attempts of the same run go different ways", recording, parting)
+            return
+        plain = self._rerun(recording)
+        earliest = len(recording.operations) + 1
+        if plain.parting is not None:
+            earliest = plain.parting.index
+            self._blame(recording, plain, outside, changed(before, after))
+        for each in outside:
+            self._outside(recording, each)
+        self._change_readings(recording, earliest)
+        self._elsewhere(recording, earliest)
+
+    def _rerun(self, recording: Recording, changed: Reading | None = None, variant: int = 0) -> Rerun:
+        self.report.runs += 1
+        return rerun(recording, self._app, changed, variant)
+
+    # --- what is found --------------------------------------------------------------------------------------------
+
+    def _blame(self, recording: Recording, plain: Rerun, outside: list[Outside], names: list[str]) -> None:
+        """Say what makes the difference when nothing was changed."""
+        parting = plain.parting
+        assert parting is not None
+        earlier = [each for each in outside if each.after <= parting.index]
+        if earlier:
+            # What was read is not known, but nothing else is at hand.
+            culprit = earlier[-1]
+            outside.remove(culprit)
+            self._found("outside I/O", culprit.what, recording, parting, culprit.place)
+        elif names:
+            shown = ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
+            cause = f"something in memory; what has changed during the recorded run: {shown}"
+            self._found("memory", cause, recording, parting)
+        else:
+            self._found("unknown", "the same journal and the same readings lead elsewhere", recording, parting)
+
+    def _outside(self, recording: Recording, outside: Outside) -> None:
+        does = f"{outside.what}, outside of a step"
+        parting = Parting(outside.after, does, "the same again: no result of it is in the journal", None)
+        self._found("outside I/O", outside.what, recording, parting, outside.place)
+
+    def _change_readings(self, recording: Recording, earliest: int) -> None:
+        """Give each line something else to read (C2)."""
+        readings = [reading for reading in recording.tape if reading.kind not in self._ignore]
+        for reading in readings[_MOST_READINGS:]:
+            self._not_checked(f"{reading.kind}: {reading}, since there are many readings before it")
+        for reading in readings[:_MOST_READINGS]:
+            for variant in range(self._runs):
+                parting = self._rerun(recording, reading, variant).parting
+                if parting is not None and parting.index < earliest:
+                    cause = reading.what if reading.what.endswith("]") else f"{reading.what}()"
+                    self._found(reading.kind, cause, recording, parting, reading.place, _how(reading, variant))
+                    break
+
+    def _elsewhere(self, recording: Recording, earliest: int) -> None:
+        """Run it again where strings have other hashes, and objects other addresses."""
+        if "hash order" in self._ignore and "memory" in self._ignore:
+            return
+        if not self._interpreters:
+            self._not_checked("hash order: no other interpreters are asked for")
+            return
+        name = name_of(self._given_app, self._handler, recording.origin.target.service)
+        if isinstance(name, str):
+            self._not_checked(f"hash order: {name}")
+            return
+        seeds = range(_FIRST_SEED, _FIRST_SEED + self._interpreters)
+        answers = rerun_elsewhere(recording, name, seeds)
+        self.report.runs += len(answers)
+        if problem := _problem(answers):
+            self._not_checked(f"hash order: {problem}")
+            return
+        partings = [answer.parting for answer in answers]
+        parting = next((each for each in partings if each is not None and each.index < earliest), None)
+        if parting is None:
+            return
+        # What differs between two that have the same seed is not the seed.
+        seed = seeds[partings.index(parting)]
+        [again] = rerun_elsewhere(recording, name, [seed], copy=1)
+        self.report.runs += 1
+        if again.parting != parting:
+            cause = (
+                "something that is another one in each process: the order of objects by address, or a value that is "
+            )
+            self._found("memory", cause + "made when a module is imported", recording, parting)
+        elif all(each == parting for each in partings):
+            cause = "something that this process has in memory, and a new one has not, such as a cache or a patch"
+            self._found("memory", cause, recording, parting)
+        else:
+            self._found("hash order", "the order in which a set is gone through", recording, parting)
+
+    def _not_checked(self, what: str) -> None:
+        if what not in self.report.not_checked:
+            self.report.not_checked.append(what)
+
+    def _found(
+        self,
+        kind: Kind,
+        cause: str,
+        recording: Recording,
+        parting: Parting,
+        location: Place | None = None,
+        how: str = "",
+    ) -> None:
+        if kind in self._ignore:
+            return
+        last = parting.index - 1
+        self.report.findings.append(
+            Nondeterminism(
+                kind=kind,
+                cause=cause,
+                handler=recording.target,
+                location=location or parting.place,
+                after=describe_operation(recording.operations[last]) if last >= 0 else "the beginning",
+                after_index=recording.entry_of(last) if last >= 0 else 0,
+                recorded=parting.recorded,
+                replayed=f"{parting.rerun}{how}",
+                parted_at=parting.place,
+                mend=_MEND[kind],
+            )
+        )
+
+
+def _by_place(outside: Iterable[Outside]) -> Iterable[Outside]:
+    """Return what was done by each line first; opening a connection is several things, for example."""
+    seen: dict[Place | None, Outside] = {}
+    for each in outside:
+        seen.setdefault(each.place, each)
+    return seen.values()
+
+
+def _how(reading: Reading, variant: int) -> str:
+    if reading.kind != "clock":
+        return ""
+    shift = SHIFTS[variant % len(SHIFTS)] * (1 + variant // len(SHIFTS))
+    return f", with the clock moved by {'-' if shift < 0 else ''}{timedelta(seconds=abs(shift))}"
+
+
+def _problem(answers: list[Answer]) -> str:
+    """Return why other interpreters have told nothing, if they have not."""
+    for answer in answers:
+        if answer.problem:
+            return answer.problem
+        if answer.parting is not None and answer.parting.failed:
+            return f"in another interpreter {answer.parting.rerun}"
+    return ""

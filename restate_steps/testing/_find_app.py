@@ -1,0 +1,157 @@
+"""Find the application that a handler belongs to, in this process and, by name, in another one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final, cast
+
+import restate
+from restate.handler import handler_from_callable
+
+from restate_steps.testing._driver import ASGIApp
+from restate_steps.testing._errors import SimulationError
+from restate_steps.testing._simulator import HandlerRef
+from restate_steps.testing._user_code import file_of, is_user_code
+
+__all__ = ["AppName", "app_of", "load_app", "name_of"]
+
+_SERVICES: Final = (restate.Service, restate.VirtualObject, restate.Workflow)
+_MAIN: Final = "__main__"
+_COPY_OF_MAIN: Final = "__restate_steps_main__"
+
+
+def app_of(handler: HandlerRef | None) -> ASGIApp:
+    """Return an application with all services of the module that a handler is from.
+
+    Raises:
+        SimulationError: There is no such handler, or its service is not a global variable of its module.
+    """
+    if handler is None or isinstance(handler, str):
+        raise SimulationError("pass the application too: app=restate.app([...]). It can be found from a function only.")
+    try:
+        known: Any = handler_from_callable(handler)
+    except (ValueError, TypeError):
+        raise SimulationError(
+            f"{handler!r} is no handler of a service. Give the function that is decorated with @service.handler()."
+        ) from None
+    namespace = getattr(inspect.unwrap(handler), "__globals__", {})
+    found = _services(namespace.values())
+    if not any(known in service.handlers.values() for service in found):
+        raise SimulationError(
+            f"the service {known.service_tag.name!r} of {_shown(handler)} is not a global variable of its module, so "
+            "its application cannot be found. Pass it: app=restate.app([service])."
+        )
+    return restate.app(found)
+
+
+def _shown(handler: Callable[..., Any]) -> str:
+    return getattr(handler, "__qualname__", repr(handler))
+
+
+def _services(values: Iterable[Any]) -> list[Any]:
+    found: list[Any] = []
+    for value in values:
+        # The same service may have two names in a module.
+        if isinstance(value, _SERVICES) and cast(Any, value).handlers and value not in found:
+            found.append(value)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class AppName:
+    """How another process finds an application.
+
+    Attributes:
+        module: The name of a module.
+        file: The file of that module, for one that cannot be imported by its name.
+        attribute: The name of the application in the module; None if it is to be made of the module's services.
+        service: The name of a service that it must have.
+    """
+
+    module: str
+    file: str | None
+    attribute: str | None
+    service: str
+
+
+def name_of(app: ASGIApp | None, handler: HandlerRef | None, service: str) -> AppName | str:
+    """Return how another process finds an application, or a sentence that says why it cannot.
+
+    Args:
+        app: The application; None if it was made from the services of a module.
+        handler: The handler, if it is known.
+        service: The name of a service that the application must have.
+    """
+    for module in list(sys.modules.values()):
+        file = file_of(module) if isinstance(module, ModuleType) else None
+        if app is None or file is None or not is_user_code(file):
+            continue
+        for attribute, value in list(vars(module).items()):
+            if value is app:
+                return AppName(module.__name__, file, attribute, service)
+    for name in _modules_with(service, handler):
+        module = sys.modules[name]
+        file = file_of(module)
+        if file is None or not Path(file).exists():
+            return f"the module {name} has no file, so another process cannot import it"
+        return AppName(name, file, None, service)
+    return (
+        f"neither the application nor the service {service!r} is a global variable of a module, so another process "
+        "cannot find it"
+    )
+
+
+def _modules_with(service: str, handler: HandlerRef | None) -> list[str]:
+    """Return the names of the modules that have a service as a global variable; that of the handler comes first."""
+    found = [
+        name
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType)
+        and module.__name__ == name
+        and any(each.service_tag.name == service for each in _services(list(vars(module).values())))
+    ]
+    own = getattr(handler, "__module__", None)
+    return sorted(found, key=lambda name: name != own)
+
+
+def load_app(name: AppName) -> ASGIApp:
+    """Return an application in the process that is to have it.
+
+    Raises:
+        Exception: The module cannot be imported, or does not have it.
+    """
+    module = _load(name)
+    if name.attribute is not None:
+        return getattr(module, name.attribute)
+    found = _services(list(vars(module).values()))
+    if not any(service.service_tag.name == name.service for service in found):
+        raise LookupError(f"the module {name.module} has no service {name.service!r} there")
+    return restate.app(found)
+
+
+def _load(name: AppName) -> ModuleType:
+    if name.module != _MAIN:
+        try:
+            return importlib.import_module(name.module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not (name.module == error.name or name.module.startswith(f"{error.name}.")):
+                raise
+    if name.file is None:
+        raise ModuleNotFoundError(f"no module {name.module}")
+    # What stands behind ``if __name__ == "__main__"`` is not to run again.
+    known = _COPY_OF_MAIN if name.module == _MAIN else name.module
+    if known in sys.modules:
+        return sys.modules[known]
+    spec = importlib.util.spec_from_file_location(known, name.file)
+    if spec is None or spec.loader is None:
+        raise ModuleNotFoundError(f"{name.file} cannot be imported")
+    module = sys.modules[known] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

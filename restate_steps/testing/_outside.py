@@ -1,0 +1,126 @@
+"""Notice when a handler talks to the world outside of a step: files, connections, programs, threads.
+
+Python tells its audit hooks. They cannot be taken back, so there is one, which looks away unless an attempt is watched.
+Not seen is what raises no audit event: looking at a file without opening it, and using a connection that was open
+before.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import sys
+from types import FrameType
+from typing import Any, Final, cast
+
+from restate_steps.testing._user_code import caller, is_user_code, place_of
+from restate_steps.testing._watch import watching
+
+__all__ = ["listen"]
+
+_EVENTS: Final = {
+    "open": "open",
+    "os.exec": "os.exec",
+    "os.listdir": "os.listdir",
+    "os.mkdir": "os.mkdir",
+    "os.posix_spawn": "os.posix_spawn",
+    "os.remove": "os.remove",
+    "os.rename": "os.rename",
+    "os.rmdir": "os.rmdir",
+    "os.scandir": "os.scandir",
+    "os.spawn": "os.spawn",
+    "os.system": "os.system",
+    "os.truncate": "os.truncate",
+    "socket.connect": "a connection",
+    "socket.getaddrinfo": "a look-up of the name",
+    "socket.sendto": "a datagram",
+    "sqlite3.connect": "sqlite3.connect",
+    "subprocess.Popen": "a program",
+    "_thread.start_new_thread": "a thread",
+    "_thread.start_joinable_thread": "a thread",
+}
+_IN_MEMORY: Final = ":memory:"
+
+# What opens files to do something else: to import, to log, to say where an exception is from, to know a time zone.
+_INNOCENT: Final = frozenset(
+    {
+        "_frozen_importlib",
+        "_frozen_importlib_external",
+        "certifi",
+        "encodings",
+        "gettext",
+        "importlib",
+        "importlib_metadata",
+        "inspect",
+        "linecache",
+        "locale",
+        "logging",
+        "mimetypes",
+        "pkgutil",
+        "restate",
+        "ssl",
+        "tokenize",
+        "traceback",
+        "tzdata",
+        "warnings",
+        "zipimport",
+        "zoneinfo",
+    }
+)
+
+_telling: contextvars.ContextVar[bool] = contextvars.ContextVar("telling", default=False)
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event not in _EVENTS:
+        return
+    watch = watching.get()
+    if watch is None or not watch.idle or _telling.get():
+        return
+    token = _telling.set(True)
+    try:
+        found = _who(caller())
+        if found is not None and arguments[:1] != (_IN_MEMORY,):
+            watch.talks_outside(_what(event, arguments), place_of(found))
+    finally:
+        _telling.reset(token)
+
+
+def _who(frame: FrameType | None) -> FrameType | None:
+    """Return the frame that is to be blamed; None if nobody is."""
+    innermost = None
+    while frame is not None and frame.f_globals.get("__name__") != "asyncio.events":
+        if is_user_code(frame.f_code.co_filename):
+            return frame
+        module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+        if module in _INNOCENT:
+            return None
+        innermost = innermost or frame
+        frame = frame.f_back
+    return innermost
+
+
+def _what(event: str, arguments: tuple[Any, ...]) -> str:
+    name = _EVENTS[event]
+    if event.startswith("_thread.") or not arguments:
+        return name
+    if event == "socket.connect":
+        address: Any = arguments[-1]
+        # Of a socket with a host; others have the path of a file.
+        shown = f"{address[0]}:{address[1]}" if type(address) is tuple else address
+        return f"{name} to {shown}"
+    subject: Any = arguments[0]
+    if isinstance(subject, bytes | os.PathLike):
+        subject = os.fsdecode(cast("bytes | os.PathLike[str]", subject))
+    return f"{name}({subject!r})" if "." in name or name == "open" else f"{name} {subject!r}"
+
+
+_listening = False
+
+
+def listen() -> None:
+    """Notice it from now on, in attempts that are watched."""
+    global _listening
+    if not _listening:
+        _listening = True
+        sys.addaudithook(_hook)

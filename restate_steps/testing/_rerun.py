@@ -1,0 +1,294 @@
+"""Record what a handler does, and run it again from the whole journal, with one thing changed or none.
+
+Z1. A run is recorded once, with real results. In every run after that no body runs: all results are recorded ones.
+Z2. Two runs are compared by what they ask the VM for, one after the other, with all parameters. That is more than the
+    VM compares: it takes no look at answers, at how long a sleep lasts, and at what is past the end of the journal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from restate import TerminalError
+
+from restate_steps._sdk import AttemptObserver
+from restate_steps.testing._driver import ASGIApp, quiet
+from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, SimulationError
+from restate_steps.testing._journal import Journal, Origin
+from restate_steps.testing._recorded import RecordedJournal
+from restate_steps.testing._replay import run_against
+from restate_steps.testing._simulator import Simulator
+from restate_steps.testing._user_code import Place
+from restate_steps.testing._watch import Operation, Outside, Playback, Reading, Tape, Watch, watched
+from restate_steps.testing._wire import Frame, Kind, decode, is_command
+from restate_steps.testing._world import Failure, Manifest
+
+__all__ = ["Parting", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]
+
+Scenario = Callable[[Simulator], Coroutine[Any, Any, Any]]
+
+_WIDTH: Final = 120
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One invocation that was recorded.
+
+    Attributes:
+        origin: Whose it is.
+        frames: Its journal.
+        operations: What it asked for.
+        tape: What it read that is in no journal.
+        outside: What it did with the world outside.
+        contradicted: What an earlier attempt had asked for instead, if the recording itself went wrong.
+    """
+
+    origin: Origin
+    frames: tuple[Frame, ...]
+    operations: tuple[Operation, ...]
+    tape: Tape
+    outside: tuple[Outside, ...] = ()
+    contradicted: tuple[Operation, ...] | None = None
+
+    @property
+    def target(self) -> str:
+        """The handler."""
+        return str(self.origin.target)
+
+    def entry_of(self, operation: int) -> int:
+        """Return the index in the journal of what an operation has become."""
+        # The first command is the input, which nobody asks for.
+        number = sum(each.is_entry for each in self.operations[: operation + 1])
+        commands = [index for index, frame in enumerate(self.frames) if is_command(frame.kind)]
+        return commands[min(number, len(commands) - 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class Parting:
+    """Where a run goes another way than the recorded one.
+
+    Attributes:
+        index: How many operations the two have in common.
+        recorded: What the recorded run asked for then, in words.
+        rerun: What the other one did.
+        place: The line of the user's code where the other one did it.
+    """
+
+    index: int
+    recorded: str
+    rerun: str
+    place: Place | None
+    failed: bool = False
+    """Whether the other run did not get on at all: it raised something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rerun:
+    """What came of running a handler again."""
+
+    parting: Parting | None
+    tape: Tape
+    outside: tuple[Outside, ...]
+
+
+# --- recording --------------------------------------------------------------------------------------------------
+
+
+def record_runs(
+    app: ASGIApp, manifest: Manifest, scenario: Scenario, version: int
+) -> tuple[list[Recording], list[str]]:
+    """Run a scenario, and return what each invocation did, and why some can tell nothing.
+
+    Raises:
+        SimulationError: The scenario came to no end, or waits for something that is not the simulator.
+    """
+    watches: list[Watch] = []
+
+    def begin(inner: AttemptObserver) -> Watch:
+        watches.append(Watch(inner))
+        return watches[-1]
+
+    simulator = Simulator(watched(app, begin), version=version, manifest=manifest)
+    try:
+        failure: InvocationPausedError | None = None
+        with quiet():
+            try:
+                _drive(scenario(simulator))
+            except TerminalError:
+                pass
+            except JournalMismatchError as error:
+                failure = error
+            simulator.drain()
+        for watch in watches:
+            watch.open = False
+        return _recordings(simulator, watches, failure)
+    finally:
+        simulator.close()
+
+
+def _drive(coroutine: Coroutine[Any, Any, Any]) -> None:
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    finally:
+        coroutine.close()
+    raise SimulationError(
+        "the scenario waits for something that is not the simulator. In a scenario only the simulator's own "
+        "coroutines can be awaited; what needs an event loop belongs into a handler."
+    )
+
+
+def _recordings(
+    simulator: Simulator, watches: list[Watch], failure: InvocationPausedError | None
+) -> tuple[list[Recording], list[str]]:
+    recordings: list[Recording] = []
+    left_out: list[str] = []
+    for handle, invocation in zip(simulator.invocations, simulator.driver.world.invocations.values(), strict=True):
+        mine = [watch for watch in watches if watch.invocation == invocation.id]
+        origin = handle.journal.origin
+        if not mine or origin is None:
+            left_out.append(f"{invocation.target}: it has not begun")
+            continue
+        last = mine[-1]
+        recording = Recording(origin, tuple(invocation.journal), tuple(last.operations), last.tape, tuple(last.outside))
+        if invocation.wedged and len(mine) > 1:
+            recordings.append(replace(recording, contradicted=tuple(mine[-2].operations)))
+        elif invocation.ended and Kind.OUTPUT in {frame.kind for frame in invocation.journal}:
+            recordings.append(recording)
+        else:
+            left_out.append(f"{invocation.target}: it has not come to an end ({invocation.status.value})")
+    if failure is not None and not any(each.contradicted is not None for each in recordings):
+        raise failure
+    return recordings, left_out
+
+
+# --- running again ----------------------------------------------------------------------------------------------
+
+
+def rerun(recording: Recording, app: ASGIApp, changed: Reading | None = None, variant: int = 0) -> Rerun:
+    """Run a handler again from the whole journal, and compare.
+
+    Args:
+        recording: The recorded run.
+        app: The application.
+        changed: What is to be read otherwise; left out, everything is read as it was.
+        variant: Which of several other values to read.
+    """
+    watches: list[Watch] = []
+    partings: list[Parting] = []
+
+    def compare(operation: Operation) -> None:
+        index = len(watches[-1].operations)
+        recorded = recording.operations[index] if index < len(recording.operations) else None
+        if operation == recorded:
+            return
+        there = "nothing more" if recorded is None else describe_operation(recorded)
+        partings.append(Parting(index, there, describe_operation(operation), operation.place))
+        watches[-1].open = False
+
+    def begin(inner: AttemptObserver) -> Watch:
+        watch = Watch(inner, Playback(recording.tape, changed, variant))
+        watch.on_operation = compare
+        watches.append(watch)
+        return watch
+
+    journal = RecordedJournal(recording.origin, recording.frames)
+    attempt = run_against(journal, watched(app, begin))
+    watch = watches[-1]
+    watch.open = False
+    parting = partings[0] if partings else None
+    asked = len(watch.operations)
+    if parting is None and asked < len(recording.operations):
+        does, failed = "it ends there", False
+        if attempt.bodies:
+            does = f"it waits for step {attempt.bodies[0]!r}"
+        elif (error := attempt.sent_of(Kind.ERROR)) is not None:
+            does, failed = f"it fails: {decode(error).get('message', '')}", True
+        elif attempt.crashed is not None:
+            does, failed = f"it fails: {attempt.crashed!r}", True
+        elif attempt.sent_of(Kind.SUSPENSION) is not None or attempt.waits_at:
+            does = "it waits"
+        place = next((str_of(places[0]) for places in attempt.waits_at if places), None)
+        parting = Parting(asked, describe_operation(recording.operations[asked]), does, place, failed)
+    return Rerun(parting, watch.tape, tuple(watch.outside))
+
+
+def str_of(place: Any) -> Place:
+    """Return a place as it is written here."""
+    return f"{place.file}:{place.line}"
+
+
+def contradiction(recording: Recording) -> Parting | None:
+    """Return where two attempts of the recorded run itself parted."""
+    earlier = recording.contradicted or ()
+    for index, operation in enumerate(recording.operations):
+        if index >= len(earlier) or operation != earlier[index]:
+            there = "nothing more" if index >= len(earlier) else describe_operation(earlier[index])
+            return Parting(index, there, describe_operation(operation), operation.place)
+    return None
+
+
+# --- words ------------------------------------------------------------------------------------------------------
+
+
+def describe_operation(operation: Operation) -> str:
+    """Return what was asked for in words.
+
+    Example:
+        >>> describe_operation(Operation("sys_run", ("charge",)))
+        "step 'charge'"
+        >>> describe_operation(Operation("sys_call", ("Shop", "pay", b'"tea"', None)))
+        "call Shop/pay with 'tea'"
+    """
+    text = _described(operation.name, list(operation.arguments))
+    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+
+
+def _described(name: str, arguments: list[Any]) -> str:
+    first = arguments[0] if arguments else None
+    second = arguments[1] if len(arguments) > 1 else None
+    match name:
+        case "sys_run":
+            return f"step {first!r}"
+        case "sys_sleep":
+            return f"sleep {(first or 0) / 1000:g} s" + (f" {second!r}" if second else "")
+        case "sys_call" | "sys_send":
+            key = f"{arguments[3]}/" if len(arguments) > 3 and arguments[3] is not None else ""
+            waits = arguments[4] if name == "sys_send" and len(arguments) > 4 else None
+            delay = f" in {waits / 1000:g} s" if waits else ""
+            rest = [each for each in arguments[4 + (name == "sys_send") :] if each]
+            more = f" and {', '.join(map(repr, rest))}" if rest else ""
+            verb = "call" if name == "sys_call" else "send"
+            return f"{verb} {first}/{key}{second} with {_value(arguments[2])}{more}{delay}"
+        case "sys_set_state":
+            return f"set state {first!r} to {_value(second)}"
+        case "sys_write_output_success":
+            return f"answer {_value(first)}"
+        case "sys_write_output_failure":
+            code, message = first if isinstance(first, tuple) else (0, str(first))  # pyright: ignore[reportUnknownVariableType]
+            failure = Failure(code, message)  # pyright: ignore[reportUnknownArgumentType]
+            return f"end with TerminalError {failure.code}: {failure.message}"
+        case _:
+            words = name.removeprefix("sys_").replace("_", " ")
+            shown = ", ".join(_value(each) for each in arguments if each is not None)
+            return f"{words} {shown}".rstrip()
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "something"
+    if isinstance(value, bytes):
+        try:
+            return repr(json.loads(value)) if value else "nothing"
+        except ValueError:
+            return repr(value)
+    return repr(value)
+
+
+def journal_of(recording: Recording) -> Journal:
+    """Return the journal with decoded values."""
+    return Journal(recording.frames, recording.origin)

@@ -1,0 +1,238 @@
+"""Watch an attempt: what it asks the VM for, what it reads that is in no journal, and where.
+
+A1. Nothing is watched while the body of a step runs: what happens there is recorded by Restate.
+A2. What an attempt has read can be played back to a later one, reading by reading. Whatever such a replay does
+    otherwise does not come from these readings; and if one of them is changed, whatever it does otherwise does.
+A3. What is played back belongs to the line that has read it, so that a replay that reads in another order, or less, is
+    given the right values all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
+
+from restate_steps._sdk import AttemptObserver, ambient_context, invocation_id, observing
+from restate_steps.testing._driver import ASGIApp
+from restate_steps.testing._loop import SimulatedLoop
+from restate_steps.testing._user_code import Place, caller, user_place
+
+__all__ = ["Change", "Kind", "Operation", "Outside", "Playback", "Reading", "Tape", "Watch", "watched", "watching"]
+
+T = TypeVar("T")
+
+Kind: TypeAlias = Literal[
+    "clock", "randomness", "hash order", "memory address", "environment", "memory", "outside I/O", "unknown"
+]
+
+# A loop that reads the clock until something has happened would fill the memory.
+_MOST_VALUES: Final = 1_000
+
+_NOT_ASKED_FOR: Final = frozenset({"sys_input", "sys_end"})
+_WITHOUT_ENTRY: Final = frozenset({"sys_awakeable", "sys_signal"})
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """What a handler has asked the VM for.
+
+    Attributes:
+        name: The name of the VM's method.
+        arguments: What it was given, as plain values.
+        place: The line of the user's code.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+    place: Place | None = field(default=None, compare=False)
+
+    @property
+    def is_entry(self) -> bool:
+        """Whether it becomes an entry of the journal."""
+        return self.name not in _WITHOUT_ENTRY
+
+
+class Reading(NamedTuple):
+    """A line of code that reads something that is in no journal."""
+
+    kind: Kind
+    what: str
+    place: Place
+
+    def __str__(self) -> str:
+        return f"{self.what} at {self.place}"
+
+
+class Outside(NamedTuple):
+    """Something that a handler did with the world outside, and not in a step."""
+
+    what: str
+    place: Place | None
+    after: int
+    """How many operations there had been by then."""
+
+
+Tape: TypeAlias = dict[Reading, list[Any]]
+"""What each line has read, in order."""
+
+Change: TypeAlias = Callable[[Any, int], Any]
+"""Makes another value of one that was read; the number says which one of several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Playback:
+    """What a replay is to read.
+
+    Attributes:
+        tape: What was read when the journal was recorded.
+        changed: The reading that is to be another one.
+        variant: Which of several other ones.
+    """
+
+    tape: Tape
+    changed: Reading | None = None
+    variant: int = 0
+
+
+class Watch:
+    """Watches one attempt; it is the observer of the attempt's context, and passes on what another one wants to know.
+
+    Args:
+        inner: The other observer.
+        playback: What to read; left out, what is read is what there is, and it is kept.
+    """
+
+    def __init__(self, inner: AttemptObserver, playback: Playback | None = None) -> None:
+        self.invocation = ""
+        self.operations: list[Operation] = []
+        self.outside: list[Outside] = []
+        self.tape: Tape = {}
+        self.open = True
+        self.seeded = False
+        """Whether the attempt has given Python's random numbers a seed of its own."""
+        self.on_operation: Callable[[Operation], None] | None = None
+        self._inner, self._playback = inner, playback
+        self._loop = asyncio.get_running_loop()
+        self._busy = False
+
+    # --- what is read -------------------------------------------------------------------------------------------
+
+    def elapsed(self) -> float:
+        """Return how much virtual time has passed, in seconds: clocks are ahead by it."""
+        return self._loop.time()
+
+    @property
+    def idle(self) -> bool:
+        """Whether a reading now is one of its own, and not a part of another one."""
+        return self.open and not self._busy
+
+    def read(self, reading: Reading, now: Callable[[], T], change: Callable[[T, int], T]) -> T:
+        """Return what a line is to read: what there is, what there was, or something else."""
+        known = self.tape.setdefault(reading, [])
+        playback = self._playback
+        value = None if playback is None else _item(playback.tape.get(reading), len(known))
+        if value is None:
+            self._busy = True
+            try:
+                value = (now(),)
+            finally:
+                self._busy = False
+        if len(known) < _MOST_VALUES:
+            known.append(value[0])
+        if playback is not None and playback.changed == reading:
+            return change(value[0], playback.variant)
+        return value[0]
+
+    def talks_outside(self, what: str, place: Place | None) -> None:
+        """Note that the handler talks to the world outside."""
+        if self.open:
+            self.outside.append(Outside(what, place, len(self.operations)))
+
+    # --- what is asked for; see restate_steps._sdk.CommandObserver ----------------------------------------------
+
+    def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
+        """Note what the VM is asked for, unless it is a wait."""
+        if not self.open or operation in _NOT_ASKED_FOR or not operation.startswith(("sys_", "attach_")):
+            return
+        context = ambient_context()
+        encoded = False
+        if context is not None:
+            self.invocation = invocation_id(context)
+            encoded = context.journal_codec is not None
+        place = user_place(caller())
+        made = Operation(operation, tuple(_plain(argument, encoded) for argument in arguments), place)
+        if self.on_operation is not None:
+            self.on_operation(made)
+        self.operations.append(made)
+
+    def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
+        """Take no notice: that it was asked for is known."""
+
+    def run_requested(self, handle: int, name: str) -> None:
+        """Pass it on."""
+        self._inner.run_requested(handle, name)
+
+    def delay_requested(self, milliseconds: int) -> None:
+        """Pass it on."""
+        self._inner.delay_requested(milliseconds)
+
+    def awakeable_made(self, awakeable_id: str) -> None:
+        """Pass it on."""
+        self._inner.awakeable_made(awakeable_id)
+
+    async def body_starts(self, handle: int) -> None:
+        """Pass it on, and look away (A1)."""
+        await self._inner.body_starts(handle)
+        watching.set(None)
+
+    def body_ended(self, handle: int) -> None:
+        """Pass it on."""
+        self._inner.body_ended(handle)
+
+
+watching: Final[contextvars.ContextVar[Watch | None]] = contextvars.ContextVar("watching", default=None)
+"""Who watches the code that is running; nobody while it is the body of a step."""
+
+
+def watched(app: ASGIApp, begin: Callable[[AttemptObserver], Watch]) -> ASGIApp:
+    """Return the application with each of its attempts being watched."""
+
+    async def call(scope: Any, receive: Any, send: Any) -> None:
+        inner = observing.get()
+        if inner is not None:
+            watch = begin(inner)
+            observing.set(watch)
+            watching.set(watch)
+            loop = asyncio.get_running_loop()
+            if isinstance(loop, SimulatedLoop):
+                loop.outside_of_steps = _talks_outside
+        await app(scope, receive, send)
+
+    return call
+
+
+def _talks_outside(what: str) -> None:
+    watch = watching.get()
+    if watch is not None:
+        watch.talks_outside(what, user_place(caller()))
+
+
+def _item(values: list[Any] | None, index: int) -> tuple[Any] | None:
+    return (values[index],) if values is not None and index < len(values) else None
+
+
+def _plain(value: Any, encoded: bool) -> Any:
+    """Return an argument of the VM as something that can be compared, shown and sent to another process."""
+    if isinstance(value, bytes | bytearray):
+        # A codec may well encode the same value in another way each time, and the VM does not compare it either.
+        return None if encoded else bytes(value)
+    if isinstance(value, list | tuple):
+        return tuple(_plain(item, encoded) for item in value)  # pyright: ignore[reportUnknownVariableType]
+    if type(value).__name__ == "PyHeader":
+        return value.key, value.value
+    if type(value).__name__ == "PyFailure":
+        return value.code, value.message
+    return value
