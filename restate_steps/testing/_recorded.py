@@ -41,7 +41,6 @@ class RecordedJournal:
         name: What to call it in a message: the path of its file, or the id of its invocation.
 
     Example:
-        >>> from restate_steps.testing import RecordedJournal
         >>> journal = RecordedJournal.from_text('''{
         ...     "format": 1, "made_by": {}, "protocol": 6, "target": {"service": "Shop", "handler": "checkout"},
         ...     "invocation": {"id": "inv_1", "raw_id": "00", "random_seed": 1},
@@ -185,17 +184,14 @@ def record(what: Recordable, path: str | Path) -> RecordedJournal:
         SimulationError: Nothing is known of where the journal is from.
 
     Example:
-        >>> import asyncio, pathlib, restate, tempfile
+        >>> import pathlib, restate, tempfile
         >>> shop = restate.Service("Shop")
         >>> @shop.handler()
         ... async def checkout(ctx: restate.Context, item: str) -> str:
         ...     return await ctx.run_typed("charge", lambda: f"paid for {item}")
-        >>> from restate_steps.testing import RecordedJournal, record, replay, simulate
-        >>> async def record_checkout(path: pathlib.Path) -> RecordedJournal:
-        ...     async with simulate(restate.app([shop])) as sim:
-        ...         return record(await sim.call(checkout, "tea"), path)
         >>> path = pathlib.Path(tempfile.mkdtemp(), "checkout.json")
-        >>> print(asyncio.run(record_checkout(path)).journal)
+        >>> async with simulate(restate.app([shop])) as sim:
+        ...     print(record(await sim.call(checkout, "tea"), path).journal)
            0  input 'tea'
            1  run charge  → 1
            2  run completion 1 = 'paid for tea'

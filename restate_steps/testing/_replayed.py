@@ -46,7 +46,6 @@ def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
 
     Example:
         >>> import restate
-        >>> from restate_steps.testing import RecordedJournal
         >>> journal = RecordedJournal.from_text('''{
         ...     "format": 1, "made_by": {}, "protocol": 6, "target": {"service": "Shop", "handler": "checkout"},
         ...     "invocation": {"id": "inv_1", "raw_id": "00", "random_seed": 1},
@@ -92,7 +91,10 @@ def load_journals(journals: str | Path) -> list[RecordedJournal]:
         SimulationError: There is none, or one of them is no recorded journal.
 
     Example:
-        ```text
+        ```python
+        import pytest
+
+
         @pytest.mark.parametrize("journal", load_journals("tests/journals"), ids=str)
         def test_runs_in_flight_can_go_on(journal: RecordedJournal) -> None:
             replay(journal, app)
