@@ -134,7 +134,7 @@ class _Comparison:
 
     def _fails(self, error: Mapping[str, Any]) -> ReplayDifferenceError:
         message = str(error.get("message", ""))
-        trace = _own_trace(str(error.get("stacktrace", "")))
+        trace = _own_trace(str(error.get("stacktrace", ""))) or _shown(self._attempt.last_wait)
         text = (
             f"{self._head()} today's code fails with\n\n  {message}\n\n"
             + (f"{trace}\n\n" if trace else "")
@@ -254,7 +254,7 @@ class _Comparison:
         return "\n".join(lines)
 
     def _waiting_place(self) -> Sequence[Place]:
-        return next(iter(self._attempt.waits_at), ())
+        return next(iter(self._attempt.waits_at), self._attempt.last_wait)
 
 
 # --- what was asked for, as an entry ----------------------------------------------------------------------------

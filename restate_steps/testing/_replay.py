@@ -90,6 +90,8 @@ class Attempt:
     bodies: list[str] = field(default_factory=list[str])
     crashed: BaseException | None = None
     waits_at: list[tuple[Place, ...]] = field(default_factory=list[tuple[Place, ...]])
+    last_wait: tuple[Place, ...] = ()
+    """Where the handler waited last; it may have been suspended there."""
 
     def sent_of(self, kind: Kind) -> Frame | None:
         """Return the first message of a type that was sent, or None."""
@@ -111,6 +113,7 @@ class _Connection:
         self._reader = FrameReader()
         self._names: dict[int, str] = {}
         self._over = False
+        self.handler: asyncio.Task[Any] | None = None
 
     async def receive(self) -> dict[str, Any]:
         while not self._inbox:
@@ -130,15 +133,16 @@ class _Connection:
             self._waiter.set_result(None)
 
     def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
-        if operation not in _NO_COMMAND and not self._over:
+        if self._over:
+            return
+        if operation == "do_progress":
+            self._attempt.last_wait = self._place()
+        elif operation not in _NO_COMMAND:
             self._attempt.commands.append(Asked(operation, arguments, _own_places()))
 
     def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
         if self._attempt.refused is None and not self._over:
-            # A branch may consist of nothing but the step; then it is the wait for it that a reader wants to see.
-            places = () if operation in _WAITS else _own_places()
-            places = places or next(iter(self._waiting()), ())
-            self._attempt.refused = Asked(operation, arguments, places)
+            self._attempt.refused = Asked(operation, arguments, self._place())
             if operation not in _NO_COMMAND:
                 # It has not become one.
                 self._attempt.commands.pop()
@@ -164,9 +168,12 @@ class _Connection:
         """Note where everything stands."""
         self._attempt.waits_at = self._waiting()
 
+    def _place(self) -> tuple[Place, ...]:
+        """Return where the running branch stands; one that is nothing but a step, where the handler waits for it."""
+        return _own_places() or _waiting_in(self.handler)
+
     def _waiting(self) -> list[tuple[Place, ...]]:
-        places = [tuple(_places(reversed(frames_of(task.get_coro())))) for task in asyncio.all_tasks(self._loop)]
-        return sorted({found for found in places if found})
+        return sorted({found for task in asyncio.all_tasks(self._loop) if (found := _waiting_in(task))})
 
 
 def run_against(recorded: RecordedJournal, app: ASGIApp) -> Attempt:
@@ -191,7 +198,7 @@ def run_against(recorded: RecordedJournal, app: ASGIApp) -> Attempt:
     with quiet():
         try:
             call = app(_scope(recorded), connection.receive, connection.send)
-            task = loop.create_task(call, context=context)
+            task = connection.handler = loop.create_task(call, context=context)
             task.add_done_callback(lambda _: loop.stop())
             loop.run()
             connection.end()
@@ -242,6 +249,11 @@ def _own_places() -> tuple[Place, ...]:
         frames.append(frame)
         frame = frame.f_back
     return tuple(_places(frames))
+
+
+def _waiting_in(task: asyncio.Task[Any] | None) -> tuple[Place, ...]:
+    """Return where a task waits, innermost first."""
+    return tuple(_places(reversed(frames_of(task.get_coro())))) if task is not None else ()
 
 
 def _places(frames: Iterable[FrameType]) -> Iterable[Place]:
