@@ -208,7 +208,8 @@ class Exploration:
         if not (self._first or self._later or any(heaps)):
             report.complete = self._orders == "all"
             return None
-        if report.runs >= self._max_runs or report.seconds > self._max_seconds:
+        # However small the budget is, nothing counts as explored that was not run at all.
+        if report.runs and (report.runs >= self._max_runs or report.seconds > self._max_seconds):
             return None
         if self._first:
             return self._first.pop(0)

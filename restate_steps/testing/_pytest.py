@@ -149,7 +149,7 @@ def _run_one(test: _Test, schedule: Schedule) -> None:
     if run.error is not None:
         raise run.error
     if run.problem is not None:
-        raise NotReplaySafeError(f"under the schedule {str(schedule)!r}: {run.why}\n\n{shortened(simulator.timeline())}")
+        raise NotReplaySafeError(f"{_under(schedule)}: {run.why}\n\n{shortened(simulator.timeline())}")
 
 
 def shortened(timeline: str) -> str:
@@ -166,13 +166,17 @@ def _text(item: pytest.Item, finding: Finding, report: Report) -> str:
     what = finding.why
     if finding.problem in ("assertion", "error"):
         what = f"the test fails: {type(finding.error).__name__}: {str(finding.error).partition(chr(10))[0]}"
-    literal = str(finding.schedule)
+    literal = shlex.quote(str(finding.schedule))
     return (
-        f"under the schedule {literal!r} {what}\n\n{shortened(finding.timeline)}\n\n"
+        f"{_under(finding.schedule)}: {what}\n\n{shortened(finding.timeline)}\n\n"
         f"It was found after {report.schedules:,} schedules and {report.prefixes:,} prefixes with a crash. "
         f"Run it alone:\n"
-        f"pytest {shlex.quote(item.nodeid)} --restate-schedule={shlex.quote(literal)}"
+        f"pytest {shlex.quote(item.nodeid)} --restate-schedule={literal}"
     )
+
+
+def _under(schedule: Schedule) -> str:
+    return "without any crash" if schedule == _PLAIN else f"under the schedule {str(schedule)!r}"
 
 
 def _numbers(report: Report) -> dict[str, Any]:
