@@ -357,7 +357,8 @@ class Driver:
         self._note("crash")
         if self._process is not None:
             self._process.dead = True
-            self._process.loop.stop()
+            if self._process.loop.is_running():
+                self._process.loop.stop()
             self._graveyard.append(self._process)
             self._process = None
 

@@ -6,7 +6,7 @@ work: while one of them may have something to say, the loop waits for it in real
 
 L1. A callback runs only if it was ready, or its time has come in virtual time; time passes only by
     :meth:`SimulatedLoop.advance`.
-L2. ``on_idle`` is called when nothing is ready and no thread is at work.
+L2. ``on_idle`` is called when nothing is ready and no thread is at work, unless a thread takes very long.
 L3. A *watchdog* is a timer that only looks whether all is well (``callback.watchdog`` is true). One that is due at
     once, for a person, looks before ``on_idle`` is called, and takes no time; the others do not count as timers.
 L4. The loop can run inside another loop's task; outside, nothing of it is seen.
@@ -18,6 +18,7 @@ import asyncio
 import atexit
 import selectors
 import sys
+from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, cast
 
@@ -25,7 +26,7 @@ __all__ = ["SimulatedLoop"]
 
 _IDLE_SOCKETS: Final = 0.02
 _BUSY_SOCKETS: Final = 5.0
-_THREADS: Final = 60.0
+_THREADS: Final = 5.0
 _OWN_SOCKETS: Final = 1
 _AT_ONCE: Final = 0.1
 _MAX_LOOKS: Final = 12
@@ -58,16 +59,18 @@ class _IdleSelector(selectors.BaseSelector):
         loop = cast("SimulatedLoop", self.loop)
         if timeout is not None and timeout <= 0:
             # What is ready comes first. Real events are looked at in between, so that they are not starved.
-            return self._real.select(0) if loop.threads or len(self._real.get_map()) > _OWN_SOCKETS else []
+            return self._real.select(0) if loop.patient or len(self._real.get_map()) > _OWN_SOCKETS else []
+        if loop.end_thread():
+            return []
         if patience := self._patience(loop):
             events = self._real.select(patience)
-            if events or loop.threads:
+            if events:
                 return events
         loop.idle(timeout)
         return []
 
     def _patience(self, loop: SimulatedLoop) -> float:
-        if loop.threads:
+        if loop.patient:
             return _THREADS
         if len(self._real.get_map()) > _OWN_SOCKETS:
             # An open connection may be one that is kept for later, or one that is about to answer. While a step runs
@@ -98,8 +101,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def __init__(self, on_idle: Callable[[float | None], bool], now: float = 0.0) -> None:
         selector = _IdleSelector()
         self._now = now
-        self.threads = 0
-        """How many threads are at work."""
+        self.patient = 0
+        """How many threads are at work that have to be waited for in real time."""
+        self._threads: deque[tuple[asyncio.Future[Any], asyncio.Future[Any]]] = deque()
         self.bodies = 0
         """How many bodies of steps run at this moment; see :meth:`_IdleSelector.select`."""
         self.outside_of_steps: Callable[[str], None] = _ignore
@@ -188,15 +192,33 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     # --- the world outside --------------------------------------------------------------------------------------
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
-        """Run a function in a thread, and wait for it in real time before anything is called idle."""
-        self.outside_of_steps("a thread")
-        future = super().run_in_executor(executor, func, *args)
-        self.threads += 1
-        future.add_done_callback(self._thread_ended)
-        return future
+        """Run a function in a thread, and hand its result over when nothing else can run.
 
-    def _thread_ended(self, _: Any) -> None:
-        self.threads -= 1
+        When a thread ends is a matter of chance. So it is waited for in real time, and the first comes first.
+        """
+        self.outside_of_steps("a thread")
+        result = super().run_in_executor(executor, func, *args)
+        handed = self.create_future()
+        self.patient += 1
+        self._threads.append((result, handed))
+        return handed
+
+    def end_thread(self) -> bool:
+        """Hand over the result of the first thread if it has ended; return whether it has."""
+        if not self._threads or not self._threads[0][0].done():
+            return False
+        result, handed = self._threads.popleft()
+        self.patient -= 1
+        if handed.done():
+            # Nobody waits for it any more. It is looked at, so that asyncio does not report it.
+            _ = result.cancelled() or result.exception()
+        elif result.cancelled():
+            handed.cancel()
+        elif (error := result.exception()) is not None:
+            handed.set_exception(error)
+        else:
+            handed.set_result(result.result())
+        return True
 
     async def create_connection(self, *args: Any, **options: Any) -> Any:
         """Connect, as asyncio does, and note that it was done."""
@@ -243,7 +265,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             self._finish(self.shutdown_asyncgens())
         if getattr(self, "_default_executor", None) is not None:
             # It waits for its threads in another one, which has to be waited for in turn.
-            self.threads += 1
+            self.patient += 1
             self._finish(self.shutdown_default_executor())
         if left or self._is_used() or len(_spare) >= _MAX_SPARE:
             self.set_exception_handler(_say_nothing)
@@ -259,7 +281,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             return cls(on_idle, now)
         loop = _spare.pop()
         loop._on_idle, loop._now = on_idle, now
-        loop.threads = loop.bodies = loop._looks = 0
+        loop.patient = loop.bodies = loop._looks = 0
+        loop._threads.clear()
         loop.outside_of_steps = _ignore
         loop._watchdogs.clear()
         return loop

@@ -174,7 +174,7 @@ def test_a_mismatch_is_found_and_made_short() -> None:
     report = explore(app, plain_asyncio)
 
     [finding] = report.findings
-    assert "mismatch" == finding.problem
+    assert "mismatch" == finding.problem, str(finding)
     with pytest.raises(NotReplaySafeError) as caught:
         report.assert_replay_safe()
     for part in ("found 1 problem", f"schedule {str(finding.schedule)!r}", "✂ crash", "→ run a1", "fails with 570"):

@@ -302,6 +302,16 @@ async def test_a_crash_in_the_middle(sim: Simulator) -> None:
     assert result.attempts >= 3
 
 
+async def test_a_crash_while_nothing_runs_leaves_nothing_behind() -> None:
+    """Event loops are used again; one that was told to stop while it stood still would stop at once the next time."""
+    for _ in range(3):
+        async with simulate(shop.app) as sim:
+            invocation = await sim.send(shop.refuses)
+            assert "completed" == invocation.status
+            await sim.crash()
+            assert ["tea 1", "tea 2"] == (await sim.call(shop.both, "tea")).value
+
+
 async def test_a_cut_connection(sim: Simulator) -> None:
     """The process lives on; the attempt ends, and another one goes on."""
     invocation = await sim.send(shop.checkout, "tea")
