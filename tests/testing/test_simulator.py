@@ -308,7 +308,7 @@ async def test_a_crash_while_nothing_runs_leaves_nothing_behind() -> None:
         async with simulate(shop.app) as sim:
             invocation = await sim.send(shop.refuses)
             assert "completed" == invocation.status
-            await sim.crash()
+            sim.driver.crash()
             assert ["tea 1", "tea 2"] == (await sim.call(shop.both, "tea")).value
 
 
