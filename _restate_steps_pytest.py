@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from restate_steps.testing import Simulator
 
 _MARKER: Final = "every_crash_point"
-_EXPLORED: Final = "restate_explored"
+EXPLORED: Final = "restate_explored"
 
 _NO_APP: Final = """\
 The fixture 'simulator' simulates the application that the fixture 'restate_app' returns, and there is no such fixture.
@@ -32,7 +32,7 @@ Define it in the module of the test, or in conftest.py:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Plan:
+class Plan:
     """What ``@pytest.mark.every_crash_point(...)`` asks for; see :func:`restate_steps.testing.explore`."""
 
     crashes: int = 1
@@ -47,7 +47,7 @@ class _Plan:
 
 
 _simulator: Final = pytest.StashKey["Simulator"]()
-_plan: Final = pytest.StashKey[_Plan]()
+_plan: Final = pytest.StashKey[Plan]()
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ def simulator(request: pytest.FixtureRequest, restate_app: Any) -> Iterator[Simu
     """Plays the server for the application that the fixture restate_app returns: a restate_steps.testing.Simulator."""
     from restate_steps.testing import simulate
 
-    plan = request.node.stash.get(_plan, _Plan())
+    plan = request.node.stash.get(_plan, Plan())
     with simulate(restate_app, version=plan.version, mode=plan.mode) as simulator:
         request.node.stash[_simulator] = simulator
         yield simulator
@@ -163,9 +163,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if marker is None:
         return
     try:
-        plan = _Plan(*marker.args, **marker.kwargs)
+        plan = Plan(*marker.args, **marker.kwargs)
     except TypeError as error:
-        wrong = str(error).removeprefix("_Plan.__init__() ")
+        wrong = str(error).removeprefix("Plan.__init__() ")
     else:
         item.stash[_plan], wrong = plan, ""
     if wrong:
@@ -235,7 +235,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in reports:
             if isinstance(report, pytest.TestReport) and report.when == "call":
                 for name, value in report.user_properties:
-                    if name == _EXPLORED and isinstance(value, dict):
+                    if name == EXPLORED and isinstance(value, dict):
                         found[report.nodeid] = value
     if not found:
         return

@@ -13,49 +13,26 @@ import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
 from random import Random
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final
 
 import pytest
 from restate import TerminalError
 
-from restate_steps.testing._driver import Mode, quiet, read_manifest
+from _restate_steps_pytest import EXPLORED, Plan
+from restate_steps.testing._driver import quiet, read_manifest
 from restate_steps.testing._errors import InvocationPausedError, NotReplaySafeError, SimulationError, StuckError
 from restate_steps.testing._explore import Exploration, Finding, Report, explore_all
 from restate_steps.testing._run import Run, RunSettings, begin_run, end_run
 from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._simulator import Simulator
 
-__all__ = ["Plan", "run_explored", "shortened"]
+__all__ = ["run_explored", "shortened"]
 
 _PLAIN: Final = Schedule()
-_EXPLORED: Final = "restate_explored"
 
 # A handler that fails at every attempt has some hundred lines of the same.
 _FIRST_LINES: Final = 60
 _LAST_LINES: Final = 20
-
-
-class Plan(Protocol):
-    """What the marker asks for; see :func:`restate_steps.testing.explore`."""
-
-    @property
-    def crashes(self) -> int: ...
-    @property
-    def cancel(self) -> bool: ...
-    @property
-    def orders(self) -> Literal["all"] | int: ...
-    @property
-    def max_runs(self) -> int: ...
-    @property
-    def max_seconds(self) -> float: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def setup(self) -> Callable[[], object] | None: ...
-    @property
-    def version(self) -> int: ...
-    @property
-    def mode(self) -> Mode: ...
 
 
 class _Test:
@@ -130,7 +107,7 @@ def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callab
         seed=plan.seed,
     )
     report = explore_all(test, exploration)
-    item.user_properties.append((_EXPLORED, _numbers(report)))
+    item.user_properties.append((EXPLORED, _numbers(report)))
     if report.findings:
         finding = report.findings[0]
         # Once more, so that the output and the logs that are shown are those of this run alone.

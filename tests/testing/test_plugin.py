@@ -13,8 +13,10 @@ import pytest
 import restate
 
 from restate_steps.server import ensure_server
-from restate_steps.testing import Simulator
-from restate_steps.testing import _pytest as _imported_once  # noqa: F401
+from restate_steps.testing import Simulator, _pytest
+
+# What is imported here is not imported again in each session inside.
+assert _pytest
 
 INI = """
 [pytest]
