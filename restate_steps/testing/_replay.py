@@ -133,7 +133,8 @@ class _Connection:
             self._waiter.set_result(None)
 
     def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
-        if self._over:
+        if self._over or self._attempt.refused is not None:
+            # Branches that go on after a refusal get nowhere.
             return
         if operation == "do_progress":
             self._attempt.last_wait = self._place()

@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from restate_steps.testing import RecordedJournal, load_journals, replay
+from restate_steps.testing import RecordedJournal, ReplayDifferenceError, load_journals, replay
+from restate_steps.testing._wire import Kind, decode, make
 
 from .handlers import app
 from .write import CASES, FOLDER
 
-JOURNALS = load_journals(FOLDER)
+each_journal = pytest.mark.parametrize(
+    "journal", load_journals(FOLDER), ids=lambda journal: journal.name.removeprefix(f"{FOLDER}/")
+)
 
 
-@pytest.mark.parametrize("journal", JOURNALS, ids=lambda journal: journal.name.removeprefix(f"{FOLDER}/"))
+@each_journal
 def test_replay(journal: RecordedJournal) -> None:
     """Today's code asks for what the journal has, and gives the answer that it has."""
     replay(journal, app)
+
+
+@each_journal
+def test_replay_of_every_beginning(journal: RecordedJournal) -> None:
+    """Wherever the run had been when it was recorded, today's code would go on from there."""
+    replay([replace(journal, frames=journal.frames[:end]) for end in range(1, len(journal.frames) + 1)], app)
+
+
+@each_journal
+def test_another_name_is_noticed(journal: RecordedJournal) -> None:
+    """No step of any journal can have another name without a difference; so the tests above do see something."""
+    for index, frame in enumerate(journal.frames):
+        if frame.kind == Kind.RUN:
+            other = make(Kind.RUN, **{**decode(frame), "name": "another"})
+            changed = (*journal.frames[:index], other, *journal.frames[index + 1 :])
+            with pytest.raises(ReplayDifferenceError, match="run another") as caught:
+                replay(replace(journal, frames=changed), app)
+            assert index == caught.value.entry
 
 
 def test_every_case_has_a_journal() -> None:
