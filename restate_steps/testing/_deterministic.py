@@ -163,7 +163,7 @@ def check_deterministic(
     scenario: Scenario | None = None,
     runs: int = len(SHIFTS),
     interpreters: int = 4,
-    ignore: Collection[Kind] = (),
+    ignore: Collection[str] = (),
     version: int = 6,
 ) -> DeterminismReport:
     """Find what makes a handler do otherwise when it is replayed, without waiting for the crash that shows it.
@@ -188,7 +188,7 @@ def check_deterministic(
         interpreters: In how many other interpreters, with other hash seeds, to run the handler again; 0 for none. They
             are started when they are first needed, and kept. The order of a set of two strings is missed by 4 of them
             once in 16 times, that of three once in 1,296.
-        ignore: Kinds of findings that do not matter here.
+        ignore: Kinds of findings that do not matter here; see :attr:`Nondeterminism.kind`.
         version: The version of the service protocol, 6 or 7.
 
     Returns:
@@ -220,6 +220,8 @@ def check_deterministic(
     found = app_of(handler) if app is None else app
     if scenario is None and handler is None:
         raise SimulationError("there is nothing to check: give a handler, or a scenario.")
+    if unknown := sorted(set(ignore) - _MEND.keys()):
+        raise SimulationError(f"{unknown[0]!r} is no kind of finding. There are {', '.join(map(repr, _MEND))}.")
     began = time.perf_counter()
     check = _Check(found, app, handler, runs, interpreters, frozenset(ignore))
     listen()
@@ -252,7 +254,7 @@ class _Check:
         handler: HandlerRef | None,
         runs: int,
         interpreters: int,
-        ignore: frozenset[Kind],
+        ignore: frozenset[str],
     ) -> None:
         self.report = DeterminismReport()
         self._app, self._given_app, self._handler = app, given_app, handler
@@ -285,7 +287,7 @@ class _Check:
         self._change_readings(recording, earliest)
         self._elsewhere(recording, earliest)
 
-    def _rerun(self, recording: Recording, changed: Reading | None = None, variant: int = 0) -> Rerun:
+    def _rerun(self, recording: Recording, changed: Reading | Kind | None = None, variant: int = 0) -> Rerun:
         self.report.runs += 1
         return rerun(recording, self._app, changed, variant)
 
@@ -315,7 +317,8 @@ class _Check:
 
     def _change_readings(self, recording: Recording, earliest: int) -> None:
         """Give each line something else to read (C2)."""
-        readings = [reading for reading in recording.tape if reading.kind not in self._ignore]
+        self._change_addresses(recording, earliest)
+        readings = [each for each in recording.tape if each.kind not in {*self._ignore, "memory address"}]
         for reading in readings[_MOST_READINGS:]:
             self._not_checked(f"{reading.kind}: {reading}, since there are many readings before it")
         for reading in readings[:_MOST_READINGS]:
@@ -325,6 +328,14 @@ class _Check:
                     cause = reading.what if reading.what.endswith("]") else f"{reading.what}()"
                     self._found(reading.kind, cause, recording, parting, reading.place, _how(reading, variant))
                     break
+
+    def _change_addresses(self, recording: Recording, earliest: int) -> None:
+        """Give all lines that look at addresses others at once: the same thing has to have the same one everywhere."""
+        if any(reading.kind == "memory address" for reading in recording.tape):
+            again = self._rerun(recording, "memory address")
+            if again.parting is not None and again.parting.index < earliest:
+                last = [reading for reading in again.tape if reading.kind == "memory address"][-1]
+                self._found(last.kind, f"{last.what}()", recording, again.parting, last.place)
 
     def _elsewhere(self, recording: Recording, earliest: int) -> None:
         """Run it again where strings have other hashes, and objects other addresses."""
@@ -344,9 +355,10 @@ class _Check:
             self._not_checked(f"hash order: {problem}")
             return
         partings = [answer.parting for answer in answers]
-        parting = next((each for each in partings if each is not None and each.index < earliest), None)
-        if parting is None:
+        found = [each for each in partings if each is not None and each.index < earliest]
+        if not found:
             return
+        parting = min(found, key=lambda each: each.index)
         # What differs between two that have the same seed is not the seed.
         seed = seeds[partings.index(parting)]
         [again] = rerun_elsewhere(recording, name, [seed], copy=1)
@@ -395,11 +407,18 @@ class _Check:
 
 
 def _by_place(outside: Iterable[Outside]) -> Iterable[Outside]:
-    """Return what was done by each line first; opening a connection is several things, for example."""
+    """Return one thing that was done by each line: to open a connection is to look up a name as well, for example."""
     seen: dict[Place | None, Outside] = {}
     for each in outside:
-        seen.setdefault(each.place, each)
+        before = seen.setdefault(each.place, each)
+        if _rank(each) > _rank(before):
+            seen[each.place] = each._replace(after=before.after)
     return seen.values()
+
+
+def _rank(outside: Outside) -> int:
+    """Return how much what was done tells."""
+    return 2 if "connection to" in outside.what else int("'" in outside.what)
 
 
 def _how(reading: Reading, variant: int) -> str:

@@ -40,6 +40,7 @@ _EVENTS: Final = {
     "_thread.start_joinable_thread": "a thread",
 }
 _IN_MEMORY: Final = ":memory:"
+_TIME_ZONES: Final = "zoneinfo"
 
 # What opens files to do something else: to import, to log, to say where an exception is from, to know a time zone.
 _INNOCENT: Final = frozenset(
@@ -80,10 +81,18 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     token = _telling.set(True)
     try:
         found = _who(caller())
-        if found is not None and arguments[:1] != (_IN_MEMORY,):
+        if found is not None and not _is_innocent(event, arguments):
             watch.talks_outside(_what(event, arguments), place_of(found))
     finally:
         _telling.reset(token)
+
+
+def _is_innocent(event: str, arguments: tuple[Any, ...]) -> bool:
+    subject: Any = arguments[0] if arguments else None
+    if event == "open":
+        # A number is a file that is open already.
+        return isinstance(subject, int) or _TIME_ZONES in os.fsdecode(subject)
+    return event == "sqlite3.connect" and bool(subject == _IN_MEMORY)
 
 
 def _who(frame: FrameType | None) -> FrameType | None:

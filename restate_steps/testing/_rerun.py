@@ -22,8 +22,9 @@ from restate_steps.testing._recorded import RecordedJournal
 from restate_steps.testing._replay import run_against
 from restate_steps.testing._simulator import Simulator
 from restate_steps.testing._user_code import Place
-from restate_steps.testing._watch import Operation, Outside, Playback, Reading, Tape, Watch, watched
-from restate_steps.testing._wire import Frame, Kind, decode, is_command
+from restate_steps.testing._watch import Kind, Operation, Outside, Playback, Reading, Tape, Watch, watched
+from restate_steps.testing._wire import Frame, decode, is_command
+from restate_steps.testing._wire import Kind as MessageKind
 from restate_steps.testing._world import Failure, Manifest
 
 __all__ = ["Parting", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]
@@ -157,7 +158,7 @@ def _recordings(
         recording = Recording(origin, tuple(invocation.journal), tuple(last.operations), last.tape, tuple(last.outside))
         if invocation.wedged and len(mine) > 1:
             recordings.append(replace(recording, contradicted=tuple(mine[-2].operations)))
-        elif invocation.ended and Kind.OUTPUT in {frame.kind for frame in invocation.journal}:
+        elif invocation.ended and MessageKind.OUTPUT in {frame.kind for frame in invocation.journal}:
             recordings.append(recording)
         else:
             left_out.append(f"{invocation.target}: it has not come to an end ({invocation.status.value})")
@@ -169,13 +170,13 @@ def _recordings(
 # --- running again ----------------------------------------------------------------------------------------------
 
 
-def rerun(recording: Recording, app: ASGIApp, changed: Reading | None = None, variant: int = 0) -> Rerun:
+def rerun(recording: Recording, app: ASGIApp, changed: Reading | Kind | None = None, variant: int = 0) -> Rerun:
     """Run a handler again from the whole journal, and compare.
 
     Args:
         recording: The recorded run.
         app: The application.
-        changed: What is to be read otherwise; left out, everything is read as it was.
+        changed: What is to be read otherwise, or the kind of it; left out, everything is read as it was.
         variant: Which of several other values to read.
     """
     watches: list[Watch] = []
@@ -186,8 +187,7 @@ def rerun(recording: Recording, app: ASGIApp, changed: Reading | None = None, va
         recorded = recording.operations[index] if index < len(recording.operations) else None
         if operation == recorded:
             return
-        there = "nothing more" if recorded is None else describe_operation(recorded)
-        partings.append(Parting(index, there, describe_operation(operation), operation.place))
+        partings.append(_parting(index, recorded, operation))
         watches[-1].open = False
 
     def begin(inner: AttemptObserver) -> Watch:
@@ -206,11 +206,11 @@ def rerun(recording: Recording, app: ASGIApp, changed: Reading | None = None, va
         does, failed = "it ends there", False
         if attempt.bodies:
             does = f"it waits for step {attempt.bodies[0]!r}"
-        elif (error := attempt.sent_of(Kind.ERROR)) is not None:
+        elif (error := attempt.sent_of(MessageKind.ERROR)) is not None:
             does, failed = f"it fails: {decode(error).get('message', '')}", True
         elif attempt.crashed is not None:
             does, failed = f"it fails: {attempt.crashed!r}", True
-        elif attempt.sent_of(Kind.SUSPENSION) is not None or attempt.waits_at:
+        elif attempt.sent_of(MessageKind.SUSPENSION) is not None or attempt.waits_at:
             does = "it waits"
         place = next((str_of(places[0]) for places in attempt.waits_at if places), None)
         parting = Parting(asked, describe_operation(recording.operations[asked]), does, place, failed)
@@ -227,9 +227,20 @@ def contradiction(recording: Recording) -> Parting | None:
     earlier = recording.contradicted or ()
     for index, operation in enumerate(recording.operations):
         if index >= len(earlier) or operation != earlier[index]:
-            there = "nothing more" if index >= len(earlier) else describe_operation(earlier[index])
-            return Parting(index, there, describe_operation(operation), operation.place)
+            return _parting(index, earlier[index] if index < len(earlier) else None, operation)
     return None
+
+
+def _parting(index: int, recorded: Operation | None, again: Operation) -> Parting:
+    there = "nothing more" if recorded is None else describe_operation(recorded)
+    return Parting(index, there, describe_operation(again), _where_they_part(recorded, again))
+
+
+def _where_they_part(recorded: Operation | None, again: Operation) -> Place | None:
+    """Return the outermost line of the second that is not one of the first too: what it calls may well be the same."""
+    first = () if recorded is None else recorded.places
+    differing = [place for index, place in enumerate(again.places) if first[index : index + 1] != (place,)]
+    return next(iter(differing or again.places), None)
 
 
 # --- words ------------------------------------------------------------------------------------------------------

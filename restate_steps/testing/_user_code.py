@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import sysconfig
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Final, TypeAlias
+from types import CodeType, FrameType, ModuleType
+from typing import Any, Final, TypeAlias
 
 __all__ = [
     "Place",
     "caller",
+    "definition_of",
     "file_of",
     "is_infrastructure",
     "is_standard_library",
@@ -19,7 +22,7 @@ __all__ = [
     "origin",
     "place_of",
     "user_frame",
-    "user_place",
+    "user_places",
 ]
 
 _PATHS: Final = sysconfig.get_paths()
@@ -85,10 +88,19 @@ def place_of(frame: FrameType) -> Place:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
-def user_place(frame: FrameType | None) -> Place | None:
-    """Return the line of the user's code that a frame was called from."""
-    found = user_frame(frame)
-    return None if found is None else place_of(found)
+def definition_of(function: Callable[..., Any]) -> Place | None:
+    """Return the line that a function begins at."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}:{code.co_firstlineno}" if isinstance(code, CodeType) else None
+
+
+def user_places(frame: FrameType | None) -> tuple[Place, ...]:
+    """Return the lines of the user's code that a frame was called from, outermost first."""
+    places: list[Place] = []
+    while (frame := user_frame(frame)) is not None:
+        places.append(place_of(frame))
+        frame = frame.f_back
+    return tuple(reversed(places))
 
 
 def origin(name: str, frame: FrameType) -> tuple[str, Place] | None:
@@ -110,7 +122,7 @@ def origin(name: str, frame: FrameType) -> tuple[str, Place] | None:
             return None
         if not is_standard_library(following.f_code.co_filename):
             return name, place_of(user_frame(following) or following)
-        name = f"{module}.{following.f_code.co_name}"
+        name = f"{module}.{following.f_code.co_qualname.removesuffix('.__init__')}"
         following = following.f_back
     return None
 

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
-from restate_steps._sdk import AttemptObserver, ambient_context, invocation_id, observing
+from restate_steps._sdk import AttemptObserver, ambient_context, frames_of, invocation_id, observing
 from restate_steps.testing._driver import ASGIApp
 from restate_steps.testing._loop import SimulatedLoop
-from restate_steps.testing._user_code import Place, caller, user_place
+from restate_steps.testing._user_code import Place, caller, definition_of, is_user_code, place_of, user_places
 
 __all__ = ["Change", "Kind", "Operation", "Outside", "Playback", "Reading", "Tape", "Watch", "watched", "watching"]
 
@@ -42,12 +42,12 @@ class Operation:
     Attributes:
         name: The name of the VM's method.
         arguments: What it was given, as plain values.
-        place: The line of the user's code.
+        places: The lines of the user's code, outermost first.
     """
 
     name: str
     arguments: tuple[Any, ...]
-    place: Place | None = field(default=None, compare=False)
+    places: tuple[Place, ...] = field(default=(), compare=False)
 
     @property
     def is_entry(self) -> bool:
@@ -88,12 +88,12 @@ class Playback:
 
     Attributes:
         tape: What was read when the journal was recorded.
-        changed: The reading that is to be another one.
+        changed: The reading that is to be another one, or the kind of all of those that are.
         variant: Which of several other ones.
     """
 
     tape: Tape
-    changed: Reading | None = None
+    changed: Reading | Kind | None = None
     variant: int = 0
 
 
@@ -116,6 +116,8 @@ class Watch:
         self.on_operation: Callable[[Operation], None] | None = None
         self._inner, self._playback = inner, playback
         self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._handler: Place | None = None
         self._busy = False
 
     # --- what is read -------------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ class Watch:
                 self._busy = False
         if len(known) < _MOST_VALUES:
             known.append(value[0])
-        if playback is not None and playback.changed == reading:
+        if playback is not None and playback.changed in (reading, reading.kind):
             return change(value[0], playback.variant)
         return value[0]
 
@@ -162,11 +164,21 @@ class Watch:
         if context is not None:
             self.invocation = invocation_id(context)
             encoded = context.journal_codec is not None
-        place = user_place(caller())
-        made = Operation(operation, tuple(_plain(argument, encoded) for argument in arguments), place)
+            self._handler = definition_of(context.handler.fn)
+        places = user_places(caller()) or self._waiting_at()
+        made = Operation(operation, tuple(_plain(argument, encoded) for argument in arguments), places)
         if self.on_operation is not None:
             self.on_operation(made)
         self.operations.append(made)
+
+    def _waiting_at(self) -> tuple[Place, ...]:
+        """Return where the handler waits for a branch that has no line of the user's; if it does not, where it begins.
+
+        Such a branch is a step that was handed to ``gather``, for example.
+        """
+        waiting = frames_of(self._task.get_coro()) if self._task is not None else []
+        places = tuple(place_of(frame) for frame in waiting if is_user_code(frame.f_code.co_filename))
+        return places or (() if self._handler is None else (self._handler,))
 
     def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
         """Take no notice: that it was asked for is known."""
@@ -217,7 +229,7 @@ def watched(app: ASGIApp, begin: Callable[[AttemptObserver], Watch]) -> ASGIApp:
 def _talks_outside(what: str) -> None:
     watch = watching.get()
     if watch is not None:
-        watch.talks_outside(what, user_place(caller()))
+        watch.talks_outside(what, next(reversed(user_places(caller())), None))
 
 
 def _item(values: list[Any] | None, index: int) -> tuple[Any] | None:
