@@ -56,7 +56,8 @@ class Subject:
         key: Its key.
         scenario: What a client does, instead of calling a handler.
         answers: What it may answer; None if anything goes that ``check`` does not mind.
-        cancellable: Whether it is cancelled too. It then may also end as cancelled.
+        cancellable: Whether it is cancelled too.
+        ends_cancelled: Whether it may end as cancelled then; if not, it answers all the same.
         setup: Called before every run, with the seed of the exploration.
         check: Called after every run.
         crashes: How many crashes a run may have.
@@ -71,6 +72,7 @@ class Subject:
     scenario: Callable[[Simulator], Any] | None = None
     answers: Sequence[Any] | None = None
     cancellable: bool = True
+    ends_cancelled: bool = True
     setup: Callable[[int], None] = _nothing
     check: Callable[[Simulator], object] | None = None
     crashes: int = 1
@@ -81,7 +83,7 @@ class Subject:
         try:
             answer = await self._ask(simulator)
         except TerminalError as error:
-            if error.status_code not in ((409,) if self.cancellable else ()):
+            if error.status_code != 409 or not (self.cancellable and self.ends_cancelled):
                 raise AssertionError(f"it ends with {error.status_code}: {error.message}") from error
             raise
         assert self.answers is None or answer in self.answers, f"{answer!r} is not among the right answers"

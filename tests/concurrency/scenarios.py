@@ -193,7 +193,7 @@ async def failure_4_locks_events_and_queues(ctx: restate.Context) -> list[Any]:
     return [sorted(held), woken, taken]
 
 
-@scenario("finished", "compensated and cleaned")
+@scenario("finished", "compensated and cleaned", ends_cancelled=False)
 async def failure_5_steps_after_a_cancellation(ctx: restate.Context) -> str:
     try:
         await gather(chain("a"), chain("b"))
@@ -267,7 +267,7 @@ async def failure_8_siblings_of_a_failing_branch_end(ctx: restate.Context) -> st
 # --- the functions -------------------------------------------------------------------------------------------------
 
 
-@scenario(["fast", "cleaned"])
+@scenario(["fast", "cleaned"], ["slow", "cleaned"], ["fast"])
 async def race_cancels_the_losers(ctx: restate.Context) -> list[str]:
     cleaned: list[str] = []
 
