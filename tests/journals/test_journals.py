@@ -34,7 +34,7 @@ def test_another_name_is_noticed(journal: RecordedJournal) -> None:
     """No step of any journal can have another name without a difference; so the tests above do see something."""
     for index, frame in enumerate(journal.frames):
         if frame.kind == Kind.RUN:
-            other = make(Kind.RUN, **{**decode(frame), "name": "another"})
+            other = make(Kind.RUN, name="another", completion_id=decode(frame)["completion_id"])
             changed = (*journal.frames[:index], other, *journal.frames[index + 1 :])
             with pytest.raises(ReplayDifferenceError, match="run another") as caught:
                 replay(replace(journal, frames=changed), app)
