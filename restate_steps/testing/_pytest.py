@@ -10,7 +10,7 @@ P4. What ends a test without failing it (a skip, an expected failure, an interru
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from random import Random
 from typing import Any, Final
@@ -56,28 +56,41 @@ class _Test:
         __tracebackhide__ = True
         simulator, run = begin_run(self._settings, schedule, random)
         self._held.driver, self._held.choices = simulator.driver, simulator.choices
-        error: BaseException | None = None
+        raised: BaseException | None = None
         try:
             with nullcontext() if self.logs or schedule == _PLAIN else quiet():
                 self._runtest()
-        except (StuckError, InvocationPausedError) as caught:
-            error = caught
-        except (SimulationError, pytest.xfail.Exception):
-            simulator.close()
-            raise
         except (Exception, pytest.fail.Exception) as caught:
-            error = caught
+            raised = caught
         except BaseException:
             simulator.close()
             raise
+        error = _alone(raised)
+        if raised is not None and _ends_all(error):
+            simulator.close()
+            raise raised
         if isinstance(error, (TerminalError, pytest.fail.Exception)):
             # The test has failed with it, where a scenario would have ended with it.
             run.problem = run.problem or ("error" if isinstance(error, TerminalError) else "assertion")
             run.error = error
         end_run(self._settings, simulator, run, None if run.error is not None else error, None)
-        if run.error is not None and schedule == _PLAIN and random is None:
-            raise run.error
+        if raised is not None and schedule == _PLAIN and random is None:
+            raise raised
         return run, simulator
+
+
+def _alone(error: BaseException | None) -> BaseException | None:
+    """Take an error out of the group that a task group has made of it."""
+    grouped = issubclass(type(error), BaseExceptionGroup)
+    inside: Sequence[BaseException] = getattr(error, "exceptions", ()) if grouped else ()
+    return _alone(inside[0]) if len(inside) == 1 else error
+
+
+def _ends_all(error: BaseException | None) -> bool:
+    """Return whether an error is no finding: it would be the same in every run."""
+    if isinstance(error, SimulationError):
+        return not isinstance(error, (StuckError, InvocationPausedError))
+    return isinstance(error, pytest.xfail.Exception)
 
 
 def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> None:

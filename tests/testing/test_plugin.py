@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -366,6 +368,7 @@ def test_what_goes_on_behind_the_test_has_to_end(pytester: pytest.Pytester, test
         ("pytest.fail('charged twice')", "the test fails: Failed: charged twice"),
         ("with pytest.raises(ValueError): pass", "the test fails: Failed: DID NOT RAISE*ValueError*"),
         ("raise KeyError('tea')", "the test fails: KeyError: 'tea'"),
+        ("raise ExceptionGroup('tasks', [ValueError('no tea')])", "the test fails: ValueError: no tea"),
         ("raise restate.TerminalError('sold out', 409)", "the test fails: TerminalError: sold out"),
     ],
 )
@@ -512,6 +515,22 @@ def test_fixture_that_calls_a_handler_is_refused(pytester: pytest.Pytester, test
             "every_crash_point: takes 1 positional argument but 2 were given",
         ),
         (
+            "@pytest.mark.every_crash_point(orders='some')\ndef test_it(simulator): pass",
+            "every_crash_point: orders is 'all' or a whole number from 1, not 'some'",
+        ),
+        (
+            "@pytest.mark.every_crash_point(max_runs=0)\ndef test_it(simulator): pass",
+            "every_crash_point: max_runs is a whole number from 1, not 0",
+        ),
+        (
+            "@pytest.mark.every_crash_point(mode='http2')\ndef test_it(simulator): pass",
+            "every_crash_point: mode is 'bidirectional' or 'request_response', not 'http2'",
+        ),
+        (
+            "@pytest.mark.every_crash_point(setup='clear')\ndef test_it(simulator): pass",
+            "every_crash_point: setup is a function without arguments, not 'clear'",
+        ),
+        (
             "@pytest.mark.every_crash_point\ndef test_it(): pass",
             "test_it is marked with every_crash_point, and does not use the fixture 'simulator': *",
         ),
@@ -539,7 +558,20 @@ def test_fixture_that_calls_a_handler_is_refused(pytester: pytest.Pytester, test
             "E*SimulationError: *nothing*",
         ),
     ],
-    ids=["argument", "position", "no simulator", "unittest", "other simulator", "hypothesis", "no app", "no handler"],
+    ids=[
+        "argument",
+        "position",
+        "orders",
+        "runs",
+        "mode",
+        "setup",
+        "no simulator",
+        "unittest",
+        "other simulator",
+        "hypothesis",
+        "no app",
+        "no handler",
+    ],
 )
 def test_misuse_is_told(pytester: pytest.Pytester, testfile: TestFile, source: str, said: str) -> None:
     """What cannot work says so, in the test that it concerns."""
@@ -989,6 +1021,12 @@ def test_plugin_can_be_named_and_left_out(pytester: pytest.Pytester, options: li
         """
     )
     pytester.runpytest_subprocess(*options).assert_outcomes(passed=1)
+
+
+def test_testing_kit_does_not_need_pytest() -> None:
+    """The simulator and the explorer can be used with another runner of tests."""
+    code = "import sys; sys.modules['pytest'] = None; import restate_steps.testing"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
 def test_fixtures_are_described(pytester: pytest.Pytester) -> None:
