@@ -110,6 +110,7 @@ class _Attempt:
         self._reader = FrameReader()
         self._inbox: deque[dict[str, Any]] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._heard = False
         self._names: dict[int, str] = {}
         self._delays: list[int] = []
         self._timed = sum(_is_timed(frame) for frame in invocation.journal)
@@ -117,6 +118,9 @@ class _Attempt:
     # What the application sees of the connection.
 
     async def receive(self) -> dict[str, Any]:
+        if not self._heard:
+            self._heard = True
+            self._process.loop.watch_threads_of_anyio()
         while not self._inbox:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter

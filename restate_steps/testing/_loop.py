@@ -26,7 +26,7 @@ __all__ = ["SimulatedLoop"]
 
 _IDLE_SOCKETS: Final = 0.02
 _BUSY_SOCKETS: Final = 5.0
-_THREADS: Final = 5.0
+_THREADS: Final = 60.0
 _OWN_SOCKETS: Final = 1
 _AT_ONCE: Final = 0.1
 _MAX_LOOKS: Final = 12
@@ -59,7 +59,7 @@ class _IdleSelector(selectors.BaseSelector):
         loop = cast("SimulatedLoop", self.loop)
         if timeout is not None and timeout <= 0:
             # What is ready comes first. Real events are looked at in between, so that they are not starved.
-            return self._real.select(0) if loop.patient or len(self._real.get_map()) > _OWN_SOCKETS else []
+            return self._real.select(0) if loop.has_threads() or len(self._real.get_map()) > _OWN_SOCKETS else []
         if loop.end_thread():
             return []
         if patience := self._patience(loop):
@@ -70,7 +70,7 @@ class _IdleSelector(selectors.BaseSelector):
         return []
 
     def _patience(self, loop: SimulatedLoop) -> float:
-        if loop.patient:
+        if loop.has_threads():
             return _THREADS
         if len(self._real.get_map()) > _OWN_SOCKETS:
             # An open connection may be one that is kept for later, or one that is about to answer. While a step runs
@@ -101,8 +101,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def __init__(self, on_idle: Callable[[float | None], bool], now: float = 0.0) -> None:
         selector = _IdleSelector()
         self._now = now
-        self.patient = 0
-        """How many threads are at work that have to be waited for in real time."""
+        self._patient = 0
+        self._limiter: Any = None
         self._threads: deque[tuple[asyncio.Future[Any], asyncio.Future[Any]]] = deque()
         self.bodies = 0
         """How many bodies of steps run at this moment; see :meth:`_IdleSelector.select`."""
@@ -199,16 +199,26 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.outside_of_steps("a thread")
         result = super().run_in_executor(executor, func, *args)
         handed = self.create_future()
-        self.patient += 1
+        self._patient += 1
         self._threads.append((result, handed))
         return handed
+
+    def watch_threads_of_anyio(self) -> None:
+        """Wait for the threads of anyio as well, which go past the loop; called in a task."""
+        anyio = sys.modules.get("anyio")
+        if anyio is not None:
+            self._limiter = anyio.to_thread.current_default_thread_limiter()
+
+    def has_threads(self) -> bool:
+        """Whether threads are at work that have to be waited for in real time."""
+        return self._patient > 0 or (self._limiter is not None and self._limiter.borrowed_tokens > 0)
 
     def end_thread(self) -> bool:
         """Hand over the result of the first thread if it has ended; return whether it has."""
         if not self._threads or not self._threads[0][0].done():
             return False
         result, handed = self._threads.popleft()
-        self.patient -= 1
+        self._patient -= 1
         if handed.done():
             # Nobody waits for it any more. It is looked at, so that asyncio does not report it.
             _ = result.cancelled() or result.exception()
@@ -265,7 +275,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             self._finish(self.shutdown_asyncgens())
         if getattr(self, "_default_executor", None) is not None:
             # It waits for its threads in another one, which has to be waited for in turn.
-            self.patient += 1
+            self._patient += 1
             self._finish(self.shutdown_default_executor())
         if left or self._is_used() or len(_spare) >= _MAX_SPARE:
             self.set_exception_handler(_say_nothing)
@@ -281,8 +291,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             return cls(on_idle, now)
         loop = _spare.pop()
         loop._on_idle, loop._now = on_idle, now
-        loop.patient = loop.bodies = loop._looks = 0
+        loop._patient = loop.bodies = loop._looks = 0
         loop._threads.clear()
+        loop._limiter = None
         loop.outside_of_steps = _ignore
         loop._watchdogs.clear()
         return loop

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import anyio.to_thread
 import pytest
 import restate
 
@@ -462,6 +463,26 @@ async def test_threads_are_waited_for() -> None:
 
     async with simulate(restate.app([service])) as sim:
         assert "thought" == (await sim.call(think)).value
+
+
+async def test_threads_of_anyio_are_waited_for() -> None:
+    """They go past the event loop, and are what pydantic-ai runs plain functions in."""
+    service = restate.Service("Anyio")
+
+    @service.handler()
+    async def think(ctx: restate.Context) -> str:
+        def slowly() -> str:
+            time.sleep(0.05)
+            return "thought"
+
+        async def body() -> str:
+            return await anyio.to_thread.run_sync(slowly)
+
+        return await anyio.to_thread.run_sync(slowly) + await ctx.run_typed("think", body)
+
+    async with simulate(restate.app([service])) as sim:
+        assert "thoughtthought" == (await sim.call(think)).value
+        assert timedelta(0) == sim.now
 
 
 async def test_the_loop_of_the_test_is_left_alone() -> None:
