@@ -103,6 +103,14 @@ async def keeps_the_time(ctx: restate.ObjectContext) -> None:
     ctx.set("seen", time.time())  # culprit
 
 
+@faulty.handler()
+async def polls_until_a_deadline(ctx: restate.Context) -> None:
+    await step(ctx, "quote")
+    deadline = time.monotonic() + 100  # culprit
+    while time.monotonic() < deadline:  # culprit
+        await ctx.sleep(timedelta(seconds=30))
+
+
 # --- random numbers ---------------------------------------------------------------------------------------------
 
 
@@ -213,6 +221,13 @@ async def knows_what_a_new_process_does_not(ctx: restate.Context) -> None:
     await step(ctx, "end")  # culprit
 
 
+@faulty.handler()
+async def counts_before_it_waits(ctx: restate.Context) -> None:
+    await step(ctx, f"order {next(numbers)}")  # culprit
+    _, approved = ctx.awakeable(type_hint=str)
+    await approved
+
+
 # --- the process ------------------------------------------------------------------------------------------------
 
 
@@ -305,9 +320,8 @@ async def charge(item: str) -> int:
 @faulty.handler()
 async def gathers_a_set(ctx: restate.Context) -> None:
     await quote("all")
-    await gather(
-        *(charge(f"part {number}") for number in {"a", "b", "c", "d", "e", "f", "g", "h", "i", "j"})
-    )  # culprit
+    parts = {f"part {number}" for number in range(12)}
+    await gather(*map(charge, parts))  # culprit
 
 
 @faulty.handler()

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import restate
+from restate.entry_codec import JournalValueCodec
 
 from restate_steps.testing import (
     DeterminismReport,
@@ -236,6 +237,32 @@ def test_a_branch_is_compared_as_well() -> None:
     assert finding.after.startswith("step 'quote")
 
 
+def test_time_passes_for_a_handler_that_waits_for_it() -> None:
+    """Clocks go on with virtual time, or a handler that polls would not end; both of its readings are to blame."""
+    handler = nondeterministic.polls_until_a_deadline
+    report = check_deterministic(handler, interpreters=0)
+
+    assert culprits(handler) == [blamed(finding) for finding in report.findings]
+    assert {"clock"} == {finding.kind for finding in report.findings}
+
+
+def test_attempts_that_contradict_each_other() -> None:
+    """A scenario may crash; what the server would refuse with 570 is a finding that shows both attempts."""
+
+    async def crash(sim: Simulator) -> Any:
+        invocation = await sim.send(nondeterministic.counts_before_it_waits)
+        await sim.crash()
+        return (await invocation.result()).value
+
+    handler = nondeterministic.counts_before_it_waits
+    finding = only(check_deterministic(handler, scenario=crash, interpreters=0))
+
+    assert ("unknown", "the beginning") == (finding.kind, finding.after)
+    assert culprits(handler) == [blamed(finding)]
+    assert finding.recorded.startswith("step 'order ")
+    assert finding.replayed.startswith("step 'order ")
+
+
 # --- no false alarms --------------------------------------------------------------------------------------------
 
 
@@ -284,6 +311,24 @@ def test_no_false_alarm_for_a_log_file(tmp_path: Path) -> None:
     finally:
         deterministic.logger.removeHandler(handler)
         handler.close()
+
+    assert [] == report.findings, str(report)
+
+
+class Sealed(JournalValueCodec):
+    """Seals values in another way each time, as encryption does."""
+
+    def encode(self, buf: bytes) -> bytes:
+        return b"sealed" + os.urandom(4) + buf
+
+    async def decode(self, buf: bytes) -> bytes:
+        return buf[10:] if buf.startswith(b"sealed") else buf
+
+
+def test_no_false_alarm_for_values_that_are_encrypted() -> None:
+    """The same value is encrypted otherwise each time; it is not compared, as the SDK does not compare it either."""
+    app = restate.app([deterministic.sound], journal_value_codec=Sealed())
+    report = check_deterministic(deterministic.steps_of_the_sdk, "tea", app=app, interpreters=0)
 
     assert [] == report.findings, str(report)
 
