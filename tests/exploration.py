@@ -17,7 +17,7 @@ from restate_steps.testing import Report, Schedule, Simulator, explore
 
 __all__ = ["VARIANTS", "Subject", "Variant", "explored", "subjects"]
 
-MODULES = ("concurrency.scenarios",)
+MODULES = ("concurrency.scenarios", "concurrency.small_scenarios")
 
 _subjects: dict[str, Subject] = {}
 
