@@ -301,7 +301,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def _is_used(self) -> bool:
         """Whether something is left that another user could come upon: a timer, a thread, a socket."""
         return bool(
-            getattr(self, "_scheduled", True)
+            # asyncio takes no async generator after it has closed those that were left.
+            getattr(self, "_asyncgens_shutdown_called", True)
+            or getattr(self, "_scheduled", True)
             or getattr(self, "_ready", True)
             or getattr(self, "_default_executor", None)
             or len(self._idle_selector.get_map()) > _OWN_SOCKETS

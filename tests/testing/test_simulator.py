@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -507,6 +507,26 @@ def test_without_a_loop() -> None:
     """In a plain function a coroutine of the simulator can be run by any means."""
     with simulate(shop.app) as sim:
         assert "tea for 3" == asyncio.run(sim.call(shop.checkout, "tea")).value
+
+
+async def test_async_generators_after_a_crash_left_some_open() -> None:
+    """An event loop on which some had to be closed is not used again: asyncio would warn of the next one."""
+    service, kept = restate.Service("Generators"), []
+
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> int:
+        kept.append(numbers())
+        return sum([number async for number in kept[-1] if await ctx.sleep(timedelta(seconds=1)) is None])
+
+    for _ in range(3):
+        async with simulate(restate.app([service])) as sim:
+            invocation = await sim.send(handler)
+            await sim.crash()
+            assert 3 == (await invocation.result()).value
 
 
 @pytest.mark.parametrize("module", ["_wire", "_world"])
