@@ -60,7 +60,8 @@ def _resolve(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     # The annotation `P.args` is shown, and looked for, as "~P".
     found = _locate(node["reftarget"].rpartition("~")[2], node.get("py:module"))
     if found is None:
-        return None
+        # Part of a type whose brackets Sphinx has cut apart, such as "dict[str".
+        return contnode if "[" in node["reftarget"] else None
     home = getattr(found, "__module__", None) or ""
     name = getattr(found, "__qualname__", None) or getattr(found, "__name__", "")
     if home.split(".")[0] != "restate_steps" or type(found).__module__ in ("typing", "typing_extensions"):
@@ -107,9 +108,12 @@ def _describe_data(app: Any, what: str, name: str, obj: Any, options: Any, lines
                 return
 
 
+_NOT_CALLED = ("AsCompleted", "Codec", "DurableStep", "ServerEnvironment", "SimulatedInvocation", "Simulator", "TypedSerde")
+
+
 def _hide_constructors(app: Any, what: str, name: str, *rest: Any) -> tuple[str, None] | None:
     """Show no parameters of classes that one does not make by calling them."""
-    return ("", None) if name.rpartition(".")[2] in ("AsCompleted", "Codec", "DurableStep", "TypedSerde") else None
+    return ("", None) if name.rpartition(".")[2] in _NOT_CALLED else None
 
 
 def setup(app: Any) -> None:

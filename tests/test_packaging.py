@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 PACKAGE = ROOT / "restate_steps"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # What one imports from; everything else is imported through these.
-PUBLIC = ["restate_steps"] + [f"restate_steps.{name}" for name in ("agents", "server") if (PACKAGE / name).exists()]
+PUBLIC = ["restate_steps", *(f"restate_steps.{name}" for name in ("agents", "server", "testing"))]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 

@@ -1,6 +1,7 @@
 """Test durable handlers: play the server in-process in virtual time, explore every crash, or run a real server."""
 
 from restate_steps.testing._deterministic import DeterminismReport, Nondeterminism, check_deterministic
+from restate_steps.testing._driver import BodyRun, Crash
 from restate_steps.testing._effects import Effects
 from restate_steps.testing._errors import (
     InvocationPausedError,
@@ -13,24 +14,30 @@ from restate_steps.testing._errors import (
 )
 from restate_steps.testing._explore import Finding, Report, explore
 from restate_steps.testing._export import export_journal
-from restate_steps.testing._journal import Journal
+from restate_steps.testing._journal import Journal, Origin
 from restate_steps.testing._recorded import RecordedJournal, record
 from restate_steps.testing._replayed import load_journals, replay
 from restate_steps.testing._run import Outcome
 from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._server import ServerEnvironment, close_servers, server
 from restate_steps.testing._simulator import Result, SimulatedInvocation, Simulator, simulate
+from restate_steps.testing._wire import Frame
+from restate_steps.testing._world import Target
 
 __all__ = [
+    "BodyRun",
+    "Crash",
     "DeterminismReport",
     "Effects",
     "Finding",
+    "Frame",
     "InvocationPausedError",
     "Journal",
     "JournalMismatchError",
     "Nondeterminism",
     "NotDeterministicError",
     "NotReplaySafeError",
+    "Origin",
     "Outcome",
     "RecordedJournal",
     "ReplayDifferenceError",
@@ -42,6 +49,7 @@ __all__ = [
     "SimulationError",
     "Simulator",
     "StuckError",
+    "Target",
     "check_deterministic",
     "close_servers",
     "explore",

@@ -41,7 +41,7 @@ class Effects(Mapping[str, int]):
 
     @property
     def most(self) -> dict[str, int]:
-        """How often one step of each name ran at most: more than once only where it ran *again*."""
+        """How often one step of each name ran at most; more than once only where it ran *again*."""
         most: dict[str, int] = {}
         for runs in self._by_step().values():
             most[runs[0].name] = max(len(runs), most.get(runs[0].name, 0))

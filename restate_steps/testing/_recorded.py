@@ -60,7 +60,7 @@ class RecordedJournal:
 
     @property
     def target(self) -> str:
-        """The handler, and its key if it has one: ``Service/handler`` or ``Service/key/handler``."""
+        """The handler and its key, as ``Service/handler`` or ``Service/key/handler``."""
         return str(self.origin.target)
 
     @property

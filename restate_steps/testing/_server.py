@@ -96,7 +96,7 @@ class ServerEnvironment(HarnessEnvironment):
 
     @property
     def server(self) -> RestateServer:
-        """The server itself, whose methods block: for its log, its process id, and what is missing here."""
+        """The server itself, whose methods block; it has its log, its process id, and what is missing here."""
         return self._block.server
 
     @property

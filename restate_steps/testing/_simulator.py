@@ -90,17 +90,17 @@ class SimulatedInvocation:
     @property
     def journal(self) -> Journal:
         """What is recorded so far."""
-        return self._simulator.journal_of(self._invocation)
+        return self._simulator._journal_of(self._invocation)
 
     @property
     def awakeables(self) -> list[str]:
         """The ids of the awakeables that it has made so far, in order."""
-        return self._simulator.awakeables_of(self.id)
+        return self._simulator._awakeables_of(self.id)
 
     async def result(self) -> Result[Any]:
         """Wait until it ends; see :meth:`Simulator.call`."""
         __tracebackhide__ = True
-        return self._simulator.wait_for(self._invocation, self._handler)
+        return self._simulator._wait_for(self._invocation, self._handler)
 
     async def cancel(self) -> None:
         """Ask it to end: what it waits for raises a ``TerminalError`` with the status 409."""
@@ -109,7 +109,7 @@ class SimulatedInvocation:
 
     async def kill(self) -> None:
         """End it at once, without its doing, and the calls that it waits for."""
-        self._simulator.kill(self.id)
+        self._simulator._kill(self.id)
 
     async def pause(self) -> None:
         """Keep it from being tried again; what is open goes down with the service's process."""
@@ -235,7 +235,7 @@ class Simulator:
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, timedelta(0))
         if invocation.info.workflow and len(self.driver.world.invocations) == before:
             raise TerminalError("the workflow method was already invoked", 409)
-        return self.wait_for(invocation, known)
+        return self._wait_for(invocation, known)
 
     async def send(
         self,
@@ -290,7 +290,7 @@ class Simulator:
 
     @property
     def invocations(self) -> list[SimulatedInvocation]:
-        """Every invocation there was, oldest first: those of handlers that called each other as well."""
+        """Every invocation there was, oldest first, with those that handlers have made by calling each other."""
         return [SimulatedInvocation(self, each, None) for each in self.driver.world.invocations.values()]
 
     def state(self, service: str, key: str) -> dict[str, Any]:
@@ -302,11 +302,11 @@ class Simulator:
         """Return everything that has happened, line by line."""
         return timeline(self.driver)
 
-    def awakeables_of(self, invocation_id: str) -> list[str]:
+    def _awakeables_of(self, invocation_id: str) -> list[str]:
         """Return the ids of the awakeables that an invocation has made so far, in order."""
         return list(self.driver.awakeables.get(invocation_id, ()))
 
-    def journal_of(self, invocation: Invocation) -> Journal:
+    def _journal_of(self, invocation: Invocation) -> Journal:
         """Return what is recorded of an invocation so far."""
         origin = Origin(
             target=invocation.target,
@@ -328,7 +328,7 @@ class Simulator:
         """Let everything happen that can, however long it takes."""
         self.driver.run(lambda: False)
 
-    def wait_for(self, invocation: Invocation, handler: Handler[Any, Any] | None) -> Result[Any]:
+    def _wait_for(self, invocation: Invocation, handler: Handler[Any, Any] | None) -> Result[Any]:
         """Let events happen until an invocation has ended; see :meth:`call`."""
         # pytest leaves such frames out: the line that is of interest is that of the test.
         __tracebackhide__ = True
@@ -344,13 +344,13 @@ class Simulator:
         output = invocation.output or b""
         return Result(
             value=handler.handler_io.output_serde.deserialize(output) if handler else _decoded(output),
-            journal=self.journal_of(invocation),
+            journal=self._journal_of(invocation),
             effects=Effects([run for run in self.driver.bodies if run.invocation == invocation.id]),
             attempts=invocation.attempts,
             invocation_id=invocation.id,
         )
 
-    def kill(self, invocation_id: str) -> None:
+    def _kill(self, invocation_id: str) -> None:
         """End an invocation at once, without its doing."""
         self.driver.kill(invocation_id)
         self.settle()

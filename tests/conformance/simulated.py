@@ -132,7 +132,7 @@ class SimulatedServer:
         return self._asked("cancel", Answer(200 if at_once else 202, b""), invocation_id)
 
     async def kill(self, invocation_id: str) -> Answer:
-        self._simulator.kill(invocation_id)
+        self._simulator._kill(invocation_id)
         return self._asked("kill", Answer(200, b""), invocation_id)
 
     async def resume(self, invocation_id: str) -> Answer:
