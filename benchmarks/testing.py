@@ -12,20 +12,21 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import restate
 
 from restate_steps import durable_step, gather
-from restate_steps.testing import explore
+from restate_steps.testing import Simulator, explore, record, replay
 from restate_steps.testing._driver import Driver, read_manifest
-from restate_steps.testing._wire import Kind
 from restate_steps.testing._world import Target
 
 from . import cpu
-from ._handlers import application
+from ._handlers import SERVICE
 from ._measure import Spread, by_turns, print_table, ratio, spread
 from ._player import Player, Recording, first
 
@@ -35,7 +36,7 @@ RATE_GOAL = 1_000.0
 SECONDS = 6.0
 TIMES = 20
 
-service = restate.Service("Explored")
+service = restate.Service(SERVICE)
 
 
 @durable_step
@@ -48,6 +49,16 @@ async def one() -> int:
 
 
 OPTIONS = restate.RunOptions(type_hint=int)
+
+
+@service.handler()
+async def runs(ctx: restate.Context, count: int) -> int:
+    return sum([await ctx.run_typed("one", one, OPTIONS) for _ in range(count)])
+
+
+@service.handler()
+async def steps(ctx: restate.Context, count: int) -> int:
+    return sum([await step(1) for _ in range(count)])
 
 
 @service.handler()
@@ -102,34 +113,25 @@ def attempts(app: Any) -> None:
     def fresh(handler: str, count: int) -> Callable[[], object]:
         def play() -> None:
             driver = Driver(app, manifest)
-            invocation = driver.world.submit(Target("Bench", handler), str(count).encode())
+            invocation = driver.world.submit(Target(SERVICE, handler), str(count).encode())
             driver.run(lambda: invocation.ended)
             driver.close()
 
         return play
 
     def replayed(handler: str, count: int) -> Callable[[], object]:
-        driver = Driver(app, manifest)
-        recorded = driver.world.submit(Target("Bench", handler), str(count).encode())
-        driver.run(lambda: recorded.ended)
-        driver.close()
-        journal = [frame for frame in recorded.journal if frame.kind != Kind.OUTPUT]
-
-        def play() -> None:
-            driver = Driver(app, manifest)
-            invocation = driver.world.submit(recorded.target, b"")
-            invocation.journal, invocation.completed = list(journal), set(recorded.completed)
-            driver.run(lambda: invocation.ended)
-            driver.close()
-
-        return play
+        with Simulator(app, manifest=manifest) as simulator:
+            simulator.run(simulator.call(f"{SERVICE}/{handler}", count))
+            [recorded] = simulator.invocations
+        journal = record(recorded, Path(tempfile.mkdtemp(), "journal.json"))
+        return lambda: replay(journal, app)
 
     rows: list[list[str]] = []
     for label, handler, count, play, journal, goal in (
-        ("10 runs by the SDK, fresh", "int_by_hand", 10, fresh, first(10), ATTEMPT_GOAL),
-        ("10 steps, fresh", "int_steps", 10, fresh, first(10), ATTEMPT_GOAL),
-        ("100 runs by the SDK, replayed", "int_by_hand", 100, replayed, None, REPLAY_GOAL),
-        ("100 steps, replayed", "int_steps", 100, replayed, None, REPLAY_GOAL),
+        ("10 runs by the SDK, fresh", "runs", 10, fresh, first(10), ATTEMPT_GOAL),
+        ("10 steps, fresh", "steps", 10, fresh, first(10), ATTEMPT_GOAL),
+        ("100 runs by the SDK, replayed", "runs", 100, replayed, None, REPLAY_GOAL),
+        ("100 steps, replayed", "steps", 100, replayed, None, REPLAY_GOAL),
     ):
         given = player.record(handler, count) if journal is None else journal
         samples = by_turns(
@@ -139,14 +141,15 @@ def attempts(app: Any) -> None:
         taken = spread([sample * 1e3 for sample in samples["simulated"]])
         found = ratio(samples["simulated"], samples["by hand"])
         alone = spread(samples["by hand"]).median * 1e3
-        rows.append([label, f"{alone:.2f}", f"{taken.median:.2f}", f"{found.median:.2f}", f"≤ {goal}", most(taken, goal)])
+        rows.append(
+            [label, f"{alone:.2f}", f"{taken.median:.2f}", f"{found.median:.2f}", f"≤ {goal}", most(taken, goal)]
+        )
     print("Milliseconds of CPU for a whole attempt\n")
     print_table(["", "by hand", "simulated", "ratio", "goal", "verdict"], rows)
     player.close()
 
 
-def exploration() -> None:
-    app = restate.app([service])
+def exploration(app: Any) -> None:
     rows: list[list[str]] = []
     for label, handler in EXPLORED.items():
         rates: list[float] = []
@@ -163,7 +166,7 @@ def exploration() -> None:
         found, calm = spread(rates), spread(orders)
         verdict = "met" if calm.median >= RATE_GOAL else "missed"
         rows.append([label, str(runs), f"{calm.median:,.0f}", f"{found.median:,.0f}", f"≥ {RATE_GOAL:,.0f}", verdict])
-    print("\nExplored completely: runs a second of CPU, without a crash and with one (two attempts, one of them cut off)\n")
+    print("\nExplored completely: runs a second of CPU, without a crash and with one (two attempts, one cut off)\n")
     print_table(["", "runs", "schedules/s", "with a crash/s", "goal", "verdict"], rows)
 
 
@@ -175,8 +178,9 @@ def main() -> int:
     logging.getLogger("restate").setLevel(logging.CRITICAL)
     gc.collect()
     gc.freeze()
-    attempts(application())
-    exploration()
+    app = restate.app([service])
+    attempts(app)
+    exploration(app)
     gc.unfreeze()
     print()
     return 0 if "--short" in sys.argv else cpu.main()

@@ -17,6 +17,8 @@ from functools import partial
 from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
+from restate import JournalValueCodec
+
 from restate_steps.testing._driver import ASGIApp, Crash, Mode, read_manifest
 from restate_steps.testing._errors import NotReplaySafeError, SimulationError
 from restate_steps.testing._run import Outcome, Problem, Run, RunSettings, Scenario, perform
@@ -310,6 +312,7 @@ def explore(
     schedule: str | Schedule | None = None,
     version: int = 6,
     mode: Mode = "bidirectional",
+    journal_value_codec: JournalValueCodec | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Run a handler under every order of events and every crash that the budget allows.
@@ -338,6 +341,7 @@ def explore(
         schedule: Run only this schedule, as it was printed by an earlier report.
         version: The version of the service protocol, 6 or 7.
         mode: See :func:`simulate`.
+        journal_value_codec: See :func:`simulate`.
         progress: Whether to show on stderr how far it is; left out, on a terminal.
 
     Returns:
@@ -367,6 +371,7 @@ def explore(
         cancel=cancel,
         version=version,
         mode=mode,
+        journal_value_codec=journal_value_codec,
     )
     performer = partial(perform, settings, scenario or _call(handler, arg, key))
     exploration = Exploration(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 from typing import Any, Final, Literal, TypeAlias
 
-from restate import TerminalError
+from restate import JournalValueCodec, TerminalError
 
 from restate_steps.testing._driver import ASGIApp, Crash, Mode, Option, quiet
 from restate_steps.testing._effects import Effects
@@ -128,6 +128,7 @@ class RunSettings:
     version: int = 6
     mode: Mode = "bidirectional"
     max_events: int = 10_000
+    journal_value_codec: JournalValueCodec | None = None
 
 
 class _Chooser:
@@ -166,6 +167,7 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
         always_replay=schedule.always_replay,
         choose=chooser,
         manifest=settings.manifest,
+        journal_value_codec=settings.journal_value_codec,
     )
     driver = simulator.driver
     driver.max_events = settings.max_events

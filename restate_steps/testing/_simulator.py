@@ -9,7 +9,7 @@ from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
 
-from restate import TerminalError
+from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler, handler_from_callable
 
 from restate_steps.testing._driver import ASGIApp, Choose, Driver, Mode, first, read_manifest
@@ -90,17 +90,17 @@ class SimulatedInvocation:
     @property
     def journal(self) -> Journal:
         """What is recorded so far."""
-        return self._simulator._journal_of(self._invocation)
+        return _journal_of(self._simulator.driver, self._invocation)
 
     @property
     def awakeables(self) -> list[str]:
         """The ids of the awakeables that it has made so far, in order."""
-        return self._simulator._awakeables_of(self.id)
+        return list(self._simulator.driver.awakeables.get(self.id, ()))
 
     async def result(self) -> Result[Any]:
         """Wait until it ends; see :meth:`Simulator.call`."""
         __tracebackhide__ = True
-        return self._simulator._wait_for(self._invocation, self._handler)
+        return await _result_of(self._simulator, self._invocation, self._handler)
 
     async def cancel(self) -> None:
         """Ask it to end: what it waits for raises a ``TerminalError`` with the status 409."""
@@ -109,7 +109,8 @@ class SimulatedInvocation:
 
     async def kill(self) -> None:
         """End it at once, without its doing, and the calls that it waits for."""
-        self._simulator._kill(self.id)
+        self._simulator.driver.kill(self.id)
+        self._simulator.settle()
 
     async def pause(self) -> None:
         """Keep it from being tried again; what is open goes down with the service's process."""
@@ -138,6 +139,7 @@ class Simulator:
 
     Attributes:
         app: The application.
+        codec: The codec of the application's values, if it has one.
         choices: What was chosen so far, where there was more than one thing that could happen.
     """
 
@@ -148,11 +150,14 @@ class Simulator:
         version: int = 6,
         mode: Mode = "bidirectional",
         always_replay: bool = False,
+        disable_retries: bool = False,
         seed: int = 0,
         choose: Choose = first,
         manifest: Manifest | None = None,
+        journal_value_codec: JournalValueCodec | None = None,
     ) -> None:
         self.app = app
+        self.codec = journal_value_codec
         self.choices: list[int] = []
         self.driver = Driver(
             app,
@@ -163,6 +168,7 @@ class Simulator:
             choose=choose,
             seed=seed,
         )
+        self.driver.world.disable_retries = disable_retries
 
     async def __aenter__(self) -> Self:
         return self
@@ -235,7 +241,7 @@ class Simulator:
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, timedelta(0))
         if invocation.info.workflow and len(self.driver.world.invocations) == before:
             raise TerminalError("the workflow method was already invoked", 409)
-        return self._wait_for(invocation, known)
+        return await _result_of(self, invocation, known)
 
     async def send(
         self,
@@ -302,22 +308,6 @@ class Simulator:
         """Return everything that has happened, line by line."""
         return timeline(self.driver)
 
-    def _awakeables_of(self, invocation_id: str) -> list[str]:
-        """Return the ids of the awakeables that an invocation has made so far, in order."""
-        return list(self.driver.awakeables.get(invocation_id, ()))
-
-    def _journal_of(self, invocation: Invocation) -> Journal:
-        """Return what is recorded of an invocation so far."""
-        origin = Origin(
-            target=invocation.target,
-            invocation_id=invocation.id,
-            raw_id=invocation.raw_id,
-            protocol=self.driver.world.version,
-            random_seed=invocation.seed,
-            idempotency_key=invocation.idempotency_key,
-        )
-        return Journal(invocation.journal, origin)
-
     # --- running ------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
@@ -327,33 +317,6 @@ class Simulator:
     def drain(self) -> None:
         """Let everything happen that can, however long it takes."""
         self.driver.run(lambda: False)
-
-    def _wait_for(self, invocation: Invocation, handler: Handler[Any, Any] | None) -> Result[Any]:
-        """Let events happen until an invocation has ended; see :meth:`call`."""
-        # pytest leaves such frames out: the line that is of interest is that of the test.
-        __tracebackhide__ = True
-        reached = self.driver.run(lambda: invocation.ended or invocation.status is Status.PAUSED)
-        if not reached:
-            raise StuckError(self._why_stuck(invocation))
-        if invocation.status is Status.PAUSED:
-            error = invocation.last_error or Failure(0, "it was paused from outside")
-            kind = JournalMismatchError if invocation.wedged else InvocationPausedError
-            raise kind(str(invocation.target), invocation.attempts, error.code, error.message)
-        if (failure := invocation.failure) is not None:
-            raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)
-        output = invocation.output or b""
-        return Result(
-            value=handler.handler_io.output_serde.deserialize(output) if handler else _decoded(output),
-            journal=self._journal_of(invocation),
-            effects=Effects([run for run in self.driver.bodies if run.invocation == invocation.id]),
-            attempts=invocation.attempts,
-            invocation_id=invocation.id,
-        )
-
-    def _kill(self, invocation_id: str) -> None:
-        """End an invocation at once, without its doing."""
-        self.driver.kill(invocation_id)
-        self.settle()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine that awaits nothing but this simulator, where there is no event loop: in a plain function.
@@ -408,6 +371,8 @@ class Simulator:
     ) -> tuple[Invocation, Handler[Any, Any] | None]:
         target, known = _resolve(handler, key)
         body = b"" if arg is _NOTHING else _encoded(target, known, arg)
+        if body and self.codec is not None:
+            body = self.codec.encode(body)
         try:
             invocation = self.driver.world.submit(
                 target,
@@ -427,22 +392,6 @@ class Simulator:
             raise SimulationError(str(error)) from None
         self.settle()
 
-    def _why_stuck(self, invocation: Invocation) -> str:
-        if self.driver.endless:
-            return f"{invocation.target} has not ended after {self.driver.events} events: does it loop for ever?"
-        waits: list[str] = []
-        for each in self.driver.world.invocations.values():
-            if each.status in (Status.RUNNING, Status.SUSPENDED, Status.QUEUED, Status.PAUSED):
-                pending = Journal(each.journal)
-                open_entries = [f"{entry.type} {entry.name or ''}".rstrip() for entry in pending if not entry.completed]
-                what = ", ".join(open_entries) or "nothing that is in its journal"
-                waits.append(f"  {each.target} is {each.status.value}, and waits for {what}")
-        return (
-            f"{invocation.target} has not ended, and nothing more can happen:\n" + "\n".join(waits) + "\n"
-            "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
-            "sim.resolve_awakeable(...). If it waits for something of asyncio's, it would hang on a server too."
-        )
-
 
 def simulate(
     app: ASGIApp,
@@ -450,6 +399,8 @@ def simulate(
     version: int = 6,
     mode: Mode = "bidirectional",
     always_replay: bool = False,
+    disable_retries: bool = False,
+    journal_value_codec: JournalValueCodec | None = None,
     seed: int = 0,
 ) -> Simulator:
     """Play the server for an application, in-process and in virtual time.
@@ -463,6 +414,8 @@ def simulate(
         mode: ``"bidirectional"`` as over HTTP/2, or ``"request_response"`` as over HTTP/1.1 and on Lambda, where
             a handler is suspended at every wait.
         always_replay: Whether to suspend a handler at every wait, so that each goes on by replay.
+        disable_retries: Whether the first failed attempt ends an invocation, so that a mistake fails a test at once.
+        journal_value_codec: The codec of the application, if it has one: clients use it for arguments and answers.
         seed: What the random seeds of invocations come from.
 
     Returns:
@@ -484,7 +437,74 @@ def simulate(
         >>> await test_checkout()
         paid for tea ['charge'] 1
     """
-    return Simulator(app, version=version, mode=mode, always_replay=always_replay, seed=seed)
+    return Simulator(
+        app,
+        version=version,
+        mode=mode,
+        always_replay=always_replay,
+        disable_retries=disable_retries,
+        seed=seed,
+        journal_value_codec=journal_value_codec,
+    )
+
+
+async def _result_of(simulator: Simulator, invocation: Invocation, handler: Handler[Any, Any] | None) -> Result[Any]:
+    """Let events happen until an invocation has ended; see :meth:`Simulator.call`."""
+    # pytest leaves such frames out: the line that is of interest is that of the test.
+    __tracebackhide__ = True
+    driver = simulator.driver
+    reached = driver.run(lambda: invocation.ended or invocation.status is Status.PAUSED)
+    if not reached:
+        raise StuckError(_why_stuck(driver, invocation))
+    if invocation.status is Status.PAUSED:
+        error = invocation.last_error or Failure(0, "it was paused from outside")
+        kind = JournalMismatchError if invocation.wedged else InvocationPausedError
+        paused = kind(str(invocation.target), invocation.attempts, error.code, error.message)
+        if error.stacktrace:
+            paused.add_note(f"What the handler raised:\n{error.stacktrace}")
+        raise paused
+    if (failure := invocation.failure) is not None:
+        raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)
+    output = invocation.output or b""
+    if output and simulator.codec is not None:
+        output = await simulator.codec.decode(output)
+    return Result(
+        value=handler.handler_io.output_serde.deserialize(output) if handler else _decoded(output),
+        journal=_journal_of(driver, invocation),
+        effects=Effects([run for run in driver.bodies if run.invocation == invocation.id]),
+        attempts=invocation.attempts,
+        invocation_id=invocation.id,
+    )
+
+
+def _journal_of(driver: Driver, invocation: Invocation) -> Journal:
+    """Return what is recorded of an invocation so far."""
+    origin = Origin(
+        target=invocation.target,
+        invocation_id=invocation.id,
+        raw_id=invocation.raw_id,
+        protocol=driver.world.version,
+        random_seed=invocation.seed,
+        idempotency_key=invocation.idempotency_key,
+    )
+    return Journal(invocation.journal, origin)
+
+
+def _why_stuck(driver: Driver, invocation: Invocation) -> str:
+    if driver.endless:
+        return f"{invocation.target} has not ended after {driver.events} events: does it loop for ever?"
+    waits: list[str] = []
+    for each in driver.world.invocations.values():
+        if each.status in (Status.RUNNING, Status.SUSPENDED, Status.QUEUED, Status.PAUSED):
+            pending = Journal(each.journal)
+            open_entries = [f"{entry.type} {entry.name or ''}".rstrip() for entry in pending if not entry.completed]
+            what = ", ".join(open_entries) or "nothing that is in its journal"
+            waits.append(f"  {each.target} is {each.status.value}, and waits for {what}")
+    return (
+        f"{invocation.target} has not ended, and nothing more can happen:\n" + "\n".join(waits) + "\n"
+        "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
+        "sim.resolve_awakeable(...). If it waits for something of asyncio's, it would hang on a server too."
+    )
 
 
 def _resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any, Any] | None]:

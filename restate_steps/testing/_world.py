@@ -279,6 +279,7 @@ class World:
         self.version = version
         self.seed = seed
         self.retry_mismatches = retry_mismatches
+        self.disable_retries = False
         self.now = START_MS
         self.invocations: dict[str, Invocation] = {}
         self.objects: dict[tuple[str, str], _Object] = {}
@@ -561,7 +562,7 @@ class World:
         invocation.epoch += 1
         rules = invocation.info.retry
         exhausted = rules.attempts is not None and invocation.failures_in_a_row >= rules.attempts
-        if behavior == _FAIL or (exhausted and rules.on_exhausted == "KILL"):
+        if behavior == _FAIL or self.disable_retries or (exhausted and rules.on_exhausted == "KILL"):
             self._end(invocation, None, failure)
         elif behavior == _PAUSE or exhausted or (failure.code in _MISMATCH and not self.retry_mismatches):
             invocation.status = Status.PAUSED

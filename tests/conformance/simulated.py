@@ -132,7 +132,8 @@ class SimulatedServer:
         return self._asked("cancel", Answer(200 if at_once else 202, b""), invocation_id)
 
     async def kill(self, invocation_id: str) -> Answer:
-        self._simulator._kill(invocation_id)
+        self._simulator.driver.kill(invocation_id)
+        self._simulator.settle()
         return self._asked("kill", Answer(200, b""), invocation_id)
 
     async def resume(self, invocation_id: str) -> Answer:

@@ -13,6 +13,7 @@ from typing import Any
 import anyio.to_thread
 import pytest
 import restate
+from restate.entry_codec import JournalValueCodec
 
 import restate_steps.testing
 from restate_steps.testing import (
@@ -23,6 +24,7 @@ from restate_steps.testing import (
     StuckError,
     simulate,
 )
+from restate_steps.testing._wire import decode
 
 from . import shop
 
@@ -265,6 +267,7 @@ async def test_a_handler_is_paused_and_resumed(sim: Simulator) -> None:
     with pytest.raises(InvocationPausedError, match=r"paused after .* attempts.*wobbles") as caught:
         await invocation.result()
     assert 500 == caught.value.code
+    assert 'raise ValueError("wobbles")' in caught.value.__notes__[0]
     assert "paused" == invocation.status
     await invocation.resume()
     assert "stands" == (await invocation.result()).value
@@ -275,6 +278,39 @@ async def test_a_handler_is_killed_by_its_policy(sim: Simulator) -> None:
     """The last error is the answer."""
     with pytest.raises(restate.TerminalError, match="falls"):
         await sim.call(shop.fall)
+
+
+async def test_values_can_be_encoded() -> None:
+    """Where the application has a codec for its journals, clients use it as well."""
+
+    class Reversed(JournalValueCodec):
+        def encode(self, buf: bytes) -> bytes:
+            return buf[::-1]
+
+        async def decode(self, buf: bytes) -> bytes:
+            return buf[::-1]
+
+    service = restate.Service("Secret")
+
+    @service.handler()
+    async def whisper(ctx: restate.Context, word: str) -> str:
+        return await ctx.run_typed("whisper", lambda: f"{word}!")
+
+    app = restate.app([service], journal_value_codec=Reversed())
+    async with simulate(app, journal_value_codec=Reversed()) as sim:
+        result = await sim.call(whisper, "tea")
+
+    assert "tea!" == result.value
+    assert b'"!aet"' == decode(result.journal.frames[2])["value"]["content"]
+
+
+async def test_retries_can_be_disabled() -> None:
+    """A mistake fails the test at once."""
+    shop.failing["wobble"] = 1
+    async with simulate(shop.app, disable_retries=True) as sim:
+        with pytest.raises(restate.TerminalError, match="wobbles"):
+            await sim.call(shop.wobble)
+        assert timedelta(0) == sim.now
 
 
 async def test_an_operator_pauses(sim: Simulator) -> None:
