@@ -106,8 +106,8 @@ class Attempt:
 class _Connection:
     """The connection of the one attempt, and the observer of its context."""
 
-    def __init__(self, loop: SimulatedLoop, attempt: Attempt, frames: Iterable[Frame]) -> None:
-        self._loop, self._attempt = loop, attempt
+    def __init__(self, loop: SimulatedLoop, attempt: Attempt, frames: Iterable[Frame], *, places: bool) -> None:
+        self._loop, self._attempt, self._with_places = loop, attempt, places
         self._inbox = deque([{"type": "http.request", "body": frames_to_bytes(frames), "more_body": False}])
         self._waiter: asyncio.Future[None] | None = None
         self._reader = FrameReader()
@@ -137,9 +137,11 @@ class _Connection:
             # Branches that go on after a refusal get nowhere.
             return
         if operation == "do_progress":
-            self._attempt.last_wait = self._place()
+            if self._with_places:
+                self._attempt.last_wait = self._place()
         elif operation not in _NO_COMMAND:
-            self._attempt.commands.append(Asked(operation, arguments, _own_places()))
+            places = _own_places() if self._with_places else ()
+            self._attempt.commands.append(Asked(operation, arguments, places))
 
     def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
         if self._attempt.refused is None and not self._over:
@@ -177,8 +179,14 @@ class _Connection:
         return sorted({found for task in asyncio.all_tasks(self._loop) if (found := _waiting_in(task))})
 
 
-def run_against(recorded: RecordedJournal, app: ASGIApp) -> Attempt:
-    """Run today's code against a journal; the application must have the handler."""
+def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True) -> Attempt:
+    """Run today's code against a journal; the application must have the handler.
+
+    Args:
+        recorded: The journal.
+        app: The application.
+        places: Whether to note where in the code everything is asked for, which takes as long as the rest.
+    """
     allow_observers()
     attempt = Attempt()
     patience = [_MAX_TIMERS, _MAX_WATCHED]
@@ -192,8 +200,8 @@ def run_against(recorded: RecordedJournal, app: ASGIApp) -> Attempt:
         loop.advance(due)
         return True
 
-    loop = SimulatedLoop(idle)
-    connection = _Connection(loop, attempt, _told(recorded))
+    loop = SimulatedLoop.take(idle)
+    connection = _Connection(loop, attempt, _told(recorded), places=places)
     context = contextvars.copy_context()
     context.run(observing.set, connection)
     with quiet():
