@@ -108,7 +108,15 @@ def _describe_data(app: Any, what: str, name: str, obj: Any, options: Any, lines
                 return
 
 
-_NOT_CALLED = ("AsCompleted", "Codec", "DurableStep", "ServerEnvironment", "SimulatedInvocation", "Simulator", "TypedSerde")
+_NOT_CALLED = (
+    "AsCompleted",
+    "Codec",
+    "DurableStep",
+    "ServerEnvironment",
+    "SimulatedInvocation",
+    "Simulator",
+    "TypedSerde",
+)
 
 
 def _hide_constructors(app: Any, what: str, name: str, *rest: Any) -> tuple[str, None] | None:
