@@ -39,7 +39,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from datetime import timedelta
 from types import CoroutineType, FrameType
-from typing import Any, Final, Protocol, TypeVar, cast, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import restate.server_context as _server
 from restate import RestateDurableFuture, RunOptions, TerminalError
@@ -650,7 +650,6 @@ class AttemptObserver(Protocol):
         ...
 
 
-@runtime_checkable
 class CommandObserver(AttemptObserver, Protocol):
     """One that wants to know what the handler asks of the VM as well: its commands, and its waits."""
 
@@ -699,8 +698,9 @@ class _ObservedContext(ServerInvocationContext):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._observer = cast(AttemptObserver, observing.get())
-        if isinstance(self._observer, CommandObserver):
-            cast(Any, self.vm).vm = _WatchedVM(cast(Any, self.vm).vm, self._observer)
+        # Asked by name: whether it fits the whole protocol takes longer than all else here.
+        if hasattr(self._observer, "asked"):
+            cast(Any, self.vm).vm = _WatchedVM(cast(Any, self.vm).vm, cast(CommandObserver, self._observer))
 
     def run(self, name: str, *args: Any, **options: Any) -> Any:
         future = super().run(name, *args, **options)

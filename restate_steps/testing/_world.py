@@ -19,7 +19,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Final
+from functools import lru_cache
+from typing import Any, ClassVar, Final
 
 from restate_steps.testing._wire import (
     CANCEL_SIGNAL,
@@ -295,25 +296,6 @@ class World:
         self._idempotent: dict[tuple[Target, str], str] = {}
         self._by_raw: dict[bytes, str] = {}
         self._timers_set = 0
-        self._handlers: dict[int, Callable[[Invocation, Kind, dict[str, Any]], None]] = {
-            Kind.SLEEP: self._sleep,
-            Kind.CALL: self._call,
-            Kind.ONE_WAY_CALL: self._call,
-            Kind.RUN: self._run,
-            Kind.GET_LAZY_STATE: self._get_state,
-            Kind.GET_LAZY_STATE_KEYS: self._get_state_keys,
-            Kind.SET_STATE: self._change_state,
-            Kind.CLEAR_STATE: self._change_state,
-            Kind.CLEAR_ALL_STATE: self._change_state,
-            Kind.GET_PROMISE: self._get_promise,
-            Kind.PEEK_PROMISE: self._peek_promise,
-            Kind.COMPLETE_PROMISE: self._complete_promise,
-            Kind.SEND_SIGNAL: self._send_signal,
-            Kind.COMPLETE_AWAKEABLE: self._complete_awakeable,
-            Kind.ATTACH_INVOCATION: self._attach,
-            Kind.GET_INVOCATION_OUTPUT: self._get_output,
-            Kind.OUTPUT: self._output,
-        }
 
     # --- what comes from outside --------------------------------------------------------------------------------
 
@@ -336,14 +318,13 @@ class World:
         if (idempotency_key is not None or info.workflow) and same in self._idempotent:
             return self.invocations[self._idempotent[same]]
         number = len(self.invocations) + 1
-        digest = hashlib.sha256(f"{self.seed}:{number}".encode()).digest()
         invocation = Invocation(
             # As long as the server's own, and easy to tell apart.
             id=f"inv_1sim{number:027d}",
             raw_id=number.to_bytes(24, "big"),
             target=target,
             info=info,
-            seed=int.from_bytes(digest[:8], "big"),
+            seed=_seed_of(self.seed, number),
             idempotency_key=idempotency_key,
             journal=[],
         )
@@ -512,9 +493,9 @@ class World:
             if kind in (Kind.CALL, Kind.ONE_WAY_CALL) and not self._is_known(invocation, decode(frame)):
                 return
             self._store(invocation, frame)
-            handle = self._handlers.get(kind)
+            handle = self._HANDLERS.get(kind)
             if handle is not None:
-                handle(invocation, kind, decode(frame))
+                handle(self, invocation, kind, decode(frame))
         elif kind is Kind.PROPOSE_RUN_COMPLETION:
             self._propose(invocation, frame)
         elif kind is Kind.SUSPENSION:
@@ -800,10 +781,36 @@ class World:
         else:
             invocation.output = fields.get("value", {}).get("content", b"")
 
+    _HANDLERS: ClassVar[Mapping[int, Callable[[World, Invocation, Kind, dict[str, Any]], None]]] = {
+        Kind.SLEEP: _sleep,
+        Kind.CALL: _call,
+        Kind.ONE_WAY_CALL: _call,
+        Kind.RUN: _run,
+        Kind.GET_LAZY_STATE: _get_state,
+        Kind.GET_LAZY_STATE_KEYS: _get_state_keys,
+        Kind.SET_STATE: _change_state,
+        Kind.CLEAR_STATE: _change_state,
+        Kind.CLEAR_ALL_STATE: _change_state,
+        Kind.GET_PROMISE: _get_promise,
+        Kind.PEEK_PROMISE: _peek_promise,
+        Kind.COMPLETE_PROMISE: _complete_promise,
+        Kind.SEND_SIGNAL: _send_signal,
+        Kind.COMPLETE_AWAKEABLE: _complete_awakeable,
+        Kind.ATTACH_INVOCATION: _attach,
+        Kind.GET_INVOCATION_OUTPUT: _get_output,
+        Kind.OUTPUT: _output,
+    }
+    """What is done about each type of command."""
+
 
 def _value(content: bytes) -> dict[str, Any]:
     """Return a value's fields; protobuf leaves out what is empty."""
     return {"content": content} if content else {}
+
+
+@lru_cache(maxsize=1024)
+def _seed_of(seed: int, number: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{number}".encode()).digest()[:8], "big")
 
 
 def _target(fields: Mapping[str, Any]) -> Target:
