@@ -781,7 +781,7 @@ class World:
         else:
             invocation.output = fields.get("value", {}).get("content", b"")
 
-    _HANDLERS: ClassVar[Mapping[int, Callable[[World, Invocation, Kind, dict[str, Any]], None]]] = {
+    _HANDLERS: ClassVar[Mapping[int, Callable[..., None]]] = {
         Kind.SLEEP: _sleep,
         Kind.CALL: _call,
         Kind.ONE_WAY_CALL: _call,
