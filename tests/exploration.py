@@ -17,7 +17,11 @@ from restate_steps.testing import Report, Schedule, Simulator, explore
 
 __all__ = ["VARIANTS", "Subject", "Variant", "explored", "subjects"]
 
-MODULES = ("concurrency.scenarios", "concurrency.small_scenarios")
+MODULES = (
+    "concurrency.scenarios",
+    "concurrency.small_scenarios",
+    "testing.explored_agents",
+)
 
 _subjects: dict[str, Subject] = {}
 

@@ -322,7 +322,9 @@ class Scheduler:
         strand.state = State.RUNNING
         wait, strand.wait = strand.wait, None
         if isinstance(strand, Branch):
-            if wait is not None and (wait.complete or wait.source is None):
+            # An interruption is not what was waited for. Where a plain task of the branch waits, it would ask again at
+            # once, and again, before the branch could cancel it.
+            if wait is not None and (wait.complete or (wait.source is None and strand.interruption is None)):
                 wait.settle()
             strand.grant(wait)
         else:

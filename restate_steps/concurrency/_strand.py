@@ -164,6 +164,8 @@ class Branch(Strand):
         self.context = context
         self.result: Any = None
         self.error: BaseException | None = None
+        self.interrupted = False
+        """Whether it has been cancelled by another strand."""
         self.future: asyncio.Future[Any] | None = None
         self._gate: asyncio.Future[None] | None = None
         self._left: Wait | None = None
@@ -262,6 +264,7 @@ class Branch(Strand):
                     return None
             elif self.state is State.RUNNING:
                 if self.interruption is not None:
+                    self.interrupted = True
                     if done or self._parts_from(future):
                         return self.take_interruption()
                     self.take_interruption()
@@ -275,11 +278,21 @@ class Branch(Strand):
                 if self.scheduler.closed is not None:
                     return cancelled
                 if self.state is not State.RUNNING:
-                    self.scheduler.refuse_cancellation(self)
+                    if not self._cleans_up_elsewhere(future):
+                        self.scheduler.refuse_cancellation(self)
                 elif future is None or not future.cancel():
                     return cancelled
             finally:
                 self._gate = None
+
+    def _cleans_up_elsewhere(self, future: asyncio.Future[Any] | None) -> bool:
+        """Whether it was cancelled before, and what it waits for is a plain task of its own that cleans up.
+
+        anyio repeats a cancellation in every turn of the event loop, until what is cancelled has ended. What is repeated
+        changes nothing, as the task has heard of it.
+        """
+        wait = self.wait
+        return self.interrupted and wait is not None and future is not wait.future and future is not wait.task
 
     def _parts_from(self, future: asyncio.Future[Any] | None) -> bool:
         """Leave a future that is durable or belongs to a primitive; False if it is an ordinary local one."""

@@ -239,6 +239,23 @@ async def a_race_inside_a_race(ctx: restate.Context) -> str:
     return await race(race(work("a"), work("b")), work("c"))
 
 
+@small("quick, ended", "ab, ended")
+async def a_group_in_a_plain_task_of_a_branch(ctx: restate.Context) -> str:
+    ended: list[str] = []
+
+    async def inner() -> str:
+        try:
+            return "".join(await gather(work("a"), work("b")))
+        finally:
+            ended.append("ended")
+
+    async def outer() -> str:
+        # As pydantic-ai runs the tools of an agent.
+        return await asyncio.create_task(inner())
+
+    return f"{await race(outer(), work('quick'))}, {', '.join(ended)}"
+
+
 @small("no; a undone", "no; a was faster")
 async def a_failing_branch_and_one_that_undoes(ctx: restate.Context) -> str:
     said: list[str] = []

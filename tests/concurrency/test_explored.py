@@ -9,6 +9,7 @@ import random
 
 import pytest
 import restate
+from exploration import VARIANTS, subjects
 
 from concurrency import scenarios
 from restate_steps import durable_step, gather
@@ -46,10 +47,18 @@ def test_the_order_of_commands_does_not_depend_on_timing(name: str, crash: str) 
     subject = scenarios.SCENARIOS[name]
     for seed in range(8):
         scenarios.begin(seed)
-        report = explore(subject.app, subject.handler, schedule=f"1.0.1.1.0.1{crash}", check=look)
+        report = explore(subject.app, subject.handler, schedule=f"1.0.1{crash}", check=look)
         report.assert_replay_safe()
     assert len(journals) == 8
     assert len(set(journals)) == 1
+
+
+def test_a_group_in_a_plain_task_hears_that_its_branch_is_cancelled() -> None:
+    """The task is cancelled and cleans up; once it asked again and again, and nothing else ran in the process (B5)."""
+    subject = {each.name: each for each in subjects()}["small/a_group_in_a_plain_task_of_a_branch"]
+    report = subject.explore(VARIANTS[0], schedule="2")
+    report.assert_replay_safe()
+    assert [str(outcome) for outcome, _ in report.outcomes] == ["'quick, ended'"]
 
 
 def test_a_handler_that_differs_on_replay_is_seen() -> None:
