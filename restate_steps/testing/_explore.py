@@ -329,8 +329,8 @@ def explore(
         scenario: Instead of a handler: a coroutine function that is given a :class:`Simulator` and does what a client
             does, for example send, resolve an awakeable, and return the result.
         setup: Called before each run, to reset what steps have changed.
-        check: Called after each run with its simulator; it raises if something is wrong, for example if an effect
-            was doubled.
+        check: Called after each run with its simulator; it raises or returns False if something is wrong, for example
+            if an effect was doubled.
         crashes: How many crashes a run may have.
         cancel: Whether to cancel the invocation as well, once, at every distinct moment at which nothing can run by
             itself; of several invocations, the oldest one that has not ended.
@@ -363,6 +363,8 @@ def explore(
         >>> report.complete, report.most_runs
         (True, {'quote': 2, 'charge': 2})
     """
+    if handler is not None and scenario is not None:
+        raise SimulationError("give a handler or a scenario, not both: the scenario calls the handler itself.")
     settings = RunSettings(
         app=app,
         manifest=read_manifest(app),
@@ -413,10 +415,21 @@ def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) 
     """Try one schedule, once."""
     run, simulator = perform(schedule, None)
     exploration.take(_Job(schedule, crash=bool(schedule.crashes)), run)
+    if run.problem is None and (unused := _unused(schedule, run, simulator)):
+        run.problem, run.details = "unrepeatable", f"{unused} Has the handler changed? Then explore it anew."
     report = exploration.report
     if run.problem is not None:
         report.findings.append(Finding(run.problem, run.why, schedule, simulator.timeline(), run.error))
     return report
+
+
+def _unused(schedule: Schedule, run: Run, simulator: Simulator) -> str:
+    """Say what of a schedule has found no place in its run."""
+    if len(run.widths) < len(schedule.choices):
+        return f"It has {len(schedule.choices)} choices, and there were only {len(run.widths)} to make."
+    if simulator.driver.crash_at is not None:
+        return f"Its crash at {simulator.driver.crash_at.stored} messages never came."
+    return "Its cancellation never came." if simulator.driver.cancel_at is not None else ""
 
 
 def _answers_again(perform: Perform, report: Report) -> bool:

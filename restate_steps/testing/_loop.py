@@ -287,9 +287,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     @classmethod
     def take(cls, on_idle: Callable[[float | None], bool], now: float = 0.0) -> SimulatedLoop:
         """Return a loop that somebody has ended and left as new, or a new one: to make one takes long."""
-        if not _spare:
+        try:
+            loop = _spare.pop()
+        except IndexError:  # Asked first whether there is one, another thread could take it meanwhile.
             return cls(on_idle, now)
-        loop = _spare.pop()
         loop._on_idle, loop._now = on_idle, now
         loop._patient = loop.bodies = loop._looks = 0
         loop._threads.clear()

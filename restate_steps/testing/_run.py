@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -18,7 +20,7 @@ from restate_steps.testing._errors import (
     StuckError,
 )
 from restate_steps.testing._schedule import Schedule
-from restate_steps.testing._simulator import Simulator
+from restate_steps.testing._simulator import Result, Simulator
 from restate_steps.testing._world import Manifest, Status
 
 __all__ = ["Moment", "Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
@@ -156,8 +158,9 @@ class _Chooser:
 
 def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> tuple[Simulator, Run]:
     """Set up, and return a simulator that follows a schedule, and what will tell how it went."""
-    if settings.setup is not None:
-        settings.setup()
+    if settings.setup is not None and inspect.iscoroutine(begun := settings.setup()):
+        begun.close()
+        raise SimulationError("setup is a coroutine function, which nobody would await: make it a plain function.")
     run = Run(schedule)
     chooser = _Chooser(run, random)
     simulator = Simulator(
@@ -198,7 +201,9 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
     """Look at what came of a run, and close its simulator."""
     try:
         if error is None:
-            run.outcome = Outcome("value", value)
+            # Two results of one value are not equal: their journals and attempts differ, as they may.
+            is_result = isinstance(value, Result)
+            run.outcome = Outcome("value", value.value if is_result else value)
         elif isinstance(error, TerminalError):
             run.outcome = Outcome("failure", (error.status_code, error.message))
         else:
@@ -230,9 +235,20 @@ def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
         run.problem, run.details = "twice", "; ".join(anomalies)
     elif settings.check is not None:
         try:
-            settings.check(simulator)
-        except Exception as error:
+            verdict = settings.check(simulator)
+            if inspect.iscoroutine(verdict):
+                verdict = simulator.run(verdict)
+        except _failures() as error:
             run.problem, run.error = "assertion", error
+        else:
+            if verdict is False:
+                run.problem, run.details = "assertion", "The check returned False."
+
+
+def _failures() -> tuple[type[BaseException], ...]:
+    """Return the exceptions with which a test fails; pytest's own is none that ``except Exception`` would catch."""
+    outcomes: Any = sys.modules.get("_pytest.outcomes")
+    return (Exception,) if outcomes is None else (Exception, outcomes.Failed)
 
 
 def _problem(error: BaseException) -> Problem:
@@ -242,7 +258,7 @@ def _problem(error: BaseException) -> Problem:
         return "paused"
     if isinstance(error, StuckError):
         return "stuck"
-    return "assertion" if isinstance(error, AssertionError) else "error"
+    return "error" if isinstance(error, Exception) and not isinstance(error, AssertionError) else "assertion"
 
 
 def perform(
@@ -251,19 +267,25 @@ def perform(
     """Run a scenario once; return how it went, and the simulator, closed, to look at what has happened.
 
     Raises:
-        SimulationError: The scenario waits for something that is not the simulator.
+        SimulationError: The scenario waits for something that is not the simulator, or is no coroutine function.
     """
     with quiet():
         simulator, run = begin_run(settings, schedule, random)
         error: BaseException | None = None
         value: Any = None
         try:
-            value = simulator.run(scenario(simulator))
+            coroutine: Any = scenario(simulator)
+            if not inspect.iscoroutine(coroutine):
+                raise SimulationError(f"{scenario!r} is no coroutine function: a scenario is written with async def.")
+            value = simulator.run(coroutine)
         except (StuckError, InvocationPausedError) as caught:
             error = caught
         except SimulationError:
             simulator.close()
             raise
-        except Exception as caught:
+        except _failures() as caught:
             error = caught
+        except BaseException:
+            simulator.close()
+            raise
         return end_run(settings, simulator, run, error, value), simulator

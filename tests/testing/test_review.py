@@ -1,0 +1,150 @@
+"""Mistakes in the use of `explore` that must not pass for a success, and handlers that are sound but unusual."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import restate
+
+from restate_steps.testing import NotReplaySafeError, SimulationError, Simulator, explore
+
+service = restate.Service("Reviewed")
+
+
+@service.handler()
+async def one(ctx: restate.Context) -> int:
+    return await ctx.run_typed("one", lambda: 1)
+
+
+app = restate.app([service])
+
+
+async def calls(sim: Simulator) -> Any:
+    return (await sim.call(one)).value
+
+
+async def refuses(sim: Simulator) -> None:
+    with pytest.raises(restate.TerminalError):
+        await sim.call(one)
+
+
+async def wrong(sim: Simulator) -> None:
+    assert (await sim.call(one)).value == 2
+
+
+def says_no(sim: Simulator) -> bool:
+    return not sim.invocations
+
+
+def fails(sim: Simulator) -> None:
+    pytest.fail(f"{sim.effects}")
+
+
+@pytest.mark.parametrize("check", [says_no, fails, wrong, refuses])
+def test_a_check_can_complain_in_every_way(check: Callable[[Simulator], object]) -> None:
+    """By what it returns, by pytest, and as a coroutine function."""
+    [finding] = explore(app, one, check=check).findings
+
+    assert finding.problem == "assertion"
+    assert str(finding.schedule) == ""
+
+
+def test_a_check_may_be_content_in_every_way() -> None:
+    """Whatever else it returns says nothing."""
+
+    async def check(sim: Simulator) -> None:
+        assert (await sim.call(one)).value == 1
+
+    content: list[Callable[[Simulator], object]] = [check, lambda _: None, lambda _: True, lambda _: 0]
+    for each in content:
+        explore(app, one, check=each).assert_replay_safe()
+
+
+def test_what_pytest_complains_of_in_a_scenario_is_a_finding() -> None:
+    """``pytest.raises`` fails with what is no ``Exception``."""
+    report = explore(app, scenario=refuses)
+
+    assert [finding.problem for finding in report.findings] == ["assertion"]
+    with pytest.raises(NotReplaySafeError, match="DID NOT RAISE"):
+        report.assert_replay_safe()
+
+
+def test_a_scenario_may_return_the_result_itself() -> None:
+    """Its value is the answer; the journal and the number of attempts may differ."""
+
+    async def scenario(sim: Simulator) -> Any:
+        return await sim.call(one)
+
+    report = explore(app, scenario=scenario)
+
+    report.assert_one_answer()
+    assert [outcome.value for outcome, _ in report.outcomes] == [1]
+
+
+def test_what_would_pass_without_having_tested_anything() -> None:
+    """It is refused."""
+
+    async def setup() -> None: ...
+
+    def plain(sim: Simulator) -> Any:
+        return 1
+
+    with pytest.raises(SimulationError, match="setup is a coroutine function"):
+        explore(app, one, setup=setup)
+    with pytest.raises(SimulationError, match="no coroutine function"):
+        explore(app, scenario=plain)
+    with pytest.raises(SimulationError, match="not both"):
+        explore(app, one, scenario=calls)
+
+
+@pytest.mark.parametrize("schedule", ["0.0.1", "!500", "x70", "!2~!500"])
+def test_a_schedule_that_no_longer_fits_is_told_of(schedule: str) -> None:
+    """It would pass without having tested what it was written down for."""
+    [finding] = explore(app, one, schedule=schedule).findings
+
+    assert finding.problem == "unrepeatable"
+    assert "explore it anew" in finding.why
+
+
+@pytest.mark.parametrize("schedule", ["", "!3", "!2~", "replay:!3", "x1"])
+def test_a_schedule_that_fits_is_not(schedule: str) -> None:
+    """All of it has its place."""
+    assert explore(app, one, schedule=schedule).findings == []
+
+
+def test_an_interrupt_leaves_nothing_open() -> None:
+    """It goes through to whoever pressed the keys."""
+    seen: list[Simulator] = []
+
+    async def scenario(sim: Simulator) -> None:
+        seen.append(sim)
+        await sim.send(one)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        explore(app, scenario=scenario)
+    assert [each.status for each in seen[0].invocations] == ["completed"]
+    assert seen[0].driver._process is None  # pyright: ignore[reportPrivateUsage]
+
+
+def test_several_threads_explore() -> None:
+    """Each has its own loops."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            for _ in range(5):
+                explore(app, one).assert_replay_safe()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert failed == []
