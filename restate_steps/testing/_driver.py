@@ -20,9 +20,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from restate_steps._sdk import allow_observers, observing
+from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._loop import SimulatedLoop
 from restate_steps.testing._wire import (
     Frame,
@@ -274,6 +275,10 @@ class Driver:
         seed: int = 0,
         max_events: int = 100_000,
     ) -> None:
+        if version not in (6, 7):
+            raise SimulationError(f"the version of the service protocol is 6 or 7, not {version!r}.")
+        if mode not in get_args(Mode):
+            raise SimulationError(f"mode is 'bidirectional' or 'request_response', not {mode!r}.")
         allow_observers()
         self.world = World(manifest, version=version, seed=seed)
         self.bodies: list[BodyRun] = []
@@ -580,6 +585,8 @@ def read_manifest(app: ASGIApp) -> Manifest:
     Raises:
         TypeError: It is no Restate application.
     """
+    if not callable(app):
+        raise TypeError(f"give the application, simulate(restate.app([...])), not {app!r}.")
     answers: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:

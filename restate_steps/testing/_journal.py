@@ -79,6 +79,10 @@ class Journal(Sequence[JournalEntry]):
     def __len__(self) -> int:
         return len(self.frames)
 
+    def __repr__(self) -> str:
+        of = "" if self.origin is None else f" of {self.origin.target}"
+        return f"<Journal{of}, {len(self)} entries>"
+
     def __str__(self) -> str:
         return "\n".join(f"{index:4}  {describe_frame(frame)}" for index, frame in enumerate(self.frames))
 

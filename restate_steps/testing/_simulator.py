@@ -6,9 +6,11 @@ import json
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from inspect import Parameter, signature
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
 
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler, handler_from_callable
 
@@ -17,6 +19,7 @@ from restate_steps.testing._effects import Effects
 from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, SimulationError, StuckError
 from restate_steps.testing._journal import Journal, Origin
 from restate_steps.testing._timeline import timeline
+from restate_steps.testing._wire import Kind, decode
 from restate_steps.testing._world import (
     START_MS,
     Failure,
@@ -25,16 +28,18 @@ from restate_steps.testing._world import (
     Status,
     Target,
     UnknownHandlerError,
+    awakeable_of,
 )
 
 __all__ = ["HandlerRef", "Result", "SimulatedInvocation", "Simulator", "simulate"]
 
+A = TypeVar("A")
 T = TypeVar("T")
 
 HandlerRef: TypeAlias = Callable[..., Any] | str
 """A handler: the decorated function, or ``"Service/handler"``."""
 
-_NOTHING: Final = object()
+_NOTHING: Final[Any] = ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Result(Generic[T]):
     invocation_id: str
 
 
-class SimulatedInvocation:
+class SimulatedInvocation(Generic[T]):
     """A handle to an invocation that was started without waiting for it."""
 
     def __init__(self, simulator: Simulator, invocation: Invocation, handler: Handler[Any, Any] | None) -> None:
@@ -97,7 +102,7 @@ class SimulatedInvocation:
         """The ids of the awakeables that it has made so far, in order."""
         return list(self._simulator.driver.awakeables.get(self.id, ()))
 
-    async def result(self) -> Result[Any]:
+    async def result(self) -> Result[T]:
         """Wait until it ends; see :meth:`Simulator.call`."""
         __tracebackhide__ = True
         return await _result_of(self._simulator, self._invocation, self._handler)
@@ -123,7 +128,7 @@ class SimulatedInvocation:
 
     async def signal(self, name: str, value: Any = None) -> None:
         """Send it a named signal, with a value that is encoded as JSON."""
-        content = {"content": json.dumps(value).encode()}
+        content = {"content": _json(value)}
         self._simulator.driver.world.signal(self.id, signal_name=name, value=content)
         self._simulator.settle()
 
@@ -191,8 +196,17 @@ class Simulator:
     @overload
     async def call(
         self,
-        handler: Callable[..., Awaitable[T]],
-        arg: Any = ...,
+        handler: Callable[[Any, A], Awaitable[T]],
+        arg: A,
+        *,
+        key: str | None = ...,
+        idempotency_key: str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+    ) -> Result[T]: ...
+    @overload
+    async def call(
+        self,
+        handler: Callable[[Any], Awaitable[T]],
         *,
         key: str | None = ...,
         idempotency_key: str | None = ...,
@@ -243,6 +257,38 @@ class Simulator:
             raise TerminalError("the workflow method was already invoked", 409)
         return await _result_of(self, invocation, known)
 
+    @overload
+    async def send(
+        self,
+        handler: Callable[[Any, A], Awaitable[T]],
+        arg: A,
+        *,
+        key: str | None = ...,
+        idempotency_key: str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        delay: timedelta = ...,
+    ) -> SimulatedInvocation[T]: ...
+    @overload
+    async def send(
+        self,
+        handler: Callable[[Any], Awaitable[T]],
+        *,
+        key: str | None = ...,
+        idempotency_key: str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        delay: timedelta = ...,
+    ) -> SimulatedInvocation[T]: ...
+    @overload
+    async def send(
+        self,
+        handler: str,
+        arg: Any = ...,
+        *,
+        key: str | None = ...,
+        idempotency_key: str | None = ...,
+        headers: Mapping[str, str] | None = ...,
+        delay: timedelta = ...,
+    ) -> SimulatedInvocation[Any]: ...
     async def send(
         self,
         handler: HandlerRef,
@@ -252,7 +298,7 @@ class Simulator:
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
         delay: timedelta = timedelta(0),
-    ) -> SimulatedInvocation:
+    ) -> SimulatedInvocation[Any]:
         """Start a handler, and let everything happen that needs no time to pass; see :meth:`call`."""
         __tracebackhide__ = True
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, delay)
@@ -261,7 +307,7 @@ class Simulator:
 
     async def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
         """Resolve an awakeable from outside, with a value that is encoded as JSON."""
-        self._complete_awakeable(awakeable_id, value={"content": json.dumps(value).encode()})
+        self._complete_awakeable(awakeable_id, value={"content": _json(value)})
 
     async def reject_awakeable(self, awakeable_id: str, reason: str, *, code: int = 500) -> None:
         """Reject an awakeable from outside: its waiter gets a ``TerminalError``."""
@@ -295,12 +341,16 @@ class Simulator:
         return Effects(self.driver.bodies)
 
     @property
-    def invocations(self) -> list[SimulatedInvocation]:
+    def invocations(self) -> list[SimulatedInvocation[Any]]:
         """Every invocation there was, oldest first, with those that handlers have made by calling each other."""
         return [SimulatedInvocation(self, each, None) for each in self.driver.world.invocations.values()]
 
     def state(self, service: str, key: str) -> dict[str, Any]:
         """Return the state of a key of a Virtual Object or workflow, decoded from JSON where it is JSON."""
+        keyed = sorted({info.target[0] for info in self.driver.world.manifest.handlers.values() if info.keyed})
+        if service not in keyed:
+            known = ", ".join(keyed) or "none"
+            raise SimulationError(f"there is no Virtual Object or workflow {service!r}; there are {known}.")
         place = self.driver.world.objects.get((service, key))
         return {name.decode(): _decoded(value) for name, value in (place.state if place else {}).items()}
 
@@ -341,6 +391,8 @@ class Simulator:
             'hello Ada'
         """
         __tracebackhide__ = True
+        if not isinstance(coroutine, Coroutine):
+            raise SimulationError(f"run takes a coroutine, such as what sim.call(...) returns, not {coroutine!r}.")
         try:
             coroutine.send(None)
         except StopIteration as stop:
@@ -369,8 +421,10 @@ class Simulator:
         headers: Mapping[str, str] | None,
         delay: timedelta,
     ) -> tuple[Invocation, Handler[Any, Any] | None]:
+        if not isinstance(key, str | None):
+            raise SimulationError(f"a key is a string, not {key!r}.")
         target, known = _resolve(handler, key)
-        body = b"" if arg is _NOTHING else _encoded(target, known, arg)
+        body = _encoded(target, known, arg)
         if body and self.codec is not None:
             body = self.codec.encode(body)
         try:
@@ -498,6 +552,7 @@ def _why_stuck(driver: Driver, invocation: Invocation) -> str:
         if each.status in (Status.RUNNING, Status.SUSPENDED, Status.QUEUED, Status.PAUSED):
             pending = Journal(each.journal)
             open_entries = [f"{entry.type} {entry.name or ''}".rstrip() for entry in pending if not entry.completed]
+            open_entries += _open_awakeables(driver, each)
             what = ", ".join(open_entries) or "nothing that is in its journal"
             waits.append(f"  {each.target} is {each.status.value}, and waits for {what}")
     return (
@@ -505,6 +560,12 @@ def _why_stuck(driver: Driver, invocation: Invocation) -> str:
         "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
         "sim.resolve_awakeable(...). If it waits for something of asyncio's, it would hang on a server too."
     )
+
+
+def _open_awakeables(driver: Driver, invocation: Invocation) -> list[str]:
+    answered = {decode(frame).get("signal_id") for frame in invocation.journal if frame.kind == Kind.SIGNAL}
+    made = driver.awakeables.get(invocation.id, ())
+    return [f"the awakeable {each!r}" for each in made if awakeable_of(each)[1] not in answered]
 
 
 def _resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any, Any] | None]:
@@ -525,11 +586,40 @@ def _resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any,
 
 def _encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> bytes:
     if handler is None:
-        return arg if isinstance(arg, bytes) else json.dumps(arg).encode()
+        if arg is _NOTHING or isinstance(arg, bytes):
+            return b"" if arg is _NOTHING else arg
+        try:
+            return json.dumps(arg).encode()
+        except (TypeError, ValueError) as error:
+            raise SimulationError(
+                f"the argument {arg!r} cannot be sent to {target} as plain JSON: {error}. "
+                "To have it encoded as the handler wants it, give the function in place of its name."
+            ) from error
+    takes = list(signature(handler.fn).parameters.values())[1:]
+    if arg is _NOTHING:
+        if takes and takes[0].default is Parameter.empty:
+            raise SimulationError(f"{target} takes an argument.")
+        return b""
+    if not takes:
+        raise SimulationError(f"{target} takes no argument.")
     try:
         return bytes(handler.handler_io.input_serde.serialize(arg))
     except Exception as error:
-        raise SimulationError(f"the argument {arg!r} cannot be sent to {target}: {error}") from error
+        hint = handler.handler_io.input_type
+        which = "" if hint is None or hint.annotation is None else f", which takes {_type_name(hint.annotation)}"
+        raise SimulationError(f"the argument {arg!r} cannot be sent to {target}{which}: {error}") from error
+
+
+def _type_name(annotation: object) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _json(value: Any) -> bytes:
+    """Encode what comes from outside; besides plain values, whatever pydantic writes as JSON."""
+    try:
+        return json.dumps(value, default=to_jsonable_python).encode()
+    except (TypeError, ValueError, PydanticSerializationError) as error:
+        raise SimulationError(f"{value!r} cannot be sent as JSON: {error}") from error
 
 
 def _decoded(data: bytes) -> Any:

@@ -43,6 +43,7 @@ __all__ = [
     "Target",
     "UnknownHandlerError",
     "World",
+    "awakeable_of",
 ]
 
 START_MS: Final = 1_735_689_600_000

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio.to_thread
 import pytest
@@ -456,14 +458,58 @@ async def test_bad_calls() -> None:
             await sim.call(shop.add, 1)
         with pytest.raises(SimulationError, match="takes no key"):
             await sim.call(shop.checkout, "tea", key="ann")
-        with pytest.raises(SimulationError, match="cannot be sent to Shop/checkout"):
-            await sim.call(shop.checkout, object())
+        with pytest.raises(SimulationError, match="cannot be sent to Shop/checkout, which takes str: Object of type"):
+            await sim.call(shop.checkout, cast(Any, object()))
+        with pytest.raises(SimulationError, match=r"cannot be sent to Shop/checkout.*give the function"):
+            await sim.call("Shop/checkout", object())
+        with pytest.raises(SimulationError, match="Shop/checkout takes an argument"):
+            await sim.call(cast(Any, shop.checkout))
+        with pytest.raises(SimulationError, match="Shop/nothing takes no argument"):
+            await sim.call(cast(Any, shop.nothing), 1)
+        with pytest.raises(SimulationError, match="a key is a string, not 5"):
+            await sim.call(shop.add, 1, key=cast(Any, 5))
+        with pytest.raises(SimulationError, match="or workflow 'Crt'; there are Approval, Cart, Lazy"):
+            sim.state("Crt", "ann")
+        with pytest.raises(SimulationError, match="cannot be sent as JSON"):
+            await sim.resolve_awakeable("sign_1", object())
+        with pytest.raises(SimulationError, match="takes a coroutine, such as"):
+            sim.run(cast(Any, test_bad_calls))
+    with pytest.raises(SimulationError, match="version of the service protocol is 6 or 7, not 5"):
+        simulate(shop.app, version=5)
+    with pytest.raises(SimulationError, match="mode is 'bidirectional' or 'request_response', not 'http1'"):
+        simulate(shop.app, mode=cast(Any, "http1"))
+
+
+async def test_values_from_outside_may_be_what_pydantic_writes() -> None:
+    """An awakeable takes a model, a date or a decimal."""
+    async with simulate(shop.app) as sim:
+        invocation = await sim.send(shop.ask, "tea?")
+        await sim.resolve_awakeable(invocation.awakeables[0], Decimal("9.50"))
+
+        assert "9.50" in (await invocation.result()).value
+
+
+async def test_a_handler_that_waits_for_a_client_is_told_of() -> None:
+    """The message says for which awakeable."""
+    async with simulate(shop.app) as sim:
+        with pytest.raises(StuckError, match=r"Shop/ask is running, and waits for the awakeable 'sign_1\w+'"):
+            await sim.call(shop.ask, "tea?")
+
+
+def test_a_result_can_be_read() -> None:
+    """In the message of an assertion for example."""
+    with simulate(shop.app) as sim:
+        result = sim.run(sim.call(shop.checkout, "tea"))
+
+    assert re.search(r"journal=<Journal of Shop/checkout, \d+ entries>", repr(result))
 
 
 def test_what_is_no_application() -> None:
     """An app is asked for its handlers when the simulator is made."""
     with pytest.raises(TypeError, match="application"):
         simulate(lambda: None)
+    with pytest.raises(TypeError, match=r"simulate\(restate.app\(\[\.\.\.\]\)\), not .*Service"):
+        simulate(shop.shop)
 
 
 async def test_local_time_is_virtual_too() -> None:
