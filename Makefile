@@ -91,6 +91,14 @@ bench: $(READY) ## Measure the claims of the documentation
 chaos: $(READY) ## Kill everything again and again, and count what went wrong
 	$(PY) -m chaos $(ARGS)
 
+# For how long, and what is drawn from; ARGS takes names of what to explore, see tests/explore.py.
+SECONDS ?= 120
+SEED ?=
+
+.PHONY: explore
+explore: $(READY) ## Explore orders, crashes and cancellations for SECONDS, drawn from SEED
+	$(PY) tests/explore.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 # -n and -W: a reference to nothing is an error, as is any other warning.
 .PHONY: docs
 docs: $(READY) ## Build the documentation into docs/_build/html

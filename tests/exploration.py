@@ -21,6 +21,7 @@ MODULES = (
     "concurrency.scenarios",
     "concurrency.small_scenarios",
     "testing.explored_agents",
+    "testing.explored_examples",
 )
 
 _subjects: dict[str, Subject] = {}
@@ -62,6 +63,7 @@ class Subject:
         answers: What it may answer; None if anything goes that ``check`` does not mind.
         cancellable: Whether it is cancelled too.
         ends_cancelled: Whether it may end as cancelled then; if not, it answers all the same.
+        failures: The status codes of other failures that are right answers.
         setup: Called before every run, with the seed of the exploration.
         check: Called after every run.
         crashes: How many crashes a run may have.
@@ -77,6 +79,7 @@ class Subject:
     answers: Sequence[Any] | None = None
     cancellable: bool = True
     ends_cancelled: bool = True
+    failures: Sequence[int] = ()
     setup: Callable[[int], None] = _nothing
     check: Callable[[Simulator], object] | None = None
     crashes: int = 1
@@ -87,7 +90,8 @@ class Subject:
         try:
             answer = await self._ask(simulator)
         except TerminalError as error:
-            if error.status_code != 409 or not (self.cancellable and self.ends_cancelled):
+            right = (*self.failures, 409) if self.cancellable and self.ends_cancelled else self.failures
+            if error.status_code not in right:
                 raise AssertionError(f"it ends with {error.status_code}: {error.message}") from error
             raise
         assert self.answers is None or answer in self.answers, f"{answer!r} is not among the right answers"

@@ -288,7 +288,7 @@ class Branch(Strand):
     def _cleans_up_elsewhere(self, future: asyncio.Future[Any] | None) -> bool:
         """Whether it was cancelled before, and what it waits for is a plain task of its own that cleans up.
 
-        anyio repeats a cancellation in every turn of the event loop, until what is cancelled has ended. What is repeated
+        anyio repeats a cancellation in every turn of the event loop, until what is cancelled has ended. To repeat it
         changes nothing, as the task has heard of it.
         """
         wait = self.wait
