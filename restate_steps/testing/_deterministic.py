@@ -35,7 +35,7 @@ from restate_steps.testing._rerun import (
     record_runs,
     rerun,
 )
-from restate_steps.testing._simulator import HandlerRef, Simulator
+from restate_steps.testing._simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
 from restate_steps.testing._sources import SHIFTS, watched_sources
 from restate_steps.testing._user_code import Place
 from restate_steps.testing._watch import Kind, Outside, Reading
@@ -155,8 +155,8 @@ class DeterminismReport:
 
 
 def check_deterministic(
-    handler: HandlerRef | None = None,
-    arg: Any = ...,
+    handler: HandlerOf[A] | None = None,
+    arg: A = NOTHING,
     *,
     app: ASGIApp | None = None,
     key: str | None = None,
@@ -238,7 +238,7 @@ def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
     assert handler is not None
 
     async def scenario(simulator: Simulator) -> Any:
-        given = () if arg is ... else (arg,)
+        given = () if arg is NOTHING else (arg,)
         await simulator.send(handler, *given, key=key)
         # Not the handle that was returned: it would decode the answer, which may be encrypted and is of no interest.
         await simulator.invocations[0].result()

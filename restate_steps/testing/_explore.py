@@ -23,7 +23,7 @@ from restate_steps.testing._driver import ASGIApp, Crash, Mode, read_manifest
 from restate_steps.testing._errors import NotReplaySafeError, SimulationError
 from restate_steps.testing._run import Outcome, Problem, Run, RunSettings, Scenario, perform
 from restate_steps.testing._schedule import Schedule
-from restate_steps.testing._simulator import HandlerRef, Simulator
+from restate_steps.testing._simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
 
 __all__ = ["Exploration", "Finding", "Perform", "Report", "explore", "explore_all", "explore_one"]
 
@@ -296,8 +296,8 @@ class Exploration:
 
 def explore(
     app: ASGIApp,
-    handler: HandlerRef | None = None,
-    arg: Any = ...,
+    handler: HandlerOf[A] | None = None,
+    arg: A = NOTHING,
     *,
     key: str | None = None,
     scenario: Scenario | None = None,
@@ -444,7 +444,7 @@ def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
         raise SimulationError("there is nothing to explore: give a handler, or a scenario.")
 
     async def scenario(simulator: Simulator) -> Any:
-        given = () if arg is ... else (arg,)
+        given = () if arg is NOTHING else (arg,)
         return (await simulator.call(handler, *given, key=key)).value
 
     return scenario

@@ -31,7 +31,7 @@ from restate_steps.testing._world import (
     awakeable_of,
 )
 
-__all__ = ["HandlerRef", "Result", "SimulatedInvocation", "Simulator", "simulate"]
+__all__ = ["NOTHING", "A", "HandlerOf", "HandlerRef", "Result", "SimulatedInvocation", "Simulator", "simulate"]
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -39,7 +39,11 @@ T = TypeVar("T")
 HandlerRef: TypeAlias = Callable[..., Any] | str
 """A handler: the decorated function, or ``"Service/handler"``."""
 
-_NOTHING: Final[Any] = ...
+HandlerOf: TypeAlias = Callable[[Any, A], Awaitable[object]] | Callable[[Any], Awaitable[object]] | str
+"""The same, where the type checker is to see that it takes an ``A``, or nothing."""
+
+NOTHING: Final[Any] = ...
+"""Stands for an argument that was left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +229,7 @@ class Simulator:
     async def call(
         self,
         handler: HandlerRef,
-        arg: Any = _NOTHING,
+        arg: Any = NOTHING,
         *,
         key: str | None = None,
         idempotency_key: str | None = None,
@@ -292,7 +296,7 @@ class Simulator:
     async def send(
         self,
         handler: HandlerRef,
-        arg: Any = _NOTHING,
+        arg: Any = NOTHING,
         *,
         key: str | None = None,
         idempotency_key: str | None = None,
@@ -586,8 +590,8 @@ def _resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any,
 
 def _encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> bytes:
     if handler is None:
-        if arg is _NOTHING or isinstance(arg, bytes):
-            return b"" if arg is _NOTHING else arg
+        if arg is NOTHING or isinstance(arg, bytes):
+            return b"" if arg is NOTHING else arg
         try:
             return json.dumps(arg).encode()
         except (TypeError, ValueError) as error:
@@ -596,7 +600,7 @@ def _encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> byt
                 "To have it encoded as the handler wants it, give the function in place of its name."
             ) from error
     takes = list(signature(handler.fn).parameters.values())[1:]
-    if arg is _NOTHING:
+    if arg is NOTHING:
         if takes and takes[0].default is Parameter.empty:
             raise SimulationError(f"{target} takes an argument.")
         return b""
