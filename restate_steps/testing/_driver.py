@@ -307,6 +307,7 @@ class Driver:
         self._time_passes = True
         self._limit: int | None = None
         self._watched = 0
+        self._settled = 0
         self._moments = 0
         self._graveyard: list[_Process] = []
         self._process: _Process | None = None
@@ -332,6 +333,7 @@ class Driver:
                 process = self._process = _Process(self)
             process.loop.run()
             if not process.dead:
+                self.endless = self.endless or process.loop.endless
                 return until()
 
     def run_to(self, end: int) -> None:
@@ -386,7 +388,12 @@ class Driver:
         if process is None or process.dead:
             return False
         if self._settle(process):
-            return True
+            self._settled += 1
+            if self._settled <= self.max_events:
+                return True
+            self.endless = True
+            return False
+        self._settled = 0
         if self._until():
             return False
         options = self._options(process, next_timer)

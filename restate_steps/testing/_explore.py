@@ -24,6 +24,7 @@ from restate_steps.testing._errors import NotReplaySafeError, SimulationError
 from restate_steps.testing._run import Outcome, Problem, Run, RunSettings, Scenario, perform
 from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
+from restate_steps.testing._timeline import shortened
 
 __all__ = ["Exploration", "Finding", "Perform", "Report", "explore", "explore_all", "explore_one"]
 
@@ -57,7 +58,7 @@ class Finding:
     error: BaseException | None
 
     def __str__(self) -> str:
-        return f"{self.problem}: {self.why}\nschedule {str(self.schedule)!r}\n{self.timeline}"
+        return f"{self.problem}: {self.why}\nschedule {str(self.schedule)!r}\n{shortened(self.timeline)}"
 
 
 @dataclass(slots=True)

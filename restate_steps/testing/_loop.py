@@ -9,7 +9,8 @@ L1. A callback runs only if it was ready, or its time has come in virtual time; 
 L2. ``on_idle`` is called when nothing is ready and no thread is at work, unless a thread takes very long.
 L3. A *watchdog* is a timer that only looks whether all is well (``callback.watchdog`` is true). One that is due at
     once, for a person, looks before ``on_idle`` is called, and takes no time; the others do not count as timers.
-L4. The loop can run inside another loop's task; outside, nothing of it is seen.
+L4. A loop in which something is always ready is stopped after very many turns: nobody would come to the next event.
+L5. The loop can run inside another loop's task; outside, nothing of it is seen.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _THREADS: Final = 60.0
 _OWN_SOCKETS: Final = 1
 _AT_ONCE: Final = 0.1
 _MAX_LOOKS: Final = 12
+_MAX_TURNS = 100_000
 _FIRST_PRUNING: Final = 1000
 
 
@@ -59,7 +61,10 @@ class _IdleSelector(selectors.BaseSelector):
         loop = cast("SimulatedLoop", self.loop)
         if timeout is not None and timeout <= 0:
             # What is ready comes first. Real events are looked at in between, so that they are not starved.
-            return self._real.select(0) if loop.has_threads() or len(self._real.get_map()) > _OWN_SOCKETS else []
+            if loop.has_threads() or len(self._real.get_map()) > _OWN_SOCKETS:
+                return self._real.select(0)
+            loop.turn()
+            return []
         if loop.end_thread():
             return []
         if patience := self._patience(loop):
@@ -113,6 +118,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._tasks_kept = _FIRST_PRUNING
         self._watchdogs: list[asyncio.TimerHandle] = []
         self._looks = 0
+        self._turns = 0
+        self.endless = False
+        """Whether it was stopped because something is always ready; see L4."""
         super().__init__(selector)
         selector.loop = self
         self._idle_selector = selector
@@ -126,8 +134,16 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._now = max(self._now, to)
         self._look(self._now)
 
+    def turn(self) -> None:
+        """Count one more turn in which something was ready; called by the selector."""
+        self._turns += 1
+        if self._turns > _MAX_TURNS:
+            self.endless = True
+            self.stop()
+
     def idle(self, timeout: float | None) -> None:
         """Let whoever drives go on; called by the selector."""
+        self._turns = 0
         if self._looks < _MAX_LOOKS and self._look(self._now + _AT_ONCE):
             self._looks += 1
             return
@@ -162,6 +178,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
         Whatever runs outside is hidden meanwhile, as asyncio allows one running loop and one current task a thread.
         """
+        self._turns, self.endless = 0, False
         outer = asyncio.events._get_running_loop()
         task = asyncio.current_task(outer) if outer is not None else None
         restore = _forget_library()

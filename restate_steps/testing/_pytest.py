@@ -25,14 +25,13 @@ from restate_steps.testing._explore import Exploration, Finding, Report, explore
 from restate_steps.testing._run import Run, RunSettings, begin_run, end_run
 from restate_steps.testing._schedule import Schedule
 from restate_steps.testing._simulator import Simulator
+from restate_steps.testing._timeline import shortened
 
-__all__ = ["run_explored", "shortened"]
+__all__ = ["run_explored"]
 
 _PLAIN: Final = Schedule()
 
 # A handler that fails at every attempt has some hundred lines of the same.
-_FIRST_LINES: Final = 60
-_LAST_LINES: Final = 20
 
 
 class _Test:
@@ -140,15 +139,6 @@ def _run_one(test: _Test, schedule: Schedule) -> None:
         raise run.error
     if run.problem is not None:
         raise NotReplaySafeError(f"{_under(schedule)}: {run.why}\n\n{shortened(simulator.timeline())}")
-
-
-def shortened(timeline: str) -> str:
-    """Leave the middle out of a long timeline."""
-    lines = timeline.splitlines()
-    left_out = len(lines) - _FIRST_LINES - _LAST_LINES
-    if left_out <= 1:
-        return timeline
-    return "\n".join([*lines[:_FIRST_LINES], f"        … {left_out} lines are left out", *lines[-_LAST_LINES:]])
 
 
 def _text(item: pytest.Item, finding: Finding, report: Report) -> str:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from restate import JournalValueCodec, TerminalError
 
@@ -29,6 +29,9 @@ Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
 """What a client does: a coroutine function that is given the simulator, and returns what the client ends up with."""
 
 Problem: TypeAlias = Literal["mismatch", "stuck", "paused", "twice", "assertion", "error", "unrepeatable", "answer"]
+
+_ROUNDS: Final = 10
+"""How often a handler that sends itself again with a delay, as a cron job does, is followed after the answer."""
 
 _ADVICE: Final = {
     "mismatch": "a replay asked for something else than what is in the journal",
@@ -201,9 +204,8 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
     """Look at what came of a run, and close its simulator."""
     try:
         if error is None:
-            # Two results of one value are not equal: their journals and attempts differ, as they may.
-            is_result = isinstance(value, Result)
-            run.outcome = Outcome("value", value.value if is_result else value)
+            # Two results with one value are not equal: their journals and attempts differ, as they may.
+            run.outcome = Outcome("value", cast(Any, value).value if isinstance(value, Result) else value)
         elif isinstance(error, TerminalError):
             run.outcome = Outcome("failure", (error.status_code, error.message))
         else:
@@ -220,14 +222,15 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
 
 def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     """Let what goes on behind the answer come to its end, and find what went wrong without anybody's noticing."""
-    simulator.drain()
     world = simulator.driver.world
+    world.rounds = _ROUNDS
+    simulator.drain()
     for invocation in world.invocations.values():
         if invocation.status is Status.PAUSED and invocation.last_error is not None:
             run.problem = "mismatch" if invocation.wedged else "paused"
             run.details = f"{invocation.target}: {invocation.last_error.code}: {invocation.last_error.message}"
             return
-        if not invocation.ended:
+        if not invocation.ended and not world.is_left(invocation):
             run.problem = "stuck"
             run.details = f"{invocation.target} is {invocation.status.value}."
             return

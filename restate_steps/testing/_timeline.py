@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from restate_steps.testing._driver import Driver
 from restate_steps.testing._journal import describe_frame
 from restate_steps.testing._wire import is_notification
 
-__all__ = ["timeline"]
+__all__ = ["shortened", "timeline"]
+
+_FIRST_LINES: Final = 60
+_LAST_LINES: Final = 20
 
 
 def timeline(driver: Driver) -> str:
@@ -26,6 +31,15 @@ def timeline(driver: Driver) -> str:
         lines.append(f"{number:5}   {arrow} {whose}{describe_frame(frame)}")
     lines += [_event(what) for _, what in log]
     return "\n".join(lines)
+
+
+def shortened(timeline: str) -> str:
+    """Leave the middle out of a long timeline."""
+    lines = timeline.splitlines()
+    left_out = len(lines) - _FIRST_LINES - _LAST_LINES
+    if left_out <= 1:
+        return timeline
+    return "\n".join([*lines[:_FIRST_LINES], f"        … {left_out} lines are left out", *lines[-_LAST_LINES:]])
 
 
 def _event(what: str) -> str:

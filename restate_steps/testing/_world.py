@@ -208,6 +208,8 @@ class Invocation:
     """How many entries the latest attempt began with."""
     runs: dict[int, str] = field(default_factory=dict[int, str])
     """The names of its steps by the number of their completion."""
+    rounds: dict[tuple[str, str], int] = field(default_factory=dict[tuple[str, str], int])
+    """How many invocations of each handler have led to this one, by calls and sends, itself included."""
     children: list[str] = field(default_factory=list[str])
     """The invocations it has called or sent."""
     attempts: int = 0
@@ -282,6 +284,8 @@ class World:
         self.seed = seed
         self.retry_mismatches = retry_mismatches
         self.disable_retries = False
+        self.rounds: int | None = None
+        """After how many rounds a handler that sends itself again with a delay is left alone, if ever."""
         self.now = START_MS
         self.invocations: dict[str, Invocation] = {}
         self.objects: dict[tuple[str, str], _Object] = {}
@@ -464,7 +468,19 @@ class World:
 
     def _pointless(self, timer: Timer) -> bool:
         invocation = self.invocations[timer.what[1]]
-        return invocation.ended or (timer.what[0] == "retry" and timer.what[2] != invocation.epoch)
+        return (
+            invocation.ended
+            or (timer.what[0] == "retry" and timer.what[2] != invocation.epoch)
+            or self.is_left(invocation)
+        )
+
+    def is_left(self, invocation: Invocation) -> bool:
+        """Whether an invocation does not begin because it would go on for ever; see :attr:`rounds`."""
+        return (
+            invocation.status is Status.SCHEDULED
+            and self.rounds is not None
+            and invocation.rounds.get(invocation.info.target, 0) > self.rounds
+        )
 
     def _do(self, what: tuple[Any, ...]) -> None:
         verb, invocation = what[0], self.invocations[what[1]]
@@ -651,6 +667,9 @@ class World:
             at=fields.get("invoke_time", 0),
         )
         invocation.children.append(child.id)
+        if len(self.invocations) > known:
+            child.rounds = {**invocation.rounds}
+            child.rounds[child.info.target] = child.rounds.get(child.info.target, 0) + 1
         made = make(
             Kind.CALL_INVOCATION_ID_COMPLETION,
             completion_id=fields["invocation_id_completion_id"],

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 import restate
 
-from restate_steps.testing import NotReplaySafeError, SimulationError, Simulator, explore
+from restate_steps.testing import NotReplaySafeError, SimulationError, Simulator, StuckError, _loop, explore, simulate
 
 service = restate.Service("Reviewed")
 
@@ -17,6 +19,41 @@ service = restate.Service("Reviewed")
 @service.handler()
 async def one(ctx: restate.Context) -> int:
     return await ctx.run_typed("one", lambda: 1)
+
+
+@service.handler()
+async def hourly(ctx: restate.Context) -> int:
+    """As a cron job: each run sends the next."""
+    ctx.service_send(hourly, arg=None, send_delay=timedelta(hours=1))
+    return await ctx.run_typed("tick", lambda: 1)
+
+
+@service.handler()
+async def remind(ctx: restate.Context, times: int) -> int:
+    if times:
+        ctx.service_send(remind, arg=times - 1, send_delay=timedelta(hours=1))
+    return await ctx.run_typed(f"remind {times}", lambda: times)
+
+
+@service.handler()
+async def many(ctx: restate.Context) -> None:
+    for number in range(80):
+        await ctx.run_typed(f"step {number}", lambda: 1)
+
+
+@service.handler()
+async def spins(ctx: restate.Context) -> None:
+    while True:  # noqa: ASYNC110 - that is the mistake
+        await asyncio.sleep(0)
+
+
+@service.handler()
+async def asks_for_ever(ctx: restate.Context) -> None:
+    while True:
+        try:
+            await ctx.attach_invocation("unknown", type_hint=int)
+        except restate.TerminalError:
+            continue
 
 
 app = restate.app([service])
@@ -36,7 +73,7 @@ async def wrong(sim: Simulator) -> None:
 
 
 def says_no(sim: Simulator) -> bool:
-    return not sim.invocations
+    return sim.invocations == []
 
 
 def fails(sim: Simulator) -> None:
@@ -148,3 +185,44 @@ def test_several_threads_explore() -> None:
         thread.join()
 
     assert failed == []
+
+
+def test_a_job_that_sends_itself_again_is_followed_for_some_rounds() -> None:
+    """It never ends, and that is right."""
+    report = explore(app, hourly, max_runs=40, check=lambda sim: len(sim.invocations) == 12)
+
+    report.assert_replay_safe()
+    assert report.most_runs == {"tick": 2}
+
+
+def test_a_job_that_sends_itself_a_number_of_times_comes_to_its_end() -> None:
+    """What is asked of it in the end can be checked."""
+    report = explore(app, remind, 5, max_runs=40, check=lambda sim: sim.effects["remind 0"] > 0)
+
+    report.assert_replay_safe()
+
+
+def test_a_handler_that_never_comes_to_rest_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No event comes between, of which it could be told that there are too many."""
+    monkeypatch.setattr(_loop, "_MAX_TURNS", 2_000)
+    for endless in (spins, asks_for_ever):
+        [finding] = explore(app, endless).findings
+
+        assert finding.problem == "stuck"
+        assert "does it loop for ever?" in finding.why
+
+
+def test_a_handler_that_is_suspended_and_resumed_for_ever_is_told_of() -> None:
+    """Nothing has to happen for it to go on."""
+    with simulate(app, always_replay=True) as sim:
+        sim.driver.max_events = 50
+        with pytest.raises(StuckError, match=r"does it loop for ever\?"):
+            sim.run(sim.call(asks_for_ever))
+
+
+def test_a_long_timeline_is_shortened() -> None:
+    """Nobody reads what has happened in ten thousand events."""
+    [finding] = explore(app, many, check=says_no).findings
+
+    assert len(finding.timeline.splitlines()) > 200
+    assert len(str(finding).splitlines()) < 100
