@@ -116,6 +116,13 @@ class _Attempt:
         self._delays: list[int] = []
         self._timed = sum(_is_timed(frame) for frame in invocation.journal)
 
+    def is_new(self, failure: str) -> bool:
+        """Return whether the invocation fails so for the first time."""
+        known = self._driver.logged.setdefault(self.invocation.id, set())
+        new = failure not in known
+        known.add(failure)
+        return new
+
     # What the application sees of the connection.
 
     async def receive(self) -> dict[str, Any]:
@@ -224,6 +231,17 @@ def quiet() -> Generator[None, None, None]:
         logging.disable(before)
 
 
+def _first_time(record: logging.LogRecord) -> bool:
+    """Keep back from the log what it has of an invocation already: one that fails is tried again and again."""
+    attempt = observing.get()
+    if not isinstance(attempt, _Attempt) or record.exc_info is None:
+        return True
+    return attempt.is_new(repr(record.exc_info[1]))
+
+
+logging.getLogger("restate.server").addFilter(_first_time)
+
+
 class _Process:
     """The service's process: an event loop, and the attempts that are open in it."""
 
@@ -286,6 +304,8 @@ class Driver:
         """What has happened: the number of messages stored by then, and what it was."""
         self.awakeables: dict[str, dict[str, None]] = {}
         """The ids of the awakeables that each invocation has made, in order."""
+        self.logged: dict[str, set[str]] = {}
+        """How each invocation has failed so far, as the log has it."""
         self.anomalies: list[str] = []
         self.outside: list[tuple[Invocation, str]] = []
         self.events = 0

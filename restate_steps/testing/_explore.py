@@ -108,9 +108,13 @@ class Report:
         Raises:
             NotReplaySafeError: Something went wrong; the message has the shortest schedule and its timeline.
         """
+        __tracebackhide__ = True
         if self.findings:
             shown = "\n\n".join(str(finding) for finding in self.findings[:_SHOWN_FINDINGS])
-            raise NotReplaySafeError(f"{self.summary()}\n\n{shown}") from self.findings[0].error
+            first = self.findings[0]
+            # What the simulator itself has to say is in the message.
+            cause = None if first.problem in ("mismatch", "stuck") else first.error
+            raise NotReplaySafeError(f"{self.summary()}\n\n{shown}") from cause
 
     def assert_one_answer(self) -> None:
         """Fail unless every run gave the same answer, whatever the order of events.
@@ -120,6 +124,7 @@ class Report:
         Raises:
             NotReplaySafeError: There are several answers; the message has a schedule for each.
         """
+        __tracebackhide__ = True
         if len(self.outcomes) > 1:
             lines = "\n".join(f"  {outcome} with schedule {str(schedule)!r}" for outcome, schedule in self.outcomes)
             raise NotReplaySafeError(f"there are {len(self.outcomes)} answers:\n{lines}")
@@ -395,7 +400,9 @@ def explore_all(perform: Perform, exploration: Exploration, progress: _Progress 
     report = exploration.report
     bar = progress or _Progress(False, 1)
     while (job := exploration.next()) is not None:
-        run, _ = perform(job.schedule, exploration.random_for(job))
+        run, simulator = perform(job.schedule, exploration.random_for(job))
+        if run.problem is None and not simulator.driver.world.invocations:
+            raise SimulationError("no handler was called, so there is nothing to explore: is an `await` missing?")
         exploration.take(job, run)
         if run.problem is not None:
             bar.clear()
@@ -445,6 +452,7 @@ def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
         raise SimulationError("there is nothing to explore: give a handler, or a scenario.")
 
     async def scenario(simulator: Simulator) -> Any:
+        __tracebackhide__ = True
         given = () if arg is NOTHING else (arg,)
         return (await simulator.call(handler, *given, key=key)).value
 

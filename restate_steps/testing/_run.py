@@ -272,6 +272,7 @@ def perform(
     Raises:
         SimulationError: The scenario waits for something that is not the simulator, or is no coroutine function.
     """
+    __tracebackhide__ = True
     with quiet():
         simulator, run = begin_run(settings, schedule, random)
         error: BaseException | None = None

@@ -1,0 +1,99 @@
+"""What those meet who write a test with a mistake in it: one message, short, and in the words of the test."""
+
+from __future__ import annotations
+
+import pytest
+import restate
+
+from restate_steps.testing import (
+    InvocationPausedError,
+    NotReplaySafeError,
+    SimulationError,
+    Simulator,
+    explore,
+    simulate,
+)
+
+service = restate.Service("Mistaken")
+
+
+@service.handler()
+async def buggy(ctx: restate.Context, number: int) -> float:
+    return number / 0
+
+
+@service.handler()
+async def fine(ctx: restate.Context) -> str:
+    return await ctx.run_typed("step", lambda: "done")
+
+
+app = restate.app([service])
+
+
+def test_a_bug_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """The handler fails seventy times in the same way; another invocation is told of anew."""
+    with simulate(app) as sim:
+        for logged in (1, 2):
+            with pytest.raises(InvocationPausedError, match="after 70 attempts"):
+                sim.run(sim.call(buggy, 1))
+            assert logged == caplog.text.count("ZeroDivisionError: division by zero")
+
+
+def test_a_scenario_that_forgets_to_await_is_told_of() -> None:
+    """Nothing was explored, so nothing was found."""
+
+    async def scenario(sim: Simulator) -> None:
+        sim.call(fine).close()
+
+    with pytest.raises(SimulationError, match=r"no handler was called.*await"):
+        explore(app, scenario=scenario)
+
+
+def test_a_failure_is_shown_once() -> None:
+    """The error of the simulator says nothing that the report does not say; that of the handler does."""
+
+    async def wrong(sim: Simulator) -> None:
+        assert "undone" == (await sim.call(fine)).value
+
+    with pytest.raises(NotReplaySafeError) as caught:
+        explore(app, scenario=wrong).assert_replay_safe()
+    assert isinstance(caught.value.__cause__, AssertionError)
+
+    with pytest.raises(NotReplaySafeError) as caught:
+        explore(app, buggy, 1).assert_replay_safe()
+    assert caught.value.__cause__ is not None
+    assert "ZeroDivisionError" in caught.value.__cause__.__notes__[0]
+
+    stuck = restate.Service("Stuck")
+
+    @stuck.handler()
+    async def waits(ctx: restate.Context) -> None:
+        await ctx.awakeable()[1]
+
+    with pytest.raises(NotReplaySafeError, match="waits for the awakeable") as caught:
+        explore(restate.app([stuck]), waits).assert_replay_safe()
+    assert caught.value.__cause__ is None
+
+
+def test_only_the_test_itself_is_shown(pytester: pytest.Pytester) -> None:
+    """The way from the test to the handler leads through this package, and says nothing."""
+    pytester.makepyfile(f"""
+        import sys
+        sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
+        from test_mistakes import app, buggy, fine
+        from restate_steps.testing import explore, simulate
+
+        def test_buggy():
+            explore(app, buggy, 1).assert_replay_safe()
+
+        def test_answer():
+            report = explore(app, fine)
+            report.outcomes *= 2
+            report.assert_one_answer()
+    """)
+
+    output = pytester.runpytest_subprocess("-q").stdout.str()
+
+    assert "restate_steps/testing/" not in output
+    assert ">       explore(app, buggy, 1).assert_replay_safe()" in output
+    assert ">       report.assert_one_answer()" in output
