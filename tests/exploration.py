@@ -83,7 +83,7 @@ class Subject:
     setup: Callable[[int], None] = _nothing
     check: Callable[[Simulator], object] | None = None
     crashes: int = 1
-    runs: int = 90
+    runs: int = 50
 
     async def run(self, simulator: Simulator) -> Any:
         """Do what a client does, and look at the answer."""

@@ -56,7 +56,7 @@ def agent_handler(*answers: Any, **options: Any) -> Callable[[Any], Any]:
 
     def register(function: Any) -> Any:
         name = function.__name__
-        given = {"runs": 30, **options}
+        given = {"runs": 20, **options}
         explored(Subject(f"agents/{name}", APP, f"Agents/{name}", answers=list(answers), setup=begin, **given))
         return service.handler()(function)
 

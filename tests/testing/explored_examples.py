@@ -57,7 +57,7 @@ def is_given_back(sim: Simulator) -> None:
 
 
 explored(
-    Subject("examples/greeting_agent", APP, "Greeter/greet", arg="Ada", answers=["Hello Ada!"], setup=begin, runs=30)
+    Subject("examples/greeting_agent", APP, "Greeter/greet", arg="Ada", answers=["Hello Ada!"], setup=begin, runs=20)
 )
 explored(
     Subject(
@@ -68,7 +68,7 @@ explored(
         answers=[RECEIPT],
         setup=begin,
         check=is_charged_once,
-        runs=60,
+        runs=40,
     )
 )
 explored(
@@ -81,6 +81,6 @@ explored(
         failures=[402],
         setup=begin,
         check=is_given_back,
-        runs=60,
+        runs=40,
     )
 )
