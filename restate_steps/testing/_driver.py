@@ -492,6 +492,10 @@ class Driver:
             self._watched = 0
         if ends and (self._limit is None or START_MS + min(ends) * 1000 <= self._limit):
             options.append(Option("time", lambda: self._pass_time(process, min(ends))))
+            if due is not None and (due - START_MS) / 1000 == min(ends) and self.world.due_together():
+                options.append(
+                    Option("time, for the first timer", lambda: self._pass_time(process, min(ends), timers=1))
+                )
         return options
 
     def _start_body(self, attempt: _Attempt, handle: int) -> Option:
@@ -506,9 +510,9 @@ class Driver:
         verb, target = self.world.deliveries[index][:2]
         return Option(f"{verb} {self.world.invocations[target].target}", lambda: self.world.deliver(index))
 
-    def _pass_time(self, process: _Process, to: float) -> None:
+    def _pass_time(self, process: _Process, to: float, *, timers: int | None = None) -> None:
         process.loop.advance(to)
-        self.world.advance(START_MS + round(to * 1000))
+        self.world.advance(START_MS + round(to * 1000), timers=timers)
 
     def _pass_moment(self, process: _Process, options: Sequence[Option]) -> bool:
         """Cancel if this is the moment for it, and return whether it was."""

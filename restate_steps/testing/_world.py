@@ -458,13 +458,19 @@ class World:
             del self.timers[0]
         return self.timers[0].due if self.timers else None
 
-    def advance(self, to: int) -> None:
-        """Let time pass, and everything happen that is due by then."""
+    def due_together(self) -> bool:
+        """Whether the next two timers are due at once, for one invocation."""
+        due = [timer.what[1] for timer in self.timers[:2] if timer.due == self.timers[0].due]
+        return len(due) > 1 and due[0] == due[1]
+
+    def advance(self, to: int, *, timers: int | None = None) -> None:
+        """Let time pass, and everything happen that is due by then; or only what the first ``timers`` bring."""
         self.now = max(self.now, to)
-        while self.timers and self.timers[0].due <= self.now:
+        while self.timers and self.timers[0].due <= self.now and timers != 0:
             timer = self.timers.pop(0)
             if not self._pointless(timer):
                 self._do(timer.what)
+                timers = None if timers is None else timers - 1
 
     def _pointless(self, timer: Timer) -> bool:
         invocation = self.invocations[timer.what[1]]

@@ -226,3 +226,31 @@ def test_a_long_timeline_is_shortened() -> None:
 
     assert len(finding.timeline.splitlines()) > 200
     assert len(str(finding).splitlines()) < 100
+
+
+@service.handler()
+async def two_timers(ctx: restate.Context) -> str:
+    """Both are due in the same millisecond, and a step may come between."""
+    first, second = ctx.sleep(timedelta(hours=1)), ctx.sleep(timedelta(hours=1))
+    await first
+    match await restate.select(step=ctx.run_typed("one", lambda: 1), timer=second):
+        case [name, _]:
+            return str(name)
+        case _:
+            return "neither"
+
+
+def test_timers_that_are_due_together_can_come_one_by_one() -> None:
+    """A server fires one after the other, and may be slow."""
+    crashes: set[int] = set()
+
+    def check(sim: Simulator) -> None:
+        crashes.update(stored for stored, what in sim.driver.log if what == "crash")
+
+    report = explore(app, two_timers, check=check)
+
+    report.assert_replay_safe()
+    assert report.complete
+    assert {outcome.value for outcome, _ in report.outcomes} == {"step", "timer"}
+    # A crash after the first timer and before the second: input, two sleeps, one of their ends.
+    assert 4 in crashes
