@@ -44,6 +44,11 @@ _ADVICE: Final = {
     "answer": "a crash changed the answer",
 }
 
+_MEND_MISMATCH: Final = (
+    "Branches of asyncio do not go on in the order of the journal: use restate_steps.gather in place of "
+    "asyncio.gather, and so on. A clock, random numbers and the like outside of steps are found by check_deterministic."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -118,7 +123,8 @@ class Run:
         """What is wrong with it, as a sentence."""
         if self.problem is None:
             return "it went well"
-        return f"{_ADVICE[self.problem]}. {self.details or self.error or ''}".rstrip()
+        told = f"{_ADVICE[self.problem]}. {self.details or self.error or ''}".rstrip()
+        return f"{told}\n{_MEND_MISMATCH}" if self.problem == "mismatch" else told
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +134,7 @@ class RunSettings:
     app: ASGIApp
     manifest: Manifest
     setup: Callable[[], object] | None = None
+    forget: Callable[[], object] | None = None
     check: Callable[[Simulator], object] | None = None
     cancel: bool = False
     version: int = 6
@@ -194,6 +201,7 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
         run.moments.append(Moment(number, fingerprint, len(chooser.made), crashed()))
 
     driver.on_point = at_point
+    driver.on_restart = settings.forget or driver.on_restart
     if settings.cancel and schedule.cancel is None:
         driver.on_moment = at_moment
     simulator.choices = chooser.made

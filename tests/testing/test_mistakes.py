@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 import restate
 
@@ -73,6 +75,24 @@ def test_a_failure_is_shown_once() -> None:
     with pytest.raises(NotReplaySafeError, match="waits for the awakeable") as caught:
         explore(restate.app([stuck]), waits).assert_replay_safe()
     assert caught.value.__cause__ is None
+
+
+def test_a_mismatch_says_what_to_look_for() -> None:
+    """Those who see one for the first time have most often awaited with asyncio."""
+    gathering = restate.Service("Gathering")
+
+    @gathering.handler()
+    async def gathers(ctx: restate.Context) -> None:
+        async def branch(name: str) -> None:
+            await ctx.run_typed(f"{name}1", lambda: 1)
+            await ctx.run_typed(f"{name}2", lambda: 2)
+
+        await asyncio.gather(branch("a"), branch("b"))
+
+    [finding] = explore(restate.app([gathering]), gathers).findings
+
+    assert "restate_steps.gather in place of asyncio.gather" in finding.why
+    assert "check_deterministic" in finding.why
 
 
 def test_only_the_test_itself_is_shown(pytester: pytest.Pytester) -> None:
