@@ -42,6 +42,7 @@ class Plan:
     max_seconds: float = 60.0
     seed: int = 0
     setup: Callable[[], object] | None = None
+    forget: Callable[[], object] | None = None
     version: int = 6
     mode: Literal["bidirectional", "request_response"] = "bidirectional"
 
@@ -56,8 +57,9 @@ class Plan:
                 raise ValueError(f"{name} is {also}a whole number from {least}, not {value!r}")
         if self.mode not in ("bidirectional", "request_response"):
             raise ValueError(f"mode is 'bidirectional' or 'request_response', not {self.mode!r}")
-        if self.setup is not None and not callable(self.setup):
-            raise ValueError(f"setup is a function without arguments, not {self.setup!r}")
+        for name, function in (("setup", self.setup), ("forget", self.forget)):
+            if function is not None and not callable(function):
+                raise ValueError(f"{name} is a function without arguments, not {function!r}")
 
 
 _simulator: Final = pytest.StashKey["Simulator"]()
@@ -100,7 +102,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         f"{_MARKER}(*, crashes=1, cancel=False, orders='all', max_runs=2000, max_seconds=60, seed=0, setup=None, "
-        "version=6, mode='bidirectional'): run the test again and again, each time with a crash of its handlers at "
+        "forget=None, version=6, mode='bidirectional'): run the test again and again, each time with a crash of its handlers at "
         "another point, or another order of events. The test uses the fixture 'simulator'. The arguments are those of "
         "restate_steps.testing.explore.",
     )
@@ -235,7 +237,7 @@ def pytest_runtest_makereport(
     held = item.stash.get(_simulator, None)
     if held is not None and call.when == "call" and call.excinfo is not None and report.failed:
         from restate_steps.testing import NotReplaySafeError
-        from restate_steps.testing._pytest import shortened
+        from restate_steps.testing._timeline import shortened
 
         if not isinstance(call.excinfo.value, NotReplaySafeError) and (timeline := held.timeline()):
             report.sections.insert(0, ("What happened in the simulator", shortened(timeline)))

@@ -310,6 +310,8 @@ class Driver:
         self.outside: list[tuple[Invocation, str]] = []
         self.events = 0
         self.endless = False
+        self.on_restart: Callable[[], object] = lambda: None
+        """Called after a crash, before the service's process begins anew."""
         self.crash_at: Crash | None = None
         """When to crash next."""
         self.on_point: Callable[[Crash, int], None] | None = None
@@ -350,6 +352,8 @@ class Driver:
             self._stored()
             process = self._process
             if process is None:
+                if self._graveyard:
+                    self.on_restart()
                 process = self._process = _Process(self)
             process.loop.run()
             if not process.dead:

@@ -308,6 +308,7 @@ def explore(
     key: str | None = None,
     scenario: Scenario | None = None,
     setup: Callable[[], object] | None = None,
+    forget: Callable[[], object] | None = None,
     check: Callable[[Simulator], object] | None = None,
     crashes: int = 1,
     cancel: bool = False,
@@ -335,6 +336,8 @@ def explore(
         scenario: Instead of a handler: a coroutine function that is given a :class:`Simulator` and does what a client
             does, for example send, resolve an awakeable, and return the result.
         setup: Called before each run, to reset what steps have changed.
+        forget: Called after each crash, to take away what only the process knew: a cache, or what else a module keeps.
+            It is one Python process that plays them all, so nothing else takes it away.
         check: Called after each run with its simulator; it raises or returns False if something is wrong, for example
             if an effect was doubled.
         crashes: How many crashes a run may have.
@@ -376,6 +379,7 @@ def explore(
         app=app,
         manifest=read_manifest(app),
         setup=setup,
+        forget=forget,
         check=check,
         cancel=cancel,
         version=version,

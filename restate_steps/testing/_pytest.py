@@ -31,8 +31,6 @@ __all__ = ["run_explored"]
 
 _PLAIN: Final = Schedule()
 
-# A handler that fails at every attempt has some hundred lines of the same.
-
 
 class _Test:
     """A marked test that can be run under a schedule."""
@@ -43,6 +41,7 @@ class _Test:
             app=held.app,
             manifest=read_manifest(held.app),
             setup=plan.setup,
+            forget=plan.forget,
             cancel=plan.cancel,
             version=plan.version,
             mode=plan.mode,

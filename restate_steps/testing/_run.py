@@ -134,6 +134,7 @@ class RunSettings:
     app: ASGIApp
     manifest: Manifest
     setup: Callable[[], object] | None = None
+    forget: Callable[[], object] | None = None
     check: Callable[[Simulator], object] | None = None
     cancel: bool = False
     version: int = 6
@@ -200,6 +201,7 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
         run.moments.append(Moment(number, fingerprint, len(chooser.made), crashed()))
 
     driver.on_point = at_point
+    driver.on_restart = settings.forget or driver.on_restart
     if settings.cancel and schedule.cancel is None:
         driver.on_moment = at_moment
     simulator.choices = chooser.made

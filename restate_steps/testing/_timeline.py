@@ -10,6 +10,7 @@ from restate_steps.testing._wire import is_notification
 
 __all__ = ["shortened", "timeline"]
 
+# A handler that fails at every attempt has some hundred lines of the same.
 _FIRST_LINES: Final = 60
 _LAST_LINES: Final = 20
 

@@ -254,3 +254,26 @@ def test_timers_that_are_due_together_can_come_one_by_one() -> None:
     assert {outcome.value for outcome, _ in report.outcomes} == {"step", "timer"}
     # A crash after the first timer and before the second: input, two sleeps, one of their ends.
     assert 4 in crashes
+
+
+known: dict[str, int] = {}
+
+
+@service.handler()
+async def relies_on_memory(ctx: restate.Context) -> int:
+    """After a crash the step is not run again, and the process knows nothing."""
+    await ctx.run_typed("load", lambda: known.update(rate=3))
+    return known["rate"]
+
+
+def test_what_a_process_knows_is_forgotten_when_it_is_killed() -> None:
+    """If the test says what that is: the simulation cannot know."""
+    assert explore(app, relies_on_memory, setup=known.clear).findings == []
+
+    [finding] = explore(app, relies_on_memory, setup=known.clear, forget=known.clear).findings
+
+    assert finding.problem == "paused"
+    assert "KeyError" in finding.why
+    assert str(finding.schedule) == "!3"
+    [again] = explore(app, relies_on_memory, setup=known.clear, forget=known.clear, schedule="!3").findings
+    assert again.timeline == finding.timeline
