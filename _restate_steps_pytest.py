@@ -102,9 +102,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         f"{_MARKER}(*, crashes=1, cancel=False, orders='all', max_runs=2000, max_seconds=60, seed=0, setup=None, "
-        "forget=None, version=6, mode='bidirectional'): run the test again and again, each time with a crash of its handlers at "
-        "another point, or another order of events. The test uses the fixture 'simulator'. The arguments are those of "
-        "restate_steps.testing.explore.",
+        "forget=None, version=6, mode='bidirectional'): run the test again and again, each time with a crash of its "
+        "handlers at another point, or another order of events. The test uses the fixture 'simulator'. The arguments "
+        "are those of restate_steps.testing.explore.",
     )
     if (schedule := config.getoption("restate_schedule")) is not None:
         from restate_steps.testing import Schedule, SimulationError
