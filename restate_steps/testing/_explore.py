@@ -187,6 +187,10 @@ class Exploration:
         stop_at: int = 1,
         every_order: bool = True,
     ) -> None:
+        for name, value, least in (("crashes", crashes, 0), ("max_runs", max_runs, 1), ("orders", orders, 1)):
+            if (name, value) != ("orders", "all") and not (isinstance(value, int) and value >= least):
+                also = "'all' or " if name == "orders" else ""
+                raise SimulationError(f"{name} is {also}a whole number from {least}, not {value!r}.")
         self.report = Report(seed=seed)
         self._crashes, self._orders, self._every_order = crashes, orders, every_order
         self._max_runs, self._max_seconds, self._stop_at = max_runs, max_seconds, stop_at

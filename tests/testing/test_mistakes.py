@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 import restate
@@ -49,6 +50,21 @@ def test_a_scenario_that_forgets_to_await_is_told_of() -> None:
 
     with pytest.raises(SimulationError, match=r"no handler was called.*await"):
         explore(app, scenario=scenario)
+
+
+@pytest.mark.parametrize(
+    ("limit", "message"),
+    [
+        ({"crashes": -1}, "crashes is a whole number from 0, not -1"),
+        ({"max_runs": 0}, "max_runs is a whole number from 1, not 0"),
+        ({"orders": 0}, "orders is 'all' or a whole number from 1, not 0"),
+        ({"orders": "some"}, "orders is 'all' or a whole number from 1, not 'some'"),
+    ],
+)
+def test_limits_that_cannot_be(limit: dict[str, Any], message: str) -> None:
+    """The marker of pytest says the same."""
+    with pytest.raises(SimulationError, match=message):
+        explore(app, fine, **limit)
 
 
 def test_a_failure_is_shown_once() -> None:
