@@ -10,8 +10,6 @@ from exploration import VARIANTS, Subject, Variant, subjects
 AT_LEAST = 10_000
 """How many schedules and resumed prefixes a run of the tests explores together."""
 
-AT_MOST_SECONDS = 240.0
-
 SUBJECTS = subjects()
 
 explored_here = {"cases": 0, "runs": 0, "seconds": 0.0}
@@ -32,10 +30,9 @@ def test_survives(subject: Subject, variant: Variant) -> None:
 
 
 def test_enough_was_explored(capsys: pytest.CaptureFixture[str]) -> None:
-    """Together the tests above tried at least 10,000 schedules and prefixes, and took less than four minutes."""
+    """Together the tests above tried at least 10,000 schedules and prefixes; how long that took is said, and not judged."""
     if explored_here["cases"] < len(SUBJECTS) * len(VARIANTS):
         pytest.skip("only some of it was explored")
     with capsys.disabled():
         print(f" {explored_here['runs']:,} schedules and prefixes in {explored_here['seconds']:.0f} s ", end="")
     assert explored_here["runs"] >= AT_LEAST
-    assert explored_here["seconds"] < AT_MOST_SECONDS
