@@ -30,7 +30,7 @@ def test_survives(subject: Subject, variant: Variant) -> None:
 
 
 def test_enough_was_explored(capsys: pytest.CaptureFixture[str]) -> None:
-    """Together the tests above tried at least 10,000 schedules and prefixes; how long that took is said, and not judged."""
+    """Together the tests above tried at least 10,000 schedules and prefixes; how long that took is only said."""
     if explored_here["cases"] < len(SUBJECTS) * len(VARIANTS):
         pytest.skip("only some of it was explored")
     with capsys.disabled():
