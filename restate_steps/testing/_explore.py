@@ -34,6 +34,7 @@ Perform: TypeAlias = Callable[[Schedule, Random | None], tuple[Run, Simulator]]
 _PROGRESS_AFTER: Final = 2.0
 _PROGRESS_EVERY: Final = 0.2
 _MAX_SHRINKS: Final = 300
+_SHRINK_FOR = 20.0
 _SHOWN_FINDINGS: Final = 3
 
 
@@ -481,10 +482,11 @@ def _shortest(perform: Perform, job: _Job, run: Run) -> Finding:
         return _finding(perform, run.schedule.trimmed(), run)
     best, best_run = run.schedule.trimmed(), run
     tried = 0
+    until = time.perf_counter() + _SHRINK_FOR
 
     def fails(schedule: Schedule) -> bool:
         nonlocal best, best_run, tried
-        if tried >= _MAX_SHRINKS or schedule == best:
+        if tried >= _MAX_SHRINKS or time.perf_counter() > until or schedule == best:
             return False
         tried += 1
         again, _ = perform(schedule, None)

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 import restate
 
-from restate_steps.testing import NotReplaySafeError, SimulationError, Simulator, StuckError, _loop, explore, simulate
+from restate_steps.testing import (
+    NotReplaySafeError,
+    SimulationError,
+    Simulator,
+    StuckError,
+    _explore,
+    _loop,
+    explore,
+    simulate,
+)
 
 service = restate.Service("Reviewed")
 
@@ -277,3 +286,18 @@ def test_what_a_process_knows_is_forgotten_when_it_is_killed() -> None:
     assert str(finding.schedule) == "!3"
     [again] = explore(app, relies_on_memory, setup=known.clear, forget=known.clear, schedule="!3").findings
     assert again.timeline == finding.timeline
+
+
+def test_shortening_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each try of a handler that goes on for ever takes seconds, and there can be hundreds of them."""
+
+    def check(sim: Simulator) -> None:
+        assert sum(sim.choices) < 2
+
+    long = explore(app, two_timers, check=check)
+    monkeypatch.setattr(_explore, "_SHRINK_FOR", -1.0)
+    longer = explore(app, two_timers, check=check)
+
+    [short], [given] = long.findings, longer.findings
+    assert short.problem == given.problem == "assertion"
+    assert len(str(short.schedule)) <= len(str(given.schedule))
