@@ -1,4 +1,6 @@
-"""The plugin of pytest: fixtures, a marker and options. What they do is in ``restate_steps.testing._pytest``.
+"""The plugin of pytest: fixtures, a marker and options.
+
+What they do is in ``restate_steps.testing._exploration.marked``.
 
 It stands outside of the package because pytest imports it wherever the package is installed, in every run of tests, and
 importing anything from the package imports the SDK and pydantic, which takes most of a second. So nothing but pytest is
@@ -218,7 +220,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
             "crashes could be chosen. Give yours another name, or define the fixture 'restate_app' instead.",
             pytrace=False,
         )
-    from restate_steps.testing import _pytest
+    from restate_steps.testing._exploration import marked as _pytest
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(item, "runtest", partial(_pytest.run_explored, item, plan, held, item.runtest))
@@ -237,7 +239,7 @@ def pytest_runtest_makereport(
     held = item.stash.get(_simulator, None)
     if held is not None and call.when == "call" and call.excinfo is not None and report.failed:
         from restate_steps.testing import NotReplaySafeError
-        from restate_steps.testing._timeline import shortened
+        from restate_steps.testing._simulation.timeline import shortened
 
         if not isinstance(call.excinfo.value, NotReplaySafeError) and (timeline := held.timeline()):
             report.sections.insert(0, ("What happened in the simulator", shortened(timeline)))

@@ -22,8 +22,8 @@ import restate
 
 from restate_steps import durable_step, gather
 from restate_steps.testing import Simulator, explore, record, replay
-from restate_steps.testing._driver import Driver, read_manifest
-from restate_steps.testing._world import Target
+from restate_steps.testing._simulation.driver import Driver, read_manifest
+from restate_steps.testing._simulation.world import Target
 
 from . import cpu
 from ._handlers import SERVICE

@@ -1,8 +1,6 @@
 """Test durable handlers: play the server in-process in virtual time, explore every crash, or run a real server."""
 
-from restate_steps.testing._deterministic import DeterminismReport, Nondeterminism, check_deterministic
-from restate_steps.testing._driver import BodyRun, Crash
-from restate_steps.testing._effects import Effects
+from restate_steps.testing._determinism.deterministic import DeterminismReport, Nondeterminism, check_deterministic
 from restate_steps.testing._errors import (
     InvocationPausedError,
     JournalMismatchError,
@@ -12,17 +10,19 @@ from restate_steps.testing._errors import (
     SimulationError,
     StuckError,
 )
-from restate_steps.testing._explore import Finding, Report, explore
-from restate_steps.testing._export import export_journal
-from restate_steps.testing._journal import Journal, Origin
-from restate_steps.testing._recorded import RecordedJournal, record
-from restate_steps.testing._replayed import load_journals, replay
-from restate_steps.testing._run import Outcome
-from restate_steps.testing._schedule import Schedule
+from restate_steps.testing._exploration.explore import Finding, Report, explore
+from restate_steps.testing._exploration.run import Outcome
+from restate_steps.testing._exploration.schedule import Schedule
+from restate_steps.testing._recording.export import export_journal
+from restate_steps.testing._recording.recorded import RecordedJournal, record
+from restate_steps.testing._recording.replayed import load_journals, replay
 from restate_steps.testing._server import ServerEnvironment, close_servers, server
-from restate_steps.testing._simulator import Result, SimulatedInvocation, Simulator, simulate
-from restate_steps.testing._wire import Frame
-from restate_steps.testing._world import Target
+from restate_steps.testing._simulation.driver import BodyRun, Crash
+from restate_steps.testing._simulation.effects import Effects
+from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.simulator import Result, SimulatedInvocation, Simulator, simulate
+from restate_steps.testing._simulation.wire import Frame
+from restate_steps.testing._simulation.world import Target
 
 __all__ = [
     "BodyRun",

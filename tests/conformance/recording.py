@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from restate_steps.testing import _wire
-from restate_steps.testing._wire import Frame, FrameReader, Kind
+from restate_steps.testing._simulation import wire as _wire
+from restate_steps.testing._simulation.wire import Frame, FrameReader, Kind
 
 __all__ = ["CLOSED", "CUT", "FOLDER", "UNKNOWN", "Attempt", "Tape", "load", "names", "normalise", "save", "sides"]
 
@@ -40,7 +40,7 @@ CUT = "cut"
 Recording: TypeAlias = dict[str, Any]
 """``note``, ``client`` (what was asked and answered, in order) and ``invocations``: each with its ``id``, ``target``
 and ``attempts``, which are lists of events. An event is a dict with one item, ``server`` or ``app``: a message as
-:func:`restate_steps.testing._wire.as_json` makes it, or one of the words above."""
+:func:`restate_steps.testing._simulation.wire.as_json` makes it, or one of the words above."""
 
 
 # --- taking -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from restate_steps.testing import SimulationError, Simulator
-from restate_steps.testing._world import Failure, Invocation, Status, Target, UnknownHandlerError
+from restate_steps.testing._simulation.world import Failure, Invocation, Status, Target, UnknownHandlerError
 
 from .drive import Answer, Scenario
 from .recording import Recording, Tape, normalise, sides

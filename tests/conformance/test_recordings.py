@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from restate_steps.testing import _wire
+from restate_steps.testing._simulation import wire as _wire
 
 from .drive import SCENARIOS, VARIANTS
 from .record import recorder

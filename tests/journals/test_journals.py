@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from restate_steps.testing import RecordedJournal, ReplayDifferenceError, load_journals, replay
-from restate_steps.testing._wire import Kind, decode, make
+from restate_steps.testing._simulation.wire import Kind, decode, make
 
 from .handlers import app
 from .write import CASES, FOLDER

@@ -34,10 +34,10 @@ from restate_steps.testing import (
     replay,
     simulate,
 )
-from restate_steps.testing._difference import _FRAMES
-from restate_steps.testing._recorded import as_recorded
-from restate_steps.testing._replay import _NO_COMMAND
-from restate_steps.testing._wire import Frame, Kind, decode, make
+from restate_steps.testing._recording.difference import _FRAMES
+from restate_steps.testing._recording.recorded import as_recorded
+from restate_steps.testing._recording.replay import _NO_COMMAND
+from restate_steps.testing._simulation.wire import Frame, Kind, decode, make
 
 # The compiled half of the SDK comes without type information.
 COMMANDS = sorted(n for n in dir(import_module("restate._internal").PyVM) if n.startswith("sys_") or "attach" in n)

@@ -16,11 +16,11 @@ from restate_steps.testing import (
     SimulationError,
     Simulator,
     StuckError,
-    _explore,
-    _loop,
     explore,
     simulate,
 )
+from restate_steps.testing._exploration import explore as exploring
+from restate_steps.testing._simulation import loop as looping
 
 service = restate.Service("Reviewed")
 
@@ -213,7 +213,7 @@ def test_a_job_that_sends_itself_a_number_of_times_comes_to_its_end() -> None:
 
 def test_a_handler_that_never_comes_to_rest_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """No event comes between, of which it could be told that there are too many."""
-    monkeypatch.setattr(_loop, "_MAX_TURNS", 2_000)
+    monkeypatch.setattr(looping, "_MAX_TURNS", 2_000)
     for endless in (spins, asks_for_ever):
         [finding] = explore(app, endless).findings
 
@@ -295,7 +295,7 @@ def test_shortening_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch)
         assert sum(sim.choices) < 2
 
     long = explore(app, two_timers, check=check)
-    monkeypatch.setattr(_explore, "_SHRINK_FOR", -1.0)
+    monkeypatch.setattr(exploring, "_SHRINK_FOR", -1.0)
     longer = explore(app, two_timers, check=check)
 
     [short], [given] = long.findings, longer.findings

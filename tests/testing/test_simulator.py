@@ -26,7 +26,7 @@ from restate_steps.testing import (
     StuckError,
     simulate,
 )
-from restate_steps.testing._wire import decode
+from restate_steps.testing._simulation.wire import decode
 
 from . import shop
 
@@ -611,10 +611,10 @@ async def test_async_generators_after_a_crash_left_some_open() -> None:
             assert 3 == (await invocation.result()).value
 
 
-@pytest.mark.parametrize("module", ["_wire", "_world"])
+@pytest.mark.parametrize("module", ["wire", "world"])
 def test_the_heart_does_no_io(module: str) -> None:
     """Messages, journals and transitions use no asyncio, no clock and no randomness."""
-    path = Path(restate_steps.testing.__file__).with_name(f"{module}.py")
+    path = Path(restate_steps.testing.__file__).with_name("_simulation") / f"{module}.py"
     imported: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -632,7 +632,7 @@ def test_the_heart_does_no_io(module: str) -> None:
         "enum",
         "functools",
         "hashlib",
-        "restate_steps.testing._wire",
+        "restate_steps.testing._simulation.wire",
         "struct",
         "typing",
     }

@@ -15,10 +15,10 @@ from typing import Any, Final, cast
 import restate
 from restate.handler import handler_from_callable
 
-from restate_steps.testing._driver import ASGIApp
+from restate_steps.testing._determinism.user_code import file_of, is_user_code
 from restate_steps.testing._errors import SimulationError
-from restate_steps.testing._simulator import HandlerRef
-from restate_steps.testing._user_code import file_of, is_user_code
+from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.simulator import HandlerRef
 
 __all__ = ["AppName", "app_of", "load_app", "name_of"]
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 from restate_steps.testing._errors import ReplayDifferenceError
-from restate_steps.testing._journal import describe_frame
-from restate_steps.testing._recorded import RecordedJournal
-from restate_steps.testing._replay import Asked, Attempt, Place
-from restate_steps.testing._wire import CANCEL_SIGNAL, FIELDS, Frame, Kind, decode, is_command, make
-from restate_steps.testing._world import Failure, Manifest
+from restate_steps.testing._recording.recorded import RecordedJournal
+from restate_steps.testing._recording.replay import Asked, Attempt, Place
+from restate_steps.testing._simulation.journal import describe_frame
+from restate_steps.testing._simulation.wire import CANCEL_SIGNAL, FIELDS, Frame, Kind, decode, is_command, make
+from restate_steps.testing._simulation.world import Failure, Manifest
 
 __all__ = ["difference", "missing_handler"]
 

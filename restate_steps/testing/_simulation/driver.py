@@ -1,4 +1,4 @@
-"""Runs an application against a :class:`~restate_steps.testing._world.World`, one event at a time.
+"""Runs an application against a :class:`~restate_steps.testing._simulation.world.World`, one event at a time.
 
 D1. When nothing can run by itself, exactly one event is chosen: a body starts, something arrives, or time passes.
     The list of what can be chosen has the same order whenever the same has happened before.
@@ -24,8 +24,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from restate_steps._sdk import allow_observers, observing
 from restate_steps.testing._errors import SimulationError
-from restate_steps.testing._loop import SimulatedLoop
-from restate_steps.testing._wire import (
+from restate_steps.testing._simulation.loop import SimulatedLoop
+from restate_steps.testing._simulation.wire import (
     Frame,
     FrameReader,
     Kind,
@@ -34,7 +34,7 @@ from restate_steps.testing._wire import (
     frames_to_bytes,
     make,
 )
-from restate_steps.testing._world import START_MS, Invocation, Manifest, Status, World
+from restate_steps.testing._simulation.world import START_MS, Invocation, Manifest, Status, World
 
 __all__ = ["ASGIApp", "BodyRun", "Choose", "Crash", "Driver", "Mode", "Option", "first", "quiet", "read_manifest"]
 
@@ -407,7 +407,7 @@ class Driver:
             process.end()
 
     def idle(self, next_timer: float | None) -> bool:
-        """Let one thing happen; see :class:`~restate_steps.testing._loop.SimulatedLoop`."""
+        """Let one thing happen; see :class:`~restate_steps.testing._simulation.loop.SimulatedLoop`."""
         process = self._process
         if process is None or process.dead:
             return False

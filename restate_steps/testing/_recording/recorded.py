@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from restate_steps.testing._errors import SimulationError
-from restate_steps.testing._journal import Journal, Origin
-from restate_steps.testing._wire import Frame, Kind, as_json, from_json, is_command, is_notification
-from restate_steps.testing._world import Target
+from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.wire import Frame, Kind, as_json, from_json, is_command, is_notification
+from restate_steps.testing._simulation.world import Target
 
 __all__ = ["Recordable", "RecordedJournal", "as_recorded", "record", "recorded_from"]
 

@@ -17,14 +17,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
-from restate_steps.testing._driver import ASGIApp, read_manifest
-from restate_steps.testing._errors import NotDeterministicError, SimulationError
-from restate_steps.testing._find_app import app_of, name_of
-from restate_steps.testing._interpreters import IS_OTHER_INTERPRETER, Answer, rerun_elsewhere
-from restate_steps.testing._journal import Journal
-from restate_steps.testing._memory import Memory, changed, remember
-from restate_steps.testing._outside import listen
-from restate_steps.testing._rerun import (
+from restate_steps.testing._determinism.find_app import app_of, name_of
+from restate_steps.testing._determinism.interpreters import IS_OTHER_INTERPRETER, Answer, rerun_elsewhere
+from restate_steps.testing._determinism.memory import Memory, changed, remember
+from restate_steps.testing._determinism.outside import listen
+from restate_steps.testing._determinism.rerun import (
     Parting,
     Recording,
     Rerun,
@@ -35,10 +32,13 @@ from restate_steps.testing._rerun import (
     record_runs,
     rerun,
 )
-from restate_steps.testing._simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
-from restate_steps.testing._sources import SHIFTS, watched_sources
-from restate_steps.testing._user_code import Place
-from restate_steps.testing._watch import Kind, Outside, Reading
+from restate_steps.testing._determinism.sources import SHIFTS, watched_sources
+from restate_steps.testing._determinism.user_code import Place
+from restate_steps.testing._determinism.watch import Kind, Outside, Reading
+from restate_steps.testing._errors import NotDeterministicError, SimulationError
+from restate_steps.testing._simulation.driver import ASGIApp, read_manifest
+from restate_steps.testing._simulation.journal import Journal
+from restate_steps.testing._simulation.simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
 
 __all__ = ["DeterminismReport", "Nondeterminism", "check_deterministic"]
 

@@ -19,12 +19,12 @@ from typing import Any, Final, Literal, TypeAlias
 
 from restate import JournalValueCodec
 
-from restate_steps.testing._driver import ASGIApp, Crash, Mode, read_manifest
 from restate_steps.testing._errors import NotReplaySafeError, SimulationError
-from restate_steps.testing._run import Outcome, Problem, Run, RunSettings, Scenario, perform
-from restate_steps.testing._schedule import Schedule
-from restate_steps.testing._simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
-from restate_steps.testing._timeline import shortened
+from restate_steps.testing._exploration.run import Outcome, Problem, Run, RunSettings, Scenario, perform
+from restate_steps.testing._exploration.schedule import Schedule
+from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, read_manifest
+from restate_steps.testing._simulation.simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
+from restate_steps.testing._simulation.timeline import shortened
 
 __all__ = ["Exploration", "Finding", "Perform", "Report", "explore", "explore_all", "explore_one"]
 

@@ -28,7 +28,7 @@ __all__ = [
 _PATHS: Final = sysconfig.get_paths()
 _STANDARD: Final = tuple({str(Path(_PATHS[name]).resolve()) for name in ("stdlib", "platstdlib")})
 _INSTALLED: Final = tuple({str(Path(_PATHS[name]).resolve()) for name in ("purelib", "platlib")})
-_OURS: Final = str(Path(__file__).resolve().parent.parent)
+_OURS: Final = str(Path(__file__).resolve().parents[2])
 _PACKAGES: Final = ("site-packages", "dist-packages")
 # What is typed in has no file.
 _TYPED_IN: Final = ("<stdin>", "<doctest", "<ipython", "<input>", "<python-input", "<console>")

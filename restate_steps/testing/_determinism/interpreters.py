@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import IO, Any, Final
 
-from restate_steps.testing._find_app import AppName, load_app
-from restate_steps.testing._rerun import Parting, Recording, rerun
-from restate_steps.testing._sources import watched_sources
+from restate_steps.testing._determinism.find_app import AppName, load_app
+from restate_steps.testing._determinism.rerun import Parting, Recording, rerun
+from restate_steps.testing._determinism.sources import watched_sources
 
 __all__ = ["IS_OTHER_INTERPRETER", "Answer", "rerun_elsewhere"]
 
@@ -195,6 +195,6 @@ def _answer(question: _Question) -> Answer:
 
 if __name__ == "__main__":
     # The classes that travel belong to the module by its name, and not to the script that this is here.
-    from restate_steps.testing import _interpreters as _by_name
+    from restate_steps.testing._determinism import interpreters as _by_name
 
     _by_name.main()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from restate_steps.testing._driver import Crash
 from restate_steps.testing._errors import SimulationError
+from restate_steps.testing._simulation.driver import Crash
 
 __all__ = ["Schedule"]
 

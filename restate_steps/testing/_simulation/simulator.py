@@ -14,13 +14,13 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler, handler_from_callable
 
-from restate_steps.testing._driver import ASGIApp, Choose, Driver, Mode, first, read_manifest
-from restate_steps.testing._effects import Effects
 from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, SimulationError, StuckError
-from restate_steps.testing._journal import Journal, Origin
-from restate_steps.testing._timeline import timeline
-from restate_steps.testing._wire import Kind, decode
-from restate_steps.testing._world import (
+from restate_steps.testing._simulation.driver import ASGIApp, Choose, Driver, Mode, first, read_manifest
+from restate_steps.testing._simulation.effects import Effects
+from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.timeline import timeline
+from restate_steps.testing._simulation.wire import Kind, decode
+from restate_steps.testing._simulation.world import (
     START_MS,
     Failure,
     Invocation,

@@ -15,17 +15,17 @@ from typing import Any, Final
 from restate import TerminalError
 
 from restate_steps._sdk import AttemptObserver
-from restate_steps.testing._driver import ASGIApp, quiet
+from restate_steps.testing._determinism.user_code import Place
+from restate_steps.testing._determinism.watch import Kind, Operation, Outside, Playback, Reading, Tape, Watch, watched
 from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, SimulationError
-from restate_steps.testing._journal import Journal, Origin
-from restate_steps.testing._recorded import RecordedJournal
-from restate_steps.testing._replay import run_against
-from restate_steps.testing._simulator import Simulator
-from restate_steps.testing._user_code import Place
-from restate_steps.testing._watch import Kind, Operation, Outside, Playback, Reading, Tape, Watch, watched
-from restate_steps.testing._wire import Frame, decode, is_command
-from restate_steps.testing._wire import Kind as MessageKind
-from restate_steps.testing._world import Failure, Manifest
+from restate_steps.testing._recording.recorded import RecordedJournal
+from restate_steps.testing._recording.replay import run_against
+from restate_steps.testing._simulation.driver import ASGIApp, quiet
+from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.simulator import Simulator
+from restate_steps.testing._simulation.wire import Frame, decode, is_command
+from restate_steps.testing._simulation.wire import Kind as MessageKind
+from restate_steps.testing._simulation.world import Failure, Manifest
 
 __all__ = ["Parting", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]
 

@@ -13,8 +13,8 @@ import sys
 from types import FrameType
 from typing import Any, Final, cast
 
-from restate_steps.testing._user_code import caller, is_user_code, place_of
-from restate_steps.testing._watch import watching
+from restate_steps.testing._determinism.user_code import caller, is_user_code, place_of
+from restate_steps.testing._determinism.watch import watching
 
 __all__ = ["listen"]
 

@@ -12,7 +12,7 @@ from types import FunctionType, ModuleType
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
-from restate_steps.testing._user_code import file_of, is_user_code
+from restate_steps.testing._determinism.user_code import file_of, is_user_code
 
 __all__ = ["Memory", "changed", "remember"]
 

@@ -22,7 +22,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, ClassVar, Final
 
-from restate_steps.testing._wire import (
+from restate_steps.testing._simulation.wire import (
     CANCEL_SIGNAL,
     REQUESTED_ACK,
     Frame,

@@ -9,13 +9,13 @@ from typing import TypeAlias
 
 from typing_extensions import TypeIs
 
-from restate_steps.testing._difference import difference, missing_handler
-from restate_steps.testing._driver import ASGIApp, read_manifest
 from restate_steps.testing._errors import NotReplaySafeError, ReplayDifferenceError, SimulationError
-from restate_steps.testing._journal import Journal
-from restate_steps.testing._recorded import Recordable, RecordedJournal, as_recorded
-from restate_steps.testing._replay import run_against
-from restate_steps.testing._world import Manifest
+from restate_steps.testing._recording.difference import difference, missing_handler
+from restate_steps.testing._recording.recorded import Recordable, RecordedJournal, as_recorded
+from restate_steps.testing._recording.replay import run_against
+from restate_steps.testing._simulation.driver import ASGIApp, read_manifest
+from restate_steps.testing._simulation.journal import Journal
+from restate_steps.testing._simulation.world import Manifest
 
 __all__ = ["Journals", "load_journals", "replay"]
 

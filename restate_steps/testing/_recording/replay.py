@@ -21,10 +21,10 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from restate_steps._sdk import allow_observers, frames_of, observing
-from restate_steps.testing._driver import ASGIApp, quiet
-from restate_steps.testing._loop import SimulatedLoop
-from restate_steps.testing._recorded import RecordedJournal
-from restate_steps.testing._wire import (
+from restate_steps.testing._recording.recorded import RecordedJournal
+from restate_steps.testing._simulation.driver import ASGIApp, quiet
+from restate_steps.testing._simulation.loop import SimulatedLoop
+from restate_steps.testing._simulation.wire import (
     Frame,
     FrameReader,
     Kind,

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from restate_steps.errors import ServerError
 from restate_steps.server import AdminClient
-from restate_steps.testing._journal import Origin
-from restate_steps.testing._recorded import RecordedJournal, recorded_from
-from restate_steps.testing._wire import Frame, Kind, decode
-from restate_steps.testing._world import Target
+from restate_steps.testing._recording.recorded import RecordedJournal, recorded_from
+from restate_steps.testing._simulation.journal import Origin
+from restate_steps.testing._simulation.wire import Frame, Kind, decode
+from restate_steps.testing._simulation.world import Target
 
 __all__ = ["export_journal", "raw_id", "seed_of"]
 

@@ -16,9 +16,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from restate_steps._sdk import AttemptObserver, ambient_context, frames_of, invocation_id, observing
-from restate_steps.testing._driver import ASGIApp
-from restate_steps.testing._loop import SimulatedLoop
-from restate_steps.testing._user_code import Place, caller, definition_of, is_user_code, place_of, user_places
+from restate_steps.testing._determinism.user_code import (
+    Place,
+    caller,
+    definition_of,
+    is_user_code,
+    place_of,
+    user_places,
+)
+from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.loop import SimulatedLoop
 
 __all__ = ["Change", "Kind", "Operation", "Outside", "Playback", "Reading", "Tape", "Watch", "watched", "watching"]
 

@@ -19,13 +19,13 @@ import pytest
 from restate import TerminalError
 
 from _restate_steps_pytest import EXPLORED, Plan
-from restate_steps.testing._driver import quiet, read_manifest
 from restate_steps.testing._errors import InvocationPausedError, NotReplaySafeError, SimulationError, StuckError
-from restate_steps.testing._explore import Exploration, Finding, Report, explore_all
-from restate_steps.testing._run import Run, RunSettings, begin_run, end_run
-from restate_steps.testing._schedule import Schedule
-from restate_steps.testing._simulator import Simulator
-from restate_steps.testing._timeline import shortened
+from restate_steps.testing._exploration.explore import Exploration, Finding, Report, explore_all
+from restate_steps.testing._exploration.run import Run, RunSettings, begin_run, end_run
+from restate_steps.testing._exploration.schedule import Schedule
+from restate_steps.testing._simulation.driver import quiet, read_manifest
+from restate_steps.testing._simulation.simulator import Simulator
+from restate_steps.testing._simulation.timeline import shortened
 
 __all__ = ["run_explored"]
 

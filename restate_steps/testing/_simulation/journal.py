@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 from restate_steps.server import JournalEntry, JournalFailure
-from restate_steps.testing._wire import Frame, Kind, decode, is_notification
-from restate_steps.testing._world import Target
+from restate_steps.testing._simulation.wire import Frame, Kind, decode, is_notification
+from restate_steps.testing._simulation.world import Target
 
 __all__ = ["Journal", "Origin", "describe_frame"]
 
@@ -43,7 +43,7 @@ class Journal(Sequence[JournalEntry]):
         origin: Whose journal it is, if that is known.
 
     Example:
-        >>> from restate_steps.testing._wire import make
+        >>> from restate_steps.testing._simulation.wire import make
         >>> journal = Journal([make(Kind.RUN, completion_id=1, name="charge")])
         >>> journal.names, journal[0].completed
         (['charge'], False)

@@ -11,17 +11,17 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from restate import JournalValueCodec, TerminalError
 
-from restate_steps.testing._driver import ASGIApp, Crash, Mode, Option, quiet
-from restate_steps.testing._effects import Effects
 from restate_steps.testing._errors import (
     InvocationPausedError,
     JournalMismatchError,
     SimulationError,
     StuckError,
 )
-from restate_steps.testing._schedule import Schedule
-from restate_steps.testing._simulator import Result, Simulator
-from restate_steps.testing._world import Manifest, Status
+from restate_steps.testing._exploration.schedule import Schedule
+from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, Option, quiet
+from restate_steps.testing._simulation.effects import Effects
+from restate_steps.testing._simulation.simulator import Result, Simulator
+from restate_steps.testing._simulation.world import Manifest, Status
 
 __all__ = ["Moment", "Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 

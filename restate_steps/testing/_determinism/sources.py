@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any, Final, cast
 
-from restate_steps.testing._user_code import (
+from restate_steps.testing._determinism.user_code import (
     caller,
     file_of,
     is_infrastructure,
@@ -36,7 +36,7 @@ from restate_steps.testing._user_code import (
     origin,
     place_of,
 )
-from restate_steps.testing._watch import Kind, Reading, Watch, watching
+from restate_steps.testing._determinism.watch import Kind, Reading, Watch, watching
 
 __all__ = ["RANDOM_SEEDS", "SHIFTS", "watched_sources"]
 

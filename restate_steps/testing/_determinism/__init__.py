@@ -1,0 +1,1 @@
+"""The check for determinism: what a handler reads outside of steps, played back and changed."""

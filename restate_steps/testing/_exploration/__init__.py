@@ -1,0 +1,1 @@
+"""Exploration: schedules, runs under them, and the search for those that go wrong."""

@@ -1,0 +1,1 @@
+"""Recorded journals: keeping them, and holding today's code against them."""
