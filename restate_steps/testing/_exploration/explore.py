@@ -22,7 +22,7 @@ from restate import JournalValueCodec
 from restate_steps.testing._errors import NotReplaySafeError, SimulationError
 from restate_steps.testing._exploration.run import Outcome, Problem, Run, RunSettings, Scenario, perform
 from restate_steps.testing._exploration.schedule import Schedule
-from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, read_manifest
+from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, quiet, read_manifest
 from restate_steps.testing._simulation.simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
 from restate_steps.testing._simulation.timeline import shortened
 
@@ -402,7 +402,9 @@ def explore(
     )
     if schedule is not None:
         return explore_one(performer, Schedule.parse(schedule), exploration)
-    return explore_all(performer, exploration, _Progress(progress, max_runs))
+    # Each run keeps logs back; doing so once for all of them is cheaper.
+    with quiet():
+        return explore_all(performer, exploration, _Progress(progress, max_runs))
 
 
 def explore_all(perform: Perform, exploration: Exploration, progress: _Progress | None = None) -> Report:
