@@ -29,6 +29,9 @@ from restate_steps.server import AppServer, JournalEntry
 from restate_steps.testing import _server
 from restate_steps.testing._server import ServerEnvironment, close_servers, server
 
+# An application that is killed leaves its connections to the garbage collector, which tells whichever test runs then.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 TESTS = Path(__file__).parent.parent
 PROCESS_APP = "testing.process_app:app"
 
