@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-__all__ = ["JournalEntry", "JournalFailure", "read_journal"]
+__all__ = ["JournalEntry", "JournalFailure", "decoded", "read_journal"]
 
 _Body: TypeAlias = Mapping[str, Any]
 
@@ -131,16 +131,20 @@ def _outcome(body: _Body) -> tuple[Any, JournalFailure | None]:
         recorded = outcome.get("Success")
     elif recorded == "Void":
         return None, None
-    return _decoded(recorded), None
+    return _recorded(recorded), None
 
 
-def _decoded(recorded: Any) -> Any:
+def _recorded(recorded: Any) -> Any:
     if not isinstance(recorded, list):
         return recorded
     items = cast("Sequence[Any]", recorded)
     if not all(isinstance(item, int) for item in items):
         return items
-    data = bytes(items)
+    return decoded(bytes(items))
+
+
+def decoded(data: bytes) -> Any:
+    """Return recorded bytes as a reader would see them: decoded from JSON, None if empty, as they are if not JSON."""
     if not data:
         return None
     try:

@@ -34,7 +34,7 @@ from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, ASGIApp, JournalEntry, RestateServer
 from restate_steps.server._child import Child
 from restate_steps.server._extra import missing_extra
-from restate_steps.server._journal import read_journal
+from restate_steps.server._journal import decoded, read_journal
 from restate_steps.server._ports import LOOPBACK, free_ports
 
 if TYPE_CHECKING:
@@ -247,12 +247,7 @@ class ServerEnvironment(HarnessEnvironment):
         data = answer.content
         if self._codec is not None:
             data = await self._codec.decode(data)
-        if not data:
-            return None
-        try:
-            return json.loads(data)
-        except ValueError:
-            return data
+        return decoded(data)
 
 
 def server(

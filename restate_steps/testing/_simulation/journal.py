@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
 from restate_steps.server import JournalEntry, JournalFailure
+from restate_steps.server._journal import decoded
 from restate_steps.testing._simulation.wire import Frame, Kind, decode, is_notification
 from restate_steps.testing._simulation.world import Target
 
@@ -150,16 +150,7 @@ def _outcome(fields: dict[str, Any]) -> tuple[Any, JournalFailure | None]:
     if "state_keys" in fields:
         return [key.decode(errors="replace") for key in fields["state_keys"].get("keys", ())], None
     value: Any = fields.get("value", b"")
-    return _decoded(value if isinstance(value, bytes) else value.get("content", b"")), None
-
-
-def _decoded(data: bytes) -> Any:
-    if not data:
-        return None
-    try:
-        return json.loads(data)
-    except ValueError:
-        return data
+    return decoded(value if isinstance(value, bytes) else value.get("content", b"")), None
 
 
 def _shown(outcome: tuple[Any, JournalFailure | None], limit: int = 60) -> str:

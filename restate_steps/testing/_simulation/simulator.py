@@ -14,6 +14,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler, handler_from_callable
 
+from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, SimulationError, StuckError
 from restate_steps.testing._simulation.driver import ASGIApp, Choose, Driver, Mode, first, read_manifest
 from restate_steps.testing._simulation.effects import Effects
@@ -356,7 +357,7 @@ class Simulator:
             known = ", ".join(keyed) or "none"
             raise SimulationError(f"there is no Virtual Object or workflow {service!r}; there are {known}.")
         place = self.driver.world.objects.get((service, key))
-        return {name.decode(): _decoded(value) for name, value in (place.state if place else {}).items()}
+        return {name.decode(): decoded(value) for name, value in (place.state if place else {}).items()}
 
     def timeline(self) -> str:
         """Return everything that has happened, line by line."""
@@ -527,7 +528,7 @@ async def _result_of(simulator: Simulator, invocation: Invocation, handler: Hand
     if output and simulator.codec is not None:
         output = await simulator.codec.decode(output)
     return Result(
-        value=handler.handler_io.output_serde.deserialize(output) if handler else _decoded(output),
+        value=handler.handler_io.output_serde.deserialize(output) if handler else decoded(output),
         journal=_journal_of(driver, invocation),
         effects=Effects([run for run in driver.bodies if run.invocation == invocation.id]),
         attempts=invocation.attempts,
@@ -624,10 +625,3 @@ def _json(value: Any) -> bytes:
         return json.dumps(value, default=to_jsonable_python).encode()
     except (TypeError, ValueError, PydanticSerializationError) as error:
         raise SimulationError(f"{value!r} cannot be sent as JSON: {error}") from error
-
-
-def _decoded(data: bytes) -> Any:
-    try:
-        return json.loads(data) if data else None
-    except ValueError:
-        return data
