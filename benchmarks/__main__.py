@@ -23,6 +23,7 @@ BENCHMARKS = {
     "cpu": "CPU time per step without a server, against the SDK alone",
     "steps": "wall time per step on a server, against the SDK alone",
     "fan_out": "wall time of concurrent branches on a server, against the SDK alone",
+    "agents": "a scripted agent on a server, against restate.ext.pydantic, DBOS, and one that is not durable",
 }
 
 

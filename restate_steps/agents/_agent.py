@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler, WrapperAgent
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model
+from restate import RunOptions
 
-from restate_steps.agents._durability import RestateDurability
-from restate_steps.agents._errors import ending_the_invocation
+from restate_steps.agents._durability import OnToolError, RestateDurability
+from restate_steps.agents._failures import ending_the_invocation
 from restate_steps.context import current_invocation, running_step
+from restate_steps.options import RetryPolicy
 
 __all__ = ["RestateAgent"]
 
@@ -37,10 +39,19 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
             the Restate context. A single tool is left alone with ``metadata={'restate': False}``.
         name: The first part of each step's name in the journal; the agent's name if left out, or ``agent`` if it has
             none. Changing it breaks invocations that are under way.
-        models: More models that a run may switch to, by the name to ask for them with.
+        models: More models that a run may switch to, by the name to ask for them with. An instance that is given to
+            ``run(model=...)`` need not be among them.
+        max_parallel_tools: How many tool calls of one response run at once; all of them if left out.
+        on_tool_error: What becomes of a tool call that has failed for good; see :class:`RestateDurability`.
+        run_options: How all steps are retried, in the form of the SDK; a ``serde`` in it has no effect.
+        model_retry: How requests to the model are retried, in place of ``run_options``.
+        tool_retry: How calls of function tools are.
+        mcp_retry: How requests to MCP servers are.
+        event_retry: How calls of the event handler are.
 
     Raises:
-        UserError: The agent has :class:`RestateDurability` already, and options were given here.
+        UserError: The agent has :class:`RestateDurability` already, and options were given here; or an option has a
+            value that it cannot have.
 
     Example:
         ```python
@@ -66,16 +77,35 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         disable_auto_wrapping_tools: bool = False,
         name: str | None = None,
         models: Mapping[str, Model] | None = None,
+        max_parallel_tools: int | None = None,
+        on_tool_error: OnToolError = "raise",
+        run_options: RunOptions[Any] | None = None,
+        model_retry: RetryPolicy | None = None,
+        tool_retry: RetryPolicy | None = None,
+        mcp_retry: RetryPolicy | None = None,
+        event_retry: RetryPolicy | None = None,
     ) -> None:
         super().__init__(agent)
         self._restate_context = restate_context
-        self._handler = event_stream_handler
-        self._disable_auto_wrapping_tools = disable_auto_wrapping_tools
-        self._models = models
         attached = RestateDurability[Any].from_agent(agent)
         self._is_durable_already = attached is not None
         self._name = name or (attached.name if attached is not None else agent.name) or _DEFAULT_NAME
-        if attached is not None and (event_stream_handler or disable_auto_wrapping_tools or name or models):
+        self._models = dict(models or {})
+        self._options: dict[str, Any] = {
+            "event_stream_handler": event_stream_handler,
+            "disable_auto_wrapping_tools": disable_auto_wrapping_tools,
+            "max_parallel_tools": max_parallel_tools,
+            "on_tool_error": on_tool_error,
+            "run_options": run_options,
+            "model_retry": model_retry,
+            "tool_retry": tool_retry,
+            "mcp_retry": mcp_retry,
+            "event_retry": event_retry,
+        }
+        if attached is None:
+            # Only to check the options, where they are written.
+            RestateDurability[Any](**self._options)
+        elif name or models or any(value not in (None, False, "raise") for value in self._options.values()):
             raise UserError(
                 "the agent has the capability RestateDurability already, so options of RestateAgent would have no "
                 "effect. Give them to RestateDurability, or remove it from the agent."
@@ -118,12 +148,13 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         """Add the capability to the arguments of a run."""
         if self._is_durable_already:
             return arguments
-        durability: RestateDurability[AgentDepsT] = RestateDurability(
-            models=self._models,
-            event_stream_handler=arguments.pop("event_stream_handler", None) or self._handler,
-            name=self._name,
-            disable_auto_wrapping_tools=self._disable_auto_wrapping_tools,
-        )
+        options = dict(self._options)
+        options["event_stream_handler"] = arguments.pop("event_stream_handler", None) or options["event_stream_handler"]
+        models = self._models
+        if isinstance(model := arguments.get("model"), Model) and not any(model is known for known in models.values()):
+            # The step runs in this process, where the instance is at hand.
+            models = {**models, _free_name(model, models): model}
+        durability: RestateDurability[AgentDepsT] = RestateDurability(models=models, name=self._name, **options)
         # A name that was inferred from a variable would get into the names of steps, on some attempts.
         return {
             **arguments,
@@ -150,3 +181,10 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
                 "model answers cannot be replayed. Use run(event_stream_handler=...) instead: the handler of events "
                 "gets them as they come, inside the durable step."
             )
+
+
+def _free_name(model: Model, taken: Mapping[str, Model]) -> str:
+    name = model.model_name
+    while name in taken or name == "default":
+        name += "_"
+    return name

@@ -8,11 +8,14 @@ from restate_steps.codec import Codec, JsonCodec
 from restate_steps.context import running_step
 from restate_steps.errors import EncodeError, StepResultError
 
-__all__ = ["ENCODED", "UNIT_CODEC", "encoding_failure"]
+__all__ = ["ENCODED", "UNIT_CODEC", "VALUES", "encoding_failure"]
 
-# What pydantic-ai derives (the media type and identifier of a file, the digests that vouch for a tool's files) it
-# expects to find again, so it has to be written, while our own default leaves out whatever is computed.
-_JSON: Final = JsonCodec(round_trip=False)
+VALUES: Final = JsonCodec(round_trip=False)
+"""Encodes pydantic-ai's own types.
+
+What pydantic-ai derives (the media type and identifier of a file, the digests that vouch for a tool's files) it expects
+to find again, so it has to be written, while our own default leaves out whatever is computed.
+"""
 
 
 class _UnitCodec:
@@ -28,7 +31,7 @@ class _UnitCodec:
             StepResultError: It cannot be encoded; terminal, because another attempt would repeat the step for nothing.
         """
         try:
-            return _JSON.dump(tp, value)
+            return VALUES.dump(tp, value)
         except EncodeError as error:
             raise encoding_failure(error) from error
 
@@ -38,7 +41,7 @@ class _UnitCodec:
         Raises:
             DecodeError: It does not fit the type; retryable, so that a redeploy can mend it.
         """
-        return _JSON.load(tp, payload)
+        return VALUES.load(tp, payload)
 
 
 UNIT_CODEC: Final = _UnitCodec()

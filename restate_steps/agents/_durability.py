@@ -3,32 +3,47 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import AsyncIterable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
 
 from pydantic_ai import AgentRunResult
 from pydantic_ai.agent import EventStreamHandler
-from pydantic_ai.capabilities.abstract import WrapRunHandler
+from pydantic_ai.agent.abstract import AbstractAgent
+from pydantic_ai.capabilities import CombinedCapability
+from pydantic_ai.capabilities.abstract import AbstractCapability, WrapModelRequestHandler, WrapRunHandler
 from pydantic_ai.durable_exec import DurabilityEngineSpec, conversation_id_from_run_id
-from pydantic_ai.models import Model
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.messages import AgentStreamEvent, ModelMessage, ModelResponse
+from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.tools import RunContext
+from restate import RunOptions
 
+from restate_steps.agents._carried import carrier
 from restate_steps.agents._codec import UNIT_CODEC, encoding_failure
-from restate_steps.agents._errors import ending_the_invocation
-from restate_steps.agents._units import TOOL_METADATA_KEY, StepBackend, one_unit_at_a_time
-from restate_steps.agents._unnamed import AcceptsUnnamedToolsets
+from restate_steps.agents._outside import Outside
+from restate_steps.agents._private import EngineBase
+from restate_steps.agents._run import caller, current_run, driving_task
+from restate_steps.agents._units import TOOL_METADATA_KEY, RetryPolicies, StepBackend
 from restate_steps.context import current_invocation
+from restate_steps.errors import StepDefinitionError
+from restate_steps.options import RetryPolicy
 from restate_steps.step import run_step
 
-__all__ = ["RestateDurability"]
+__all__ = ["OnToolError", "RestateDurability"]
 
 AgentDepsT = TypeVar("AgentDepsT")
 
-_RUNS = "restate_steps.agents.runs"
+OnToolError: TypeAlias = Literal["raise", "tell_model"] | Callable[[Exception], bool]
+"""What becomes of a tool call that has failed for good: it ends the run, or the model is told; or a function that gets
+the exception and returns whether the model is to be told."""
+
+_RUNS: Final = "restate_steps.agents.runs"
+_FALL_BACK_AT_ONCE: Final = RetryPolicy(max_attempts=1)
 
 
-class RestateDurability(AcceptsUnnamedToolsets[AgentDepsT]):
+class RestateDurability(EngineBase[AgentDepsT]):
     """Makes an agent's model requests, tool calls and tool discovery durable steps inside a Restate handler.
 
     Give it to the agent, and run the agent inside a handler as anywhere else. Outside a handler, and inside the body of
@@ -43,6 +58,18 @@ class RestateDurability(AcceptsUnnamedToolsets[AgentDepsT]):
             invocations that are under way.
         disable_auto_wrapping_tools: Leave function tools to the steps that they make themselves, so that they can use
             the Restate context. A single tool is left alone with ``metadata={'restate': False}``.
+        max_parallel_tools: How many tool calls of one response run at once; all of them if left out.
+        on_tool_error: What becomes of a tool call that has failed for good, for example because its attempts are used
+            up: ``"raise"`` ends the run with the error, ``"tell_model"`` tells the model, which may do without. A
+            function that gets the exception decides by returning whether the model is to be told.
+        run_options: How all steps are retried, in the form of the SDK; a ``serde`` in it has no effect.
+        model_retry: How requests to the model are retried, in place of ``run_options``.
+        tool_retry: How calls of function tools are.
+        mcp_retry: How requests to MCP servers are.
+        event_retry: How calls of the event handler are.
+
+    Raises:
+        UserError: An option has a value that it cannot have.
 
     Example:
         ```python
@@ -61,7 +88,6 @@ class RestateDurability(AcceptsUnnamedToolsets[AgentDepsT]):
         codec=UNIT_CODEC,
         serialization_failure=encoding_failure,
         toolset_lifecycles={"function": "enter-always", "mcp": "enter-in-durable-unit", "dynamic": "enter-never"},
-        sequential_tools_in_durable_context=True,
         unsupported_runtime_toolset_kinds=frozenset({"function", "mcp", "dynamic"}),
         tool_config_key=TOOL_METADATA_KEY,
     )
@@ -73,9 +99,47 @@ class RestateDurability(AcceptsUnnamedToolsets[AgentDepsT]):
         event_stream_handler: EventStreamHandler[AgentDepsT] | None = None,
         name: str | None = None,
         disable_auto_wrapping_tools: bool = False,
+        max_parallel_tools: int | None = None,
+        on_tool_error: OnToolError = "raise",
+        run_options: RunOptions[Any] | None = None,
+        model_retry: RetryPolicy | None = None,
+        tool_retry: RetryPolicy | None = None,
+        mcp_retry: RetryPolicy | None = None,
+        event_retry: RetryPolicy | None = None,
     ) -> None:
         super().__init__(models=models, event_stream_handler=event_stream_handler, name=name)
+        if max_parallel_tools is not None and (not isinstance(max_parallel_tools, int) or max_parallel_tools < 1):
+            raise UserError(f"max_parallel_tools must be at least 1, or None for no limit; got {max_parallel_tools!r}.")
+        if on_tool_error not in ("raise", "tell_model") and not callable(on_tool_error):
+            raise UserError(
+                f"on_tool_error must be 'raise', 'tell_model' or a function from the exception to bool; got "
+                f"{on_tool_error!r}."
+            )
+        self.max_parallel_tools = max_parallel_tools
         self._disable_auto_wrapping_tools = disable_auto_wrapping_tools
+        self._on_tool_error = on_tool_error
+        base = _policy_of(run_options)
+        self._has_model_policy = model_retry is not None or run_options is not None
+        self._policies = RetryPolicies(
+            model=model_retry or base, tool=tool_retry or base, mcp=mcp_retry or base, event=event_retry or base
+        )
+
+    def for_agent(self, agent: AbstractAgent[AgentDepsT, Any]) -> AbstractCapability[AgentDepsT]:
+        """Return what to use with the agent: a copy that is bound to it, and what goes around all other capabilities.
+
+        Args:
+            agent: The agent.
+        """
+        bound = super().for_agent(agent)
+        engine = type(self).from_capability(bound)
+        return CombinedCapability([Outside(engine), bound])
+
+    @classmethod
+    def from_capability(cls, capability: AbstractCapability[Any]) -> RestateDurability[Any]:
+        """Return the engine among the parts of a capability."""
+        found: list[RestateDurability[Any]] = []
+        capability.apply(lambda leaf: found.append(leaf) if isinstance(leaf, RestateDurability) else None)
+        return found[0]
 
     @property
     def in_durable_context(self) -> bool:
@@ -84,11 +148,26 @@ class RestateDurability(AcceptsUnnamedToolsets[AgentDepsT]):
 
     def get_durable_operation_backend(self) -> StepBackend:
         """Return what runs pydantic-ai's durable units as steps."""
+        policies = self._policies
+        if not self._has_model_policy and (run := current_run()) is not None and run.has_fallback:
+            # What an attempt costs in time is better spent on the next model, and without a limit it never comes.
+            policies = dataclasses.replace(policies, model=_FALL_BACK_AT_ONCE)
         return StepBackend(
             agent_name=self.name,
             default_model_id=self.default_model_id,
             wraps_tools=not self._disable_auto_wrapping_tools,
+            policies=policies,
         )
+
+    def tells_model_of(self, error: Exception) -> bool:
+        """Whether the model is told of a tool call that has failed for good; a mistake in the program it never is."""
+        if isinstance(error, UserError):
+            return False
+        if callable(self._on_tool_error):
+            return self._on_tool_error(error)
+        return self._on_tool_error == "tell_model"
+
+    # --- what is the same on every replay -----------------------------------------------------------------------
 
     def get_default_run_id(self) -> str | None:
         """Return an id made of the invocation's and the number of the run in it, the same on every replay."""
@@ -97,8 +176,11 @@ class RestateDurability(AcceptsUnnamedToolsets[AgentDepsT]):
             return None
         # Per attempt, as the context is: on a replay the runs are counted anew, in the same order.
         numbers: dict[str, Any] = invocation.context.extension_data
-        number = numbers[_RUNS] = numbers.get(_RUNS, -1) + 1
-        return f"{invocation.id}/{number}"
+        strand = invocation.strand()
+        place = "".join(f"{number}." for number in strand.path) if strand is not None else ""
+        key = f"{_RUNS}.{place}"
+        number = numbers[key] = numbers.get(key, -1) + 1
+        return f"{invocation.id}/{place}{number}"
 
     def get_default_conversation_id(self, run_id: str) -> str | None:
         """Return an id derived from the run's, the same on every replay."""
@@ -111,13 +193,98 @@ class RestateDurability(AcceptsUnnamedToolsets[AgentDepsT]):
         name = f"{self.name}__run_start_time"
         return await run_step(_now, name=lambda: name)
 
+    def get_run_clock(self) -> Callable[[], datetime] | None:
+        """Take note of the task that prepares the run, which is the one that drives it; return no clock of our own."""
+        if self.in_durable_context:
+            driving_task.set(asyncio.current_task())
+        return None
+
     async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
-        """Run with durable waits, one step at a time, and let errors that no replay can mend end the invocation."""
-        agent = self.agent
-        if agent is None or not self.in_durable_context:
+        """Run with durable waits, with tool calls in an order that a replay repeats, and with stable timestamps."""
+        agent, run = self.agent, current_run()
+        if agent is None or run is None:
             return await handler()
-        with ending_the_invocation(), one_unit_at_a_time(), agent.using_sleep(_sleep):
-            return await super().wrap_run(ctx, handler=handler)
+        with agent.using_sleep(_sleep), agent.parallel_tool_call_execution_mode("parallel_ordered_events"):
+            result = await super().wrap_run(ctx, handler=handler)
+        if run.latest is not None:
+            _stamp(result.all_messages(), run.latest)
+        return result
+
+    async def wrap_model_request(
+        self, ctx: RunContext[AgentDepsT], *, request_context: ModelRequestContext, handler: WrapModelRequestHandler
+    ) -> ModelResponse:
+        """Ask the model in a step, and give the messages that led to its response a time that is in the journal."""
+        run = current_run()
+        if run is None:
+            return await super().wrap_model_request(ctx, request_context=request_context, handler=handler)
+        token = caller.set(ctx)
+        try:
+            response = await super().wrap_model_request(ctx, request_context=request_context, handler=handler)
+        finally:
+            caller.reset(token)
+        run.latest = response.timestamp
+        _stamp(ctx.messages, response.timestamp)
+        return response
+
+    # --- bodies and events --------------------------------------------------------------------------------------
+
+    def context_in_body(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
+        """Collect what a body does to the run's usage and events, which a replay would not see."""
+        collecting = carrier.get()
+        return ctx if collecting is None else collecting.track(ctx)
+
+    def event_emitted(self, ctx: RunContext[AgentDepsT]) -> None:
+        """Have the event handler's step take its turn among the steps of the tools that are under way."""
+        run = current_run()
+        if run is None or not run.has_event_handler:
+            return
+        run.event_emitted()
+
+    async def wrap_run_event_stream(
+        self, ctx: RunContext[AgentDepsT], *, stream: AsyncIterable[AgentStreamEvent]
+    ) -> AsyncIterable[AgentStreamEvent]:
+        """Hand the events of the run to the event handler, in steps.
+
+        Args:
+            ctx: The run.
+            stream: Its events.
+
+        Returns:
+            The same events.
+        """
+        run = current_run()
+        source = stream if run is None else run.in_turn(stream)
+        async for event in super().wrap_run_event_stream(ctx, stream=source):
+            yield event
+
+
+def _policy_of(options: RunOptions[Any] | None) -> RetryPolicy:
+    if options is None:
+        return RetryPolicy()
+    try:
+        return RetryPolicy(
+            max_attempts=options.max_attempts,
+            max_duration=options.max_duration,
+            initial_retry_interval=options.initial_retry_interval,
+            max_retry_interval=options.max_retry_interval,
+            retry_interval_factor=options.retry_interval_factor,
+        )
+    except StepDefinitionError as error:
+        raise UserError(f"run_options cannot be used: {error}") from error
+
+
+def _stamp(messages: list[ModelMessage], time: datetime) -> None:
+    """Give the requests after the last response in a history a time that is the same on every replay.
+
+    pydantic-ai takes the clock's, in the handler. A history that is put into Restate's state would then differ.
+    """
+    for message in reversed(messages):
+        if message.kind != "request":
+            break
+        message.timestamp = time
+        for part in message.parts:
+            if hasattr(part, "timestamp"):
+                cast(Any, part).timestamp = time
 
 
 async def _now() -> datetime:

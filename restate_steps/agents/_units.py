@@ -1,19 +1,17 @@
 """The engine underneath: each durable unit of pydantic-ai is one step of ours.
 
-1. A run has at most one step under way. pydantic-ai lists the tools of several toolsets at once, in asyncio tasks of
-   its own; they take turns here, in the order in which they come.
-2. A turn that ends because the SDK suspends or fails the attempt is not handed on: nobody may issue another command.
-   Whoever waits for it is cancelled by pydantic-ai, which is on its way out too.
-3. A unit's result is encoded inside the step, so that a value that cannot be encoded fails there, and only once.
+1. What pydantic-ai does several of at once, in asyncio tasks of its own, comes in an order that a replay repeats: tool
+   calls from :class:`~restate_steps.agents._outside.Outside`, discovery of tools from here.
+2. A unit's result is encoded inside the step, so that a value that cannot be encoded fails there, and only once.
+3. What a body leaves behind besides its result is recorded with it, and done in the handler; see ``_carried``.
+4. Errors cross the journal as what they are; see ``_failures``.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
-from functools import partial
+import functools
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from pydantic_ai.durable_exec import (
@@ -21,17 +19,24 @@ from pydantic_ai.durable_exec import (
     JournalCallableOperationBackend,
     RoleBasedOperationConfig,
     ToolsetCallToolId,
+    ToolsetGetInstructionsId,
+    ToolsetGetToolsId,
+    record_durable_unit,
 )
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.toolsets import ToolsetTool
+from restate import TerminalError
 
+from restate_steps.agents._carried import Carrier, carrier, unpack
 from restate_steps.agents._codec import ENCODED
-from restate_steps.agents._errors import ending_the_step
+from restate_steps.agents._failures import ending_the_step, original_of
+from restate_steps.agents._private import emit_again, forget_tools
+from restate_steps.agents._run import caller, current_run
 from restate_steps.errors import StepDefinitionError
-from restate_steps.options import StepOptions
+from restate_steps.options import RetryPolicy, StepOptions
 from restate_steps.step import run_step
 
-__all__ = ["TOOL_METADATA_KEY", "StepBackend", "UnitOptions", "one_unit_at_a_time"]
+__all__ = ["TOOL_METADATA_KEY", "RetryPolicies", "StepBackend", "UnitOptions", "run_unit"]
 
 TOOL_METADATA_KEY: Final = "restate"
 """The key of a tool's metadata that says how its steps are run."""
@@ -40,17 +45,23 @@ UnitOptions: TypeAlias = Mapping[str, Any]
 """Options of a unit's step, by the names that ``durable_step`` gives them."""
 
 _TOOL_OPTIONS: Final = ("name", "retry", "timeout")
-_turn: ContextVar[asyncio.Lock | None] = ContextVar("restate_steps_agents_turn", default=None)
 
 
-@contextmanager
-def one_unit_at_a_time() -> Generator[None]:
-    """Let the units of one run take turns."""
-    token = _turn.set(asyncio.Lock())
-    try:
-        yield
-    finally:
-        _turn.reset(token)
+@dataclass(frozen=True, kw_only=True)
+class RetryPolicies:
+    """How the steps of each kind are retried.
+
+    Attributes:
+        model: Requests to the model.
+        tool: Calls of function tools and of tools of dynamic toolsets, discovery of the latter, and the like.
+        mcp: What is asked of MCP servers.
+        event: Deliveries of events to the event handler.
+    """
+
+    model: RetryPolicy = field(default_factory=RetryPolicy)
+    tool: RetryPolicy = field(default_factory=RetryPolicy)
+    mcp: RetryPolicy = field(default_factory=RetryPolicy)
+    event: RetryPolicy = field(default_factory=RetryPolicy)
 
 
 class StepBackend(JournalCallableOperationBackend[UnitOptions]):
@@ -60,16 +71,23 @@ class StepBackend(JournalCallableOperationBackend[UnitOptions]):
         agent_name: The first part of each step's name.
         default_model_id: The id of the agent's own model, which is left out of the names.
         wraps_tools: Whether the calls of function tools are steps unless they opt out.
+        policies: How steps are retried.
     """
 
-    def __init__(self, *, agent_name: str, default_model_id: str | None, wraps_tools: bool) -> None:
+    def __init__(
+        self, *, agent_name: str, default_model_id: str | None, wraps_tools: bool, policies: RetryPolicies
+    ) -> None:
         self._wraps_tools = wraps_tools
-        nothing: UnitOptions = {}
+        self._policies = policies
         super().__init__(
             agent_name=agent_name,
             default_model_id=default_model_id,
             config=RoleBasedOperationConfig(
-                model=nothing, event=nothing, capability=nothing, tool=nothing, resolve_tool=self._options_of
+                model={"retry": policies.model},
+                event={"retry": policies.event},
+                capability={"retry": policies.tool},
+                tool={"retry": policies.tool},
+                resolve_tool=self._options_of,
             ),
         )
 
@@ -85,7 +103,7 @@ class StepBackend(JournalCallableOperationBackend[UnitOptions]):
         """Run one unit as a step.
 
         Args:
-            operation_id: What the unit is; unused, its name says it.
+            operation_id: What the unit is.
             name: The step's name, unless the options have another.
             body: Runs the unit and returns its encoded result.
             cache_key: For engines that find results by their inputs; unused, the journal is a sequence.
@@ -95,42 +113,81 @@ class StepBackend(JournalCallableOperationBackend[UnitOptions]):
             The encoded result, from the journal.
         """
         options = dict(config)
+        if isinstance(operation_id, ToolsetCallToolId) and operation_id.toolset_kind == "mcp":
+            if (ctx := caller.get()) is not None and ctx.tool_name:
+                name = f"{name}:{ctx.tool_name}"
         step_name = str(options.pop("name", name))
-
-        async def unit() -> bytes:
-            with ending_the_step():
-                return cast(bytes, await body())
-
-        unit.__name__ = step_name
-        # A name is given as a function, because text could be taken for a template.
-        run = partial(run_step, unit, name=lambda: step_name, returns=bytes, codec=ENCODED, verify=False, **options)
-        turn = _turn.get()
-        if turn is None:
-            return await run()
-        await turn.acquire()
-        try:
-            result = await run()
-        except (Exception, asyncio.CancelledError):
-            turn.release()
-            raise
-        turn.release()
-        return result
+        unit = functools.partial(run_unit, cast("Callable[[], Awaitable[bytes]]", body), step_name, **options)
+        run = current_run()
+        if run is not None and isinstance(operation_id, (ToolsetGetToolsId, ToolsetGetInstructionsId)):
+            # pydantic-ai asks several toolsets at once.
+            return await run.beside_others(unit, step_name)
+        return await unit()
 
     def _options_of(
         self, operation_id: DurableOperationId, tool: object | None, tool_name: str
     ) -> UnitOptions | Literal[False]:
+        kind = getattr(operation_id, "toolset_kind", "mcp")
+        options: dict[str, Any] = {"retry": self._policies.mcp if kind == "mcp" else self._policies.tool}
         if tool is None:
-            return {}
+            return options
         found: object = (cast("ToolsetTool[Any]", tool).tool_def.metadata or {}).get(TOOL_METADATA_KEY)
         if found is False:
             return False
-        options = _checked(found, tool_name) if found is not None else {}
-        kind = getattr(operation_id, "toolset_kind", None)
+        options.update(_checked(found, tool_name) if found is not None else {})
         if not self._wraps_tools and kind != "mcp":
             return False
         if not isinstance(operation_id, ToolsetCallToolId):
             options.pop("name", None)
         return options
+
+
+async def run_unit(body: Callable[[], Awaitable[bytes]], name: str, **options: Any) -> bytes:
+    """Run something that returns an encoded result as a step.
+
+    Args:
+        body: Runs once, in the step.
+        name: The step's name.
+        **options: As for :func:`restate_steps.durable_step`.
+
+    Returns:
+        The encoded result, from the journal.
+
+    Raises:
+        Exception: pydantic-ai's own exception that the body raised, or a ``TerminalError``.
+    """
+    executed = False
+    retry: RetryPolicy = options.get("retry") or RetryPolicy()
+
+    async def unit() -> bytes:
+        nonlocal executed
+        executed = True
+        collecting = Carrier()
+        carrier.set(collecting)
+        with ending_the_step(retry.max_retry_interval):
+            return collecting.pack(await body())
+
+    unit.__name__ = name
+    try:
+        # A name is given as a function, because text could be taken for a template.
+        recorded = await run_step(unit, name=lambda: name, returns=bytes, codec=ENCODED, verify=False, **options)
+    except TerminalError as failure:
+        record_durable_unit(executed=executed)
+        original = original_of(failure)
+        if original is None:
+            raise
+        raise original from failure
+    record_durable_unit(executed=executed)
+    result, carried = unpack(recorded)
+    ctx = caller.get()
+    if carried is not None and ctx is not None:
+        if carried.usage is not None:
+            ctx.usage.incr(carried.usage)
+        if carried.tools_changed is not None:
+            forget_tools(ctx, carried.tools_changed)
+        for event in carried.events:
+            emit_again(ctx, event)
+    return result
 
 
 def _checked(found: object, tool_name: str) -> dict[str, Any]:

@@ -111,11 +111,24 @@ class Scheduler:
         strand = current_strand.get()
         return strand if strand is not None and strand.scheduler is self else self.main
 
-    def spawn(self, coro: Coroutine[Any, Any, Any], name: str | None, on_done: Callable[[Branch], None]) -> Branch:
-        """Open a branch; it starts when its turn comes (B3)."""
+    def spawn(
+        self,
+        coro: Coroutine[Any, Any, Any],
+        name: str | None,
+        on_done: Callable[[Branch], None],
+        task: asyncio.Task[Any] | None = None,
+    ) -> Branch:
+        """Open a branch; it starts when its turn comes (B3).
+
+        Args:
+            coro: What the branch does.
+            name: A name for messages.
+            on_done: Called when the branch has ended.
+            task: The handler's own task, if it is not the one that calls.
+        """
         parent = self.current()
         if parent is self.main and not self.active:
-            self.main.task = asyncio.current_task()
+            self.main.task = task or asyncio.current_task()
         try:
             self.check("opening a branch")
         except BaseException:
@@ -246,9 +259,20 @@ class Scheduler:
                 self._register(wait)
                 self._park(strand, wait)
         elif waits_for_another_strand(strand.chain()):
-            strand.primitive = future
-            self._on_primitive[strand] = None
-            self._park(strand, Wait(None, None))
+            self.park_at(strand, future)
+
+    def park_at(self, strand: Strand, future: asyncio.Future[Any]) -> Wait:
+        """Park the holder at something that only another strand sets; it is made ready when that has happened."""
+        strand.primitive = future
+        self._on_primitive[strand] = None
+        wait = Wait(None, None)
+        self._park(strand, wait)
+        return wait
+
+    def wake(self, strand: Strand) -> None:
+        """Make a strand ready before what it is parked at has happened; called by the holder."""
+        if strand.state is State.PARKED and self.closed is None:
+            self._make_ready(strand)
 
     def _park(self, strand: Strand, wait: Wait) -> None:
         strand.state = State.PARKED
@@ -339,7 +363,9 @@ class Scheduler:
         if main.primitive is not None:
             # It wakes by itself when the primitive is set; only a cancellation has to be passed on.
             main.primitive = None
-            if error is not None and main.task is not None:
+            if error is None:
+                wait.settle()
+            elif main.task is not None:
                 main.task_cancelled = main.task.cancel()
             return
         if error is not None and wait.task is not None and main.task is not None:
@@ -392,7 +418,8 @@ class Scheduler:
 
     def woken_from_outside(self, strand: Branch) -> None:
         """A branch's local await ended although it was not its turn to go on (B7)."""
-        if self.closed is not None:
+        if self.closed is not None or strand.crew is not None:
+            # The task of a strand whose crew is at work may be woken early; it goes on when its turn comes (C2).
             return
         if self.holder is self.main and strand.primitive is not None:
             # Main is not driven, so what it sets is noticed here.
@@ -545,7 +572,7 @@ class Scheduler:
         for wait in list(self._tasks.values()):
             if wait is not parked_at:
                 wait.future.cancel()
-        if main.primitive is not None and main.task is not None:
+        if main.primitive is not None and main.crew is None and main.task is not None:
             # Event.wait and the like can only be left by cancellation.
             main.task.cancel()
         elif parked_at is not None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .._sdk import forget_task
 
 if TYPE_CHECKING:
+    from ._crew import Crew
     from ._scheduler import Scheduler
 
 __all__ = ["Branch", "MainStrand", "State", "Strand", "Wait", "current_strand"]
@@ -93,6 +94,7 @@ class Strand:
         told_cancelled: Whether it, or a branch below it, has been told that the invocation is cancelled.
         cleaning_up: Whether it still handles that; cancelling it for another reason has to wait.
         deferred: The cancellation that waits for that.
+        crew: The tasks that work for it as branches of their own; see ``_crew``.
     """
 
     def __init__(self, scheduler: Scheduler, path: tuple[int, ...]) -> None:
@@ -106,6 +108,7 @@ class Strand:
         self.told_cancelled = False
         self.cleaning_up = False
         self.deferred: BaseException | None = None
+        self.crew: Crew | None = None
         self.opened = 0
 
     def take_interruption(self) -> BaseException | None:

@@ -1,0 +1,354 @@
+"""Conversations of pydantic-ai, kept in the state of a virtual object.
+
+1. Whatever is written is the same on every replay, or Restate refuses it. pydantic-ai makes up the ids of entries,
+   revisions and times of saving on the spot. All of them pass through :meth:`RestateConversationStore.write_record` on
+   their way into the state, which puts stable ones in their place: ids made of the invocation's id and the number of
+   the write in it, and the time of the last message, or else a recorded one. It changes the objects that it is given,
+   because what the caller goes on with has to agree with what is stored.
+2. A write puts its entries under new keys, a few in each, and leaves older ones alone. So appending costs what is
+   appended, and reading a history takes fewer reads than it has messages.
+3. What would fail on every attempt ends the invocation, unless the handler catches it: while a conflict was retried,
+   everyone else would wait for the object.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, TypeAlias, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+from pydantic_ai.conversation import Conversation
+from pydantic_ai.conversation_store import (
+    ConversationConflict,
+    ConversationEntry,
+    ConversationRecord,
+    ConversationStore,
+)
+from pydantic_ai.exceptions import UserError
+from restate import ObjectContext, ObjectSharedContext, TerminalError, WorkflowContext, WorkflowSharedContext
+
+from restate_steps.codec import JsonCodec
+from restate_steps.context import Invocation, current_invocation, running_step
+from restate_steps.errors import ContextInStepError
+from restate_steps.serdes import serde
+from restate_steps.step import run_step
+
+__all__ = ["RestateConversationStore"]
+
+Method = TypeVar("Method", bound=Callable[..., Coroutine[Any, Any, Any]])
+StateContext: TypeAlias = ObjectContext | ObjectSharedContext | WorkflowContext | WorkflowSharedContext
+
+_RECORDS: Final = "conversations/record/"
+_ENTRIES: Final = "conversations/entries/"
+_TOGETHER: Final = 16
+"""How many entries of one write share a key; part of the stored format."""
+
+# pydantic-ai expects what it derives, such as the identifier of a file, to be written. A retry repeats nothing here, so
+# a message that cannot be encoded may wait for a redeploy.
+_CODEC: Final = JsonCodec(round_trip=False)
+_RECORD_SERDE: Final = serde(ConversationRecord | None, codec=_CODEC, terminal=False)
+_ENTRIES_SERDE: Final = serde(list[ConversationEntry], codec=_CODEC, terminal=False)
+
+_numbers: Final[WeakKeyDictionary[Invocation, Iterator[int]]] = WeakKeyDictionary()
+"""Per attempt: on a replay ids are counted anew, in the same order."""
+
+
+def _ending_the_invocation(method: Method) -> Method:
+    """Make errors of the store terminal inside a handler; they keep their type for its ``except``."""
+
+    @functools.wraps(method)
+    async def ending(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return await method(*args, **kwargs)
+        except UserError as error:
+            if error.__cause__ is None and current_invocation() is not None:
+                status = 409 if isinstance(error, ConversationConflict) else 500
+                # The SDK looks for it along the causes.
+                error.__cause__ = TerminalError(str(error), status_code=status)
+            raise
+
+    return cast(Method, ending)
+
+
+class RestateConversationStore(ConversationStore):
+    """Keeps conversations in the state of the virtual object whose handler is running.
+
+    Load a conversation, run an agent with it, and save the result. Every object has conversations of its own, and lists
+    only those. A shared handler can read them. A workflow has state as well, and may be used like an object.
+
+    Conversations that are saved must be the same on every replay. The messages of a :class:`RestateAgent` are. Others
+    need fixed timestamps, and a new conversation needs an id that is not random, such as the key of the object. The ids
+    of entries and the revisions are the store's own, and ``fork`` makes up an id that is stable.
+
+    ``delete`` erases the entries that no other conversation of the object has in its history or in a branch it left.
+    What fails in a handler, such as a conflict, ends the invocation if it is not caught, a conflict with status 409.
+
+    Args:
+        ctx: The context of the handler that is running. It is found without being given; given, it is checked to be
+            that of the handler in which the store is used.
+
+    Example:
+        ```python
+        from pydantic_ai import Agent, Conversation
+        from pydantic_ai.models.test import TestModel
+
+        from restate_steps.agents import RestateAgent
+
+        agent = Agent(TestModel(), instructions="You're a helpful assistant.")
+        chat = restate.VirtualObject("Chat")
+
+
+        @chat.handler()
+        async def say(ctx: restate.ObjectContext, prompt: str) -> str:
+            store = RestateConversationStore(ctx)
+            conversation = await store.load(ctx.key()) or Conversation(conversation_id=ctx.key())
+            result = await RestateAgent(agent).run(prompt, conversation=conversation)
+            await store.save(result)
+            return result.output
+        ```
+    """
+
+    def __init__(self, ctx: StateContext | None = None) -> None:
+        self._ctx = ctx
+
+    branch = _ending_the_invocation(ConversationStore.branch)
+    delete = _ending_the_invocation(ConversationStore.delete)
+    list_conversations = _ending_the_invocation(ConversationStore.list_conversations)
+    load = _ending_the_invocation(ConversationStore.load)
+    load_entries = _ending_the_invocation(ConversationStore.load_entries)
+    save = _ending_the_invocation(ConversationStore.save)
+
+    @_ending_the_invocation
+    async def fork(
+        self,
+        conversation_id: str,
+        *,
+        at: int | None = None,
+        from_entry: str | None = None,
+        new_conversation_id: str | None = None,
+        scope: str | None = None,
+        source_scope: str | None = None,
+    ) -> Conversation:
+        """Start a new conversation from a stored one's history, with an id that is the same on every replay.
+
+        Args:
+            conversation_id: The conversation to fork.
+            at: How many of its messages the fork keeps; all of them by default.
+            from_entry: The entry to fork from instead: one in its history, or in a branch it left.
+            new_conversation_id: The fork's id.
+            scope: The fork's scope; that of the forked conversation by default.
+            source_scope: Only fork the conversation if it was saved with this scope.
+
+        Returns:
+            The new conversation.
+
+        Raises:
+            UserError: There is no such conversation, or no such point in it.
+            ConversationConflict: There is a conversation with ``new_conversation_id``.
+        """
+        return await super().fork(
+            conversation_id,
+            at=at,
+            from_entry=from_entry,
+            new_conversation_id=_new_id(self._writing()) if new_conversation_id is None else new_conversation_id,
+            scope=scope,
+            source_scope=source_scope,
+        )
+
+    @_ending_the_invocation
+    async def read_record(self, conversation_id: str) -> ConversationRecord | None:
+        """Return the record of a conversation, or None if the object has none."""
+        return await self._reading().context.get(_RECORDS + conversation_id, _RECORD_SERDE)
+
+    @_ending_the_invocation
+    async def read_records(self, *, scope: str | None = None, limit: int | None = None) -> Sequence[ConversationRecord]:
+        """Return the object's records, or those with a scope, newest first."""
+        state = self._reading().context
+        records = [await state.get(key, _RECORD_SERDE) for key in await state.state_keys() if key.startswith(_RECORDS)]
+        found = [record for record in records if record is not None and scope in (None, record.scope)]
+        return sorted(found, key=lambda record: record.updated_at, reverse=True)[:limit]
+
+    @_ending_the_invocation
+    async def write_record(
+        self,
+        record: ConversationRecord,
+        *,
+        new_entries: Sequence[ConversationEntry] = (),
+        expected_revision: str | None,
+    ) -> None:
+        """Store a record and its new entries, under stable ids, a stable revision and a stable time.
+
+        Args:
+            record: The record; it gets a revision and a time, and the entries' new ids.
+            new_entries: Entries, each after the one it points at; they get new ids.
+            expected_revision: The revision to replace, or None if there must be no such record.
+
+        Raises:
+            ConversationConflict: Another revision is stored, or the record's newest entry is not.
+        """
+        invocation = self._writing()
+        stored = await self.read_record(record.conversation_id)
+        if (stored.revision if stored is not None else None) != expected_revision:
+            raise ConversationConflict(record.conversation_id)
+        if record.head_id is not None and record.head_id not in {entry.id for entry in new_entries}:
+            try:
+                await self.read_entry(record.head_id)
+            except LookupError as error:
+                raise ConversationConflict(record.conversation_id) from error
+        updated_at = await _time_of(new_entries)
+        _replace_what_is_made_up(record, new_entries, _new_id(invocation), updated_at)
+        for first in range(0, len(new_entries), _TOGETHER):
+            together = list(new_entries[first : first + _TOGETHER])
+            invocation.context.set(_key_of(together[0].id), together, _ENTRIES_SERDE)
+        invocation.context.set(_RECORDS + record.conversation_id, record, _RECORD_SERDE)
+
+    @_ending_the_invocation
+    async def delete_record(self, conversation_id: str, *, expected_revision: str) -> None:
+        """Delete a record, and the entries that none of the object's other records reaches.
+
+        Args:
+            conversation_id: The conversation.
+            expected_revision: The revision to delete.
+
+        Raises:
+            ConversationConflict: Another revision is stored, or none.
+        """
+        state = self._writing().context
+        stored = await self.read_record(conversation_id)
+        if stored is None or stored.revision != expected_revision:
+            raise ConversationConflict(conversation_id)
+        state.clear(_RECORDS + conversation_id)
+        entries = _Entries(state)
+        reached: dict[str, ConversationEntry] = {}
+        for record in await self.read_records():
+            for entry_id in (record.head_id, *record.branches):
+                while entry_id is not None and entry_id not in reached:
+                    reached[entry_id] = await entries.read(entry_id)
+                    entry_id = reached[entry_id].parent_id
+        for key in await state.state_keys():
+            if key.startswith(_ENTRIES):
+                together = await entries.under(key)
+                if kept := [entry for entry in together if entry.id in reached]:
+                    if len(kept) < len(together):
+                        state.set(key, kept, _ENTRIES_SERDE)
+                else:
+                    state.clear(key)
+
+    @_ending_the_invocation
+    async def read_entry(self, entry_id: str) -> ConversationEntry:
+        """Return an entry by its id.
+
+        Raises:
+            LookupError: The object has none with this id.
+        """
+        return await _Entries(self._reading().context).read(entry_id)
+
+    @_ending_the_invocation
+    async def read_history(self, head_id: str | None, *, limit: int | None = None) -> list[ConversationEntry]:
+        """Return the entries up to one of them, in order, or only the last ones.
+
+        Args:
+            head_id: The id of the last entry; None has no history.
+            limit: How many to return at most.
+
+        Raises:
+            LookupError: An entry of the history is not there.
+        """
+        entries = _Entries(self._reading().context)
+        history: list[ConversationEntry] = []
+        while head_id is not None and (limit is None or len(history) < limit):
+            history.append(await entries.read(head_id))
+            head_id = history[-1].parent_id
+        return history[::-1]
+
+    def _reading(self) -> Invocation:
+        if (step := running_step.get()) is not None:
+            raise ContextInStepError("RestateConversationStore", step.name)
+        invocation = current_invocation()
+        if invocation is None:
+            raise UserError(
+                "RestateConversationStore keeps conversations in the state of the virtual object whose handler is "
+                "running, and none is running. Use it inside a handler, and elsewhere, as in a test without Restate, "
+                "pydantic_ai.conversation_store.InMemoryConversationStore."
+            )
+        if self._ctx is not None and self._ctx is not invocation.context:
+            raise UserError(
+                "ctx is not the context of the handler that is running. Make the RestateConversationStore inside the "
+                "handler, with the handler's own context, or leave ctx out."
+            )
+        if invocation.context.handler.kind is None:
+            raise UserError(
+                "RestateConversationStore keeps conversations in the state of a virtual object, and the handler of a "
+                f"restate.Service has none. Make {invocation.context.handler.service_tag.name!r} a "
+                "restate.VirtualObject, keyed by session or user for example."
+            )
+        return invocation
+
+    def _writing(self) -> Invocation:
+        invocation = self._reading()
+        if invocation.context.handler.kind == "shared":
+            raise UserError(
+                f"the handler {invocation.context.handler.name!r} is shared, so it can read conversations but not save "
+                "or delete any: others run at the same time. Register it without kind='shared', or save in another "
+                "handler."
+            )
+        return invocation
+
+
+class _Entries:
+    """Reads entries from the state, those that share a key only once."""
+
+    def __init__(self, state: ObjectContext) -> None:
+        self._state = state
+        self._read: dict[str, list[ConversationEntry]] = {}
+
+    async def under(self, key: str) -> list[ConversationEntry]:
+        if key not in self._read:
+            self._read[key] = await self._state.get(key, _ENTRIES_SERDE) or []
+        return self._read[key]
+
+    async def read(self, entry_id: str) -> ConversationEntry:
+        for entry in await self.under(_key_of(entry_id)):
+            if entry.id == entry_id:
+                return entry
+        raise LookupError(f"there is no entry {entry_id!r} in the state of this object")
+
+
+def _new_id(invocation: Invocation) -> str:
+    number = next(_numbers.setdefault(invocation, itertools.count()))
+    return f"{invocation.id}.{number}"
+
+
+def _key_of(entry_id: str) -> str:
+    """The key in the state under which an entry is kept, together with its neighbours in the same write."""
+    write, _, number = entry_id.rpartition(".")
+    return f"{_ENTRIES}{write}.{int(number) // _TOGETHER if number.isdecimal() else number}"
+
+
+def _replace_what_is_made_up(
+    record: ConversationRecord, entries: Sequence[ConversationEntry], write: str, updated_at: datetime
+) -> None:
+    stable = {entry.id: f"{write}.{number}" for number, entry in enumerate(entries)}
+    for entry in entries:
+        # Frozen for those who get it; these were made for this write, and nobody has seen their ids yet.
+        object.__setattr__(entry, "id", stable[entry.id])
+        object.__setattr__(entry, "parent_id", stable.get(entry.parent_id or "", entry.parent_id))
+    record.head_id = stable.get(record.head_id or "", record.head_id)
+    record.branches = [stable.get(tip, tip) for tip in record.branches]
+    record.revision = write
+    record.updated_at = updated_at
+
+
+async def _time_of(entries: Sequence[ConversationEntry]) -> datetime:
+    """When the last of these messages was made, or now if that is not known, which is recorded as a step."""
+    for entry in reversed(entries):
+        if entry.message.timestamp is not None and entry.message.timestamp.tzinfo is not None:
+            return entry.message.timestamp
+    return await run_step(_now, name="conversation saved at")
+
+
+async def _now() -> datetime:
+    return datetime.now(UTC)

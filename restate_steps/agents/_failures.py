@@ -1,0 +1,212 @@
+"""Which errors of a run end what, and how they reach the caller as what they are, on the first run and on a replay.
+
+* Inside a step, whatever is raised is tried again by Restate, without end if nobody set a limit. So what can never
+  succeed has to become terminal there: a request that the provider rejects, a mistake in the program.
+* The journal keeps of a failure its text, a code, and of a terminal one some metadata. pydantic-ai's own exceptions are
+  written into it whole, and built again in the handler: ``ModelFallback`` and the caller's ``except`` see them. An
+  error that Restate retried until the policy's limit has only its text left, so there it is written into the text.
+* In the handler's own code an error of the run is a function of what the journal holds, so every attempt would meet it
+  again. It becomes terminal there and stays what it is for the caller's ``except``: Restate looks along the causes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final, cast
+
+import pydantic_ai.exceptions as exceptions
+from pydantic_ai.exceptions import (
+    AgentRunError,
+    FallbackExceptionGroup,
+    ModelAPIError,
+    ModelHTTPError,
+    ModelRequestRejectedError,
+    UserError,
+)
+from pydantic_core import to_jsonable_python
+from restate import SdkInternalBaseException, TerminalError
+from restate.exceptions import RetryableError
+
+from restate_steps.context import current_invocation
+from restate_steps.errors import ContextInStepError, StepDefinitionError
+
+__all__ = ["ending_the_invocation", "ending_the_step", "is_cancellation", "original_of", "terminal_cause"]
+
+_WORTH_ANOTHER_ATTEMPT: Final = frozenset({408, 409, 425, 429})
+_METADATA: Final = "restate-steps-error"
+_MARK: Final = " [restate-steps-error: "
+_CANCELLED: Final = 409
+
+
+@contextmanager
+def ending_the_step(longest_delay: timedelta | None) -> Generator[None]:
+    """Make errors terminal that would meet a step's every attempt, and the others such that they can be told again.
+
+    Args:
+        longest_delay: Limit for the time that a provider asks to wait before the next attempt.
+    """
+    try:
+        yield
+    except (ContextInStepError, StepDefinitionError) as error:
+        raise TerminalError(_describe(error)) from error
+    except (AgentRunError, UserError, FallbackExceptionGroup) as error:
+        if not _is_worth_another_attempt(error):
+            metadata = {_METADATA: json.dumps(_encode(error))}
+            raise TerminalError(_describe(error), status_code=_status(error), metadata=metadata) from error
+        text = f"{_describe(error)}{_MARK}{json.dumps(_encode(error))}]"
+        delay = getattr(error, "retry_after", None)
+        if delay is None:
+            raise _TransientError(text) from error
+        after = timedelta(seconds=min(float(delay), timedelta.max.total_seconds() / 2))
+        raise RetryableError(
+            text, status_code=_status(error), retry_after=after if longest_delay is None else min(after, longest_delay)
+        ) from error
+
+
+class _TransientError(Exception):
+    """An error that may pass. Restate shows, and at the limit of attempts keeps, its ``repr``."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _is_worth_another_attempt(error: BaseException) -> bool:
+    if isinstance(error, FallbackExceptionGroup):
+        return any(_is_worth_another_attempt(one) for one in cast("tuple[Exception, ...]", error.exceptions))
+    if isinstance(error, ModelHTTPError):
+        return error.status_code >= 500 or error.status_code in _WORTH_ANOTHER_ATTEMPT or error.status_code < 400
+    return isinstance(error, ModelAPIError) and not isinstance(error, ModelRequestRejectedError)
+
+
+def _status(error: BaseException) -> int:
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) and 400 <= status < 600 else 500
+
+
+def _describe(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+# --- across the journal -----------------------------------------------------------------------------------------
+
+
+def original_of(failure: TerminalError) -> Exception | None:
+    """Build pydantic-ai's exception again from the failure that the journal keeps of it; None if it is another's."""
+    found = (failure.metadata or {}).get(_METADATA)
+    if found is None and failure.message.endswith("]") and _MARK in failure.message:
+        found = failure.message.rpartition(_MARK)[2][:-1]
+    if found is None:
+        return None
+    try:
+        return _decode(json.loads(found))
+    except (ValueError, LookupError, TypeError):
+        # Written by another version. The failure itself says what happened, and is as terminal.
+        return None
+
+
+def _encode(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, FallbackExceptionGroup):
+        inner = cast("tuple[Exception, ...]", error.exceptions)
+        return {"group": error.message, "errors": [_encode(one) for one in inner]}
+    if not isinstance(error, (AgentRunError, UserError)):
+        return {"class": RuntimeError.__name__, "args": [_describe(error)]}
+    # A subclass of an adapter or of the program may not be there any more when it is built again.
+    known = next(cls for cls in type(error).__mro__ if cls.__module__ == exceptions.__name__)
+    state = {key: value for key, value in vars(error).items() if not key.startswith("_")}
+    return {
+        "class": known.__name__,
+        "http": isinstance(error, ModelHTTPError),
+        "args": to_jsonable_python(list(error.args), fallback=str),
+        "state": to_jsonable_python(state, fallback=str),
+    }
+
+
+def _decode(data: dict[str, Any]) -> Exception:
+    if "group" in data:
+        return FallbackExceptionGroup(data["group"], [_decode(one) for one in data["errors"]])
+    if data["class"] == RuntimeError.__name__:
+        return RuntimeError(*data["args"])
+    # What its constructor did has been done; it must not be done to the result of it.
+    cls = _class(data["class"], http=data["http"])
+    error = cls.__new__(cls, *data["args"])
+    error.args = tuple(data["args"])
+    vars(error).update(data["state"])
+    return error
+
+
+def _class(name: str, *, http: bool) -> type[Exception]:
+    """Return an exception class of pydantic-ai by its name.
+
+    An error that has a category and an HTTP status has a class of its own that is named as the category.
+    """
+    for cls in _subclasses(AgentRunError, UserError):
+        if cls.__name__ == name and cls.__module__ == exceptions.__name__ and issubclass(cls, ModelHTTPError) == http:
+            return cls
+    raise LookupError(name)
+
+
+def _subclasses(*classes: type[Exception]) -> Iterator[type[Exception]]:
+    for cls in classes:
+        yield cls
+        yield from _subclasses(*cls.__subclasses__())
+
+
+# --- in the handler ---------------------------------------------------------------------------------------------
+
+
+def terminal_cause(error: BaseException) -> TerminalError | None:
+    """Return the terminal failure that an exception is or was caused by, as Restate looks for it."""
+    found: BaseException | None = error
+    while found is not None and not isinstance(found, TerminalError):
+        found = found.__cause__
+    return found
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether an exception tells that the invocation was cancelled."""
+    failure = terminal_cause(error)
+    return failure is not None and failure.status_code == _CANCELLED and failure.message == "cancelled"
+
+
+@contextmanager
+def ending_the_invocation() -> Generator[None]:
+    """Let errors of a run end the invocation if the handler does not catch them, and keep their type."""
+    if current_invocation() is None:
+        yield
+        return
+    try:
+        yield
+    except (AgentRunError, UserError, FallbackExceptionGroup) as error:
+        if terminal_cause(error) is None:
+            last: BaseException = error
+            while last.__cause__ is not None:
+                last = last.__cause__
+            last.__cause__ = TerminalError(_describe(error), status_code=_status(error))
+        raise
+    except BaseExceptionGroup as group:
+        # pydantic-ai waits in task groups. Restate's control flow, and a failure, must not be hidden in one.
+        alone = _single(group)
+        if alone is None:
+            raise
+        raise alone from alone.__cause__
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
+    """Return what a group was raised for: Restate's control flow, if it is in there, or else a terminal failure."""
+    found = list(_flat(group))
+    for kind in (SdkInternalBaseException, TerminalError):
+        for error in found:
+            if isinstance(error, kind) or (kind is TerminalError and terminal_cause(error) is not None):
+                return error
+    return None
+
+
+def _flat(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _flat(cast("BaseExceptionGroup[BaseException]", error))
+        else:
+            yield error

@@ -1,0 +1,141 @@
+"""What has to be outermost around a run, and around each tool call, for the engine inside to work.
+
+Capabilities are layers. The engine itself is the innermost, as pydantic-ai wants it; this one goes around all others,
+their spans included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from pydantic_ai import AgentRunResult
+from pydantic_ai.capabilities import Instrumentation, ModelFallback
+from pydantic_ai.capabilities.abstract import AbstractCapability, CapabilityOrdering, WrapRunHandler
+from pydantic_ai.durable_exec import external_event_scope, replay_scope
+from pydantic_ai.exceptions import ToolFailed
+from pydantic_ai.messages import ToolCallPart
+from pydantic_ai.output import OutputContext
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext, ToolDefinition
+
+from restate_steps.agents._failures import ending_the_invocation, is_cancellation, terminal_cause
+from restate_steps.agents._private import cancel_through
+from restate_steps.agents._run import Run, caller, current_run
+from restate_steps.agents._waiting import AwakeableWaiter
+from restate_steps.context import Invocation, current_invocation
+
+if TYPE_CHECKING:
+    from restate_steps.agents._durability import RestateDurability
+
+__all__ = ["Outside"]
+
+AgentDepsT = TypeVar("AgentDepsT")
+
+
+class Outside(AbstractCapability[AgentDepsT]):
+    """The outer half of :class:`RestateDurability`, which brings it along.
+
+    Args:
+        engine: The inner half.
+    """
+
+    def __init__(self, engine: RestateDurability[AgentDepsT]) -> None:
+        self._engine = engine
+
+    def get_ordering(self) -> CapabilityOrdering:
+        """Go around everything, spans included."""
+        return CapabilityOrdering(position="outermost", wraps=(Instrumentation,))
+
+    @classmethod
+    def get_serialization_name(cls) -> str | None:
+        """Return None: it is made by the engine alone."""
+        return None
+
+    async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
+        """Set up what the parts of a run share, and let errors that no replay can mend end the invocation."""
+        invocation = current_invocation()
+        if invocation is None:
+            return await handler()
+        engine = self._engine
+        run = Run(invocation, engine.name, engine.max_parallel_tools, engine.has_wrap_run_event_stream)
+        run.has_fallback = _has_fallback(ctx)
+        run.enter()
+        cancel_through(ctx, run.cancel_in_order)
+        with ExitStack() as stack:
+            stack.enter_context(ending_the_invocation())
+            stack.enter_context(replay_scope())
+            stack.enter_context(external_event_scope(AwakeableWaiter(run)))
+            _nest_spans(stack, invocation)
+            return await handler()
+
+    async def wrap_tool_execute(
+        self,
+        ctx: RunContext[AgentDepsT],
+        *,
+        call: ToolCallPart,
+        tool_def: ToolDefinition,
+        args: dict[str, Any],
+        handler: Callable[[dict[str, Any]], Awaitable[Any]],
+    ) -> Any:
+        """Run a tool call beside the others of its response, and decide what becomes of a terminal failure."""
+        run = current_run()
+        if run is None:
+            return await handler(args)
+
+        async def execute() -> Any:
+            caller.set(ctx)
+            return await handler(args)
+
+        try:
+            return await run.call_tool(execute, f"tool {call.tool_name}")
+        except Exception as error:
+            failure = terminal_cause(error)
+            if failure is None or is_cancellation(error) or not self._engine.tells_model_of(error):
+                raise
+            raise ToolFailed(failure.message) from error
+
+    async def wrap_output_process(
+        self,
+        ctx: RunContext[AgentDepsT],
+        *,
+        output_context: OutputContext,
+        output: Any,
+        handler: Callable[[Any], Awaitable[Any]],
+    ) -> Any:
+        """Run an output function beside the tool calls of its response, if there are any."""
+        run = current_run()
+        if run is None or ctx.tool_call_id is None:
+            return await handler(output)
+
+        async def process() -> Any:
+            caller.set(ctx)
+            return await handler(output)
+
+        return await run.beside_others(process, f"output {ctx.tool_name}")
+
+    async def handle_deferred_tool_calls(
+        self, ctx: RunContext[AgentDepsT], *, requests: DeferredToolRequests
+    ) -> DeferredToolResults | None:
+        """Take note of what people are asked, for those who list it; the answer is left to others."""
+        if (run := current_run()) is not None:
+            run.requests = requests
+        return None
+
+
+def _has_fallback(ctx: RunContext[Any]) -> bool:
+    found: list[bool] = []
+    if ctx.root_capability is not None:
+        ctx.root_capability.apply(lambda capability: found.append(isinstance(capability, ModelFallback)))
+    return any(found)
+
+
+def _nest_spans(stack: ExitStack, invocation: Invocation) -> None:
+    """Let the run's spans be children of the invocation's, unless the handler has opened a span itself."""
+    if trace.get_current_span().get_span_context().is_valid:
+        return
+    headers = dict(invocation.context.request().attempt_headers)
+    token = otel_context.attach(propagate.extract(headers))
+    stack.callback(otel_context.detach, token)

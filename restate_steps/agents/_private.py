@@ -1,0 +1,175 @@
+"""The one module that uses private names of pydantic-ai, and why.
+
+pydantic-ai wants an id on every toolset and takes those only that the agent was constructed with, because other engines
+register their units before a process takes work. Ours are made when they are needed, and the documented example gives
+no id to an MCP server and none to ``@agent.toolset``. So in :class:`EngineBase`
+
+* ``_wrap_and_register_leaf`` gives a toolset without an id (``_explicit_id`` tells a chosen one from a derived one) the
+  number of its place: ``unnamed-1``, ``unnamed-2``. A copy gets it, because the same toolset can have another place in
+  another agent, and which of the two runs first differs from process to process. ``get_wrapper_toolset``, which is
+  public, puts the copy in the toolset's place.
+* ``_reject_runtime_toolsets`` sees everything that was bound as known.
+
+If one of them is renamed, ours is no longer called, and pydantic-ai refuses such toolsets with an error that says so.
+
+What a body leaves behind besides its result is lost on a replay. For that
+
+* ``_durable_run_context`` makes the context that a body gets: there usage and events are collected. Renamed: usage that
+  a sub-agent adds in a wrapped tool is missing after a replay, and events of a wrapped tool go out when they come.
+* ``_event_stream_buffer`` and ``_emit_event`` of a run context are where events go. Renamed: as above.
+* ``_prepare_event_dispatch`` tells that a tool has emitted an event, before anything else happens. Renamed: an event of
+  a tool that makes its own steps, beside others, is refused by the scheduler when the event handler's step begins.
+* ``_mcp_tool_defs_cache`` of a run context and ``_cached_tools`` of an MCP toolset are what a server's word that its
+  tools have changed must reach. Renamed: a run keeps the tools that it discovered first.
+
+And when a run is to end early
+
+* ``_cancellation`` of a run context, with ``_issue``, cancels the run through asyncio, at a moment that depends on
+  timing. It is made to go through the scheduler while tool calls are under way. Renamed: ``ctx.cancel()`` in one of
+  several parallel tools is refused by the scheduler.
+
+``tests/agents/test_private.py`` fails when one of these names changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from pydantic_ai.durable_exec import BaseDurabilityCapability
+from pydantic_ai.messages import AgentStreamEvent
+from pydantic_ai.tools import RunContext
+from pydantic_ai.toolsets import AbstractToolset, CombinedToolset
+
+__all__ = [
+    "EngineBase",
+    "cancel_through",
+    "collect_events",
+    "emit_again",
+    "forget_tools",
+    "has_cached_tools",
+    "wrap_leaves",
+]
+
+AgentDepsT = TypeVar("AgentDepsT")
+
+
+def collect_events(ctx: RunContext[Any], into: list[AgentStreamEvent]) -> None:
+    """Have the events that are emitted on a context go into a list, if they go anywhere."""
+    if getattr(ctx, "_event_stream_buffer", None) is not None:
+        ctx._event_stream_buffer = into  # pyright: ignore[reportPrivateUsage]
+
+
+def emit_again(ctx: RunContext[Any], event: AgentStreamEvent) -> None:
+    """Let an event that was emitted in a body take its place in the run's stream."""
+    if getattr(ctx, "_event_stream_buffer", None) is None:
+        return
+    ctx._emit_event(event)  # pyright: ignore[reportPrivateUsage]
+    if ctx.root_capability is not None:
+        ctx.root_capability._prepare_event_dispatch(ctx, event)  # pyright: ignore[reportPrivateUsage]
+
+
+def has_cached_tools(toolset: Any) -> bool:
+    """Whether an MCP toolset holds the list of its tools; it forgets it when the server says that it has changed."""
+    return getattr(toolset, "_cached_tools", None) is not None
+
+
+def forget_tools(ctx: RunContext[Any], toolset_id: str) -> None:
+    """Have a run discover the tools of an MCP toolset anew."""
+    found = cast("dict[str, Any]", getattr(ctx, "_mcp_tool_defs_cache", {}))
+    found.pop(toolset_id, None)
+
+
+def cancel_through(ctx: RunContext[Any], cancel: Callable[[], bool]) -> None:
+    """Have a run's own cancellation ask ``cancel`` first, and do what it does only if that returns False."""
+    cancellation: Any = getattr(ctx, "_cancellation", None)
+    issue: Any = getattr(cancellation, "_issue", None)
+    if issue is None:
+        return
+
+    def issue_in_order(task: asyncio.Task[object]) -> None:
+        if cancel():
+            # Counted as one that was issued to this task, so that it is taken for the run's own.
+            cancellation._issued[task] = cancellation._issued.get(task, 0) + 1
+        else:
+            issue(task)
+
+    cancellation._issue = issue_in_order
+
+
+def wrap_leaves(
+    engine: BaseDurabilityCapability[AgentDepsT], toolset: AbstractToolset[AgentDepsT]
+) -> AbstractToolset[AgentDepsT]:
+    """Wrap the toolsets of which a toolset is made as the toolsets of an agent are wrapped."""
+    return toolset.visit_and_replace(engine._wrap_and_register_leaf)  # pyright: ignore[reportPrivateUsage]
+
+
+class EngineBase(BaseDurabilityCapability[AgentDepsT]):
+    """A durability capability for agents whose toolsets have no id."""
+
+    _bound: dict[int, AbstractToolset[Any]]
+    """Every leaf that was bound, by its identity; holding it keeps the identity its own."""
+    _wrappers: dict[int, AbstractToolset[Any]]
+    """What takes the place of leaves without an id."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._bound, self._wrappers = {}, {}
+
+    def _bind_to_agent(self, agent: Any) -> None:
+        # The capability has just been copied for this agent.
+        self._bound, self._wrappers = {}, {}
+        super()._bind_to_agent(agent)
+
+    def _wrap_and_register_leaf(self, ts: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT]:
+        self._bound[id(ts)] = ts
+        if ts._explicit_id is not None:  # pyright: ignore[reportPrivateUsage]
+            return super()._wrap_and_register_leaf(ts)
+        if id(ts) not in self._wrappers:
+            self._wrappers[id(ts)] = self._wrap_unnamed(ts)
+        return self._wrappers[id(ts)]
+
+    def _wrap_unnamed(self, ts: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT]:
+        named = cast(Any, copy.copy(ts))
+        name = f"unnamed-{len(self._wrappers) + 1}"
+        try:
+            named.id = name
+        except AttributeError:
+            # An MCP toolset has a setter. Function and dynamic toolsets do not; for other kinds it is of no account.
+            named._id = name
+        wrapper = super()._wrap_and_register_leaf(named)
+        return ts if wrapper is named else wrapper
+
+    def _reject_runtime_toolsets(self, toolset: AbstractToolset[AgentDepsT]) -> None:
+        nothing: AbstractToolset[AgentDepsT] = CombinedToolset([])
+        super()._reject_runtime_toolsets(toolset.visit_and_replace(lambda ts: nothing if id(ts) in self._bound else ts))
+
+    def get_wrapper_toolset(self, toolset: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT] | None:
+        """Put the durable wrappers in the place of the agent's toolsets.
+
+        Args:
+            toolset: Everything that a run offers to the model.
+
+        Returns:
+            The same with the wrappers, or None if nothing is wrapped.
+        """
+        named = super().get_wrapper_toolset(toolset)
+        if not self._wrappers:
+            return named
+        return (named or toolset).visit_and_replace(lambda ts: self._wrappers.get(id(ts), ts))
+
+    def _durable_run_context(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
+        return self.context_in_body(super()._durable_run_context(ctx))
+
+    def context_in_body(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
+        """Change the context, a copy, that the body of a unit gets."""
+        return ctx
+
+    def _prepare_event_dispatch(self, ctx: RunContext[AgentDepsT], event: AgentStreamEvent) -> None:
+        super()._prepare_event_dispatch(ctx, event)
+        self.event_emitted(ctx)
+
+    def event_emitted(self, ctx: RunContext[AgentDepsT]) -> None:
+        """Take note that an event was emitted, in the task that emitted it."""

@@ -1,0 +1,107 @@
+"""Waiting for people: pydantic-ai's external events, over Restate's awakeables.
+
+The wait is journaled in three parts: the awakeable, whose id is the token; the step in which the token is handed to
+whoever will answer, with the answer if there was one at once; and the answer, or the timer's end. Nothing of the run is
+in memory while it waits.
+
+The step's result also says what is asked. That is what ``restate-steps approvals`` lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any, Final
+
+from pydantic import JsonValue
+from pydantic_ai.durable_exec import ExternalEventError, ExternalEventWaiter
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults
+from restate import TerminalError
+
+from restate_steps.agents._codec import UNIT_CODEC, VALUES
+from restate_steps.agents._failures import is_cancellation
+from restate_steps.agents._run import Run
+from restate_steps.agents._units import run_unit
+from restate_steps.concurrency import wait_for
+from restate_steps.context import restate_context
+from restate_steps.serdes import serde
+
+__all__ = ["ASK_STEP", "AwakeableWaiter", "answer_request"]
+
+ASK_STEP: Final = "__external_event."
+"""What stands in the name of each step that asks, between the agent's name and that of the wait."""
+
+
+class AwakeableWaiter(ExternalEventWaiter):
+    """Waits on an awakeable, suspended, for as long as it takes."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    async def wait(
+        self, name: str, *, ask: Callable[[str], Awaitable[JsonValue]], timeout: timedelta | None
+    ) -> JsonValue:
+        """Hand out the token, and return the answer."""
+        requests, self._run.requests = self._run.requests, None
+        token, answered = restate_context().awakeable(serde=serde(Any))
+        question = await self._ask(name, ask, token, requests)
+        if question["answer"] is not None:
+            return question["answer"]
+        try:
+            return await wait_for(answered, timeout)
+        except TimeoutError:
+            raise ExternalEventError(f"No resolution arrived within {timeout}.") from None
+        except TerminalError as error:
+            if is_cancellation(error):
+                raise
+            raise ExternalEventError(error.message) from error
+
+    async def _ask(
+        self,
+        name: str,
+        ask: Callable[[str], Awaitable[JsonValue]],
+        token: str,
+        requests: DeferredToolRequests | None,
+    ) -> dict[str, Any]:
+        async def asking() -> bytes:
+            question = {"token": token, "answer": await ask(token), "calls": _described(requests)}
+            return UNIT_CODEC.dump(dict[str, JsonValue], question)
+
+        step_name = f"{self._run.agent_name}{ASK_STEP}{name}.ask"
+        found: dict[str, Any] = UNIT_CODEC.load(dict[str, JsonValue], await run_unit(asking, step_name))
+        return found
+
+
+def _described(requests: DeferredToolRequests | None) -> list[dict[str, JsonValue]]:
+    """Say of each pending call what whoever decides has to know."""
+    if requests is None:
+        return []
+    described: list[dict[str, JsonValue]] = []
+    for kind, calls in (("approval", requests.approvals), ("call", requests.calls)):
+        for call in calls:
+            described.append(
+                {"id": call.tool_call_id, "tool": call.tool_name, "kind": kind, "args": call.args_as_dict()}
+            )
+    return described
+
+
+def answer_request(ctx: Any, token: str, results: DeferredToolResults) -> None:
+    """Answer, from a Restate handler, what an agent waits for.
+
+    Outside of handlers, send the same JSON to ``/restate/awakeables/<token>/resolve``, or use ``restate-steps
+    approvals``.
+
+    Args:
+        ctx: The context of the handler that knows the answer.
+        token: What ``RequestInput`` handed to its ``ask`` function.
+        results: The decisions, for example ``requests.build_results(approve_all=True)``.
+
+    Example:
+        ```python
+        @desk.handler()
+        async def decide(ctx: restate.Context, decision: Decision) -> None:
+            approval = True if decision.approved else ToolDenied(decision.reason)
+            answer_request(ctx, decision.token, DeferredToolResults(approvals={decision.call: approval}))
+        ```
+    """
+    ctx.resolve_awakeable(token, results, serde=serde(DeferredToolResults, codec=VALUES))
