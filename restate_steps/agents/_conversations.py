@@ -190,15 +190,13 @@ class RestateConversationStore(ConversationStore):
             ConversationConflict: Another revision is stored, or the record's newest entry is not.
         """
         invocation = self._writing()
-        stored = await self.read_record(record.conversation_id)
-        if (stored.revision if stored is not None else None) != expected_revision:
-            raise ConversationConflict(record.conversation_id)
-        if record.head_id is not None and record.head_id not in {entry.id for entry in new_entries}:
-            try:
-                await self.read_entry(record.head_id)
-            except LookupError as error:
-                raise ConversationConflict(record.conversation_id) from error
         updated_at = await _time_of(new_entries)
+        head, added = record.head_id, {entry.id for entry in new_entries}
+        is_there = head is None or head in added or await _Entries(invocation.context).find(head) is not None
+        stored = await self.read_record(record.conversation_id)
+        # From here on nothing is waited for, so that no other branch of the handler can come in between.
+        if not is_there or (stored.revision if stored is not None else None) != expected_revision:
+            raise ConversationConflict(record.conversation_id)
         _replace_what_is_made_up(record, new_entries, _new_id(invocation), updated_at)
         for first in range(0, len(new_entries), _TOGETHER):
             together = list(new_entries[first : first + _TOGETHER])
@@ -310,11 +308,14 @@ class _Entries:
             self._read[key] = await self._state.get(key, _ENTRIES_SERDE) or []
         return self._read[key]
 
+    async def find(self, entry_id: str) -> ConversationEntry | None:
+        together = await self.under(_key_of(entry_id))
+        return next((entry for entry in together if entry.id == entry_id), None)
+
     async def read(self, entry_id: str) -> ConversationEntry:
-        for entry in await self.under(_key_of(entry_id)):
-            if entry.id == entry_id:
-                return entry
-        raise LookupError(f"there is no entry {entry_id!r} in the state of this object")
+        if (entry := await self.find(entry_id)) is None:
+            raise LookupError(f"there is no entry {entry_id!r} in the state of this object")
+        return entry
 
 
 def _new_id(invocation: Invocation) -> str:

@@ -213,7 +213,12 @@ class Crew:
 
     def cancel(self, member: _Member) -> None:
         """Cancel the branch of a task that was cancelled, and let the crew go on so that it can clean up."""
-        if self._scheduler.closed is not None or self._finished.done():
+        if self._finished.done():
+            return
+        if self._scheduler.closed is not None:
+            if not self._live:
+                # Its branches had ended before the attempt did, while the strand had its turn.
+                self._release(None)
             return
         if self._scheduler.holder is not self._strand:
             # Not the strand's doing, whose turn it is not.
@@ -228,7 +233,9 @@ class Crew:
     def call(self) -> None:
         """Have the strand's task get a turn, because a branch gave it something to do; called by that branch."""
         self._calls += 1
-        self._scheduler.wake(self._strand)
+        if self._strand.wait is self._wait:
+            # Otherwise it has its turn, and waits for something that it does in it.
+            self._scheduler.wake(self._strand)
 
     async def turn(self) -> None:
         """Wait for the turn that a branch called for, in the strand's own task."""
