@@ -5,7 +5,8 @@
 
 The model answers at once with what it was told to, so that the time taken is that of the agent and of what makes it
 durable. The two on Restate share a server and an application, and are called by HTTP; DBOS, with its steps in SQLite,
-and the plain agent are called as functions of this process, which spares them a request and an answer per run.
+and the plain agent are called as functions of this process, which spares them a request and an answer per run. A step
+leaves one row in DBOS and two entries in the journal of Restate, one when it starts and one with its result.
 """
 
 from __future__ import annotations

@@ -600,7 +600,9 @@ class SdkPort:
     async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
         try:
             await run()
-            # The result leaves at once: if it waited for the next poll, a crash in between would repeat the body.
+            # The result leaves at once: if it waited for the next poll, a crash in between would repeat the body. What
+            # ends in the same turn of the event loop leaves with it, as sending is most of what a short step costs.
+            await asyncio.sleep(0)
             await self.flush()
         finally:
             await self._context.receive.enqueue_restate_event({"type": "restate.run_completed", "data": None})

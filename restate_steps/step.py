@@ -99,7 +99,8 @@ class DurableStep(Generic[P, T]):
         self._options = options
         self._is_async = _is_async(function)
         self._default_name = self.__name__
-        self._annotated = _return_type(function, namespace)
+        # Where the type is given, it is not looked for: that takes longer than all else here.
+        self._annotated = _return_type(function, namespace) if options.returns is None else _UNRESOLVED
         self._settle()
         _mark_as_coroutine_function(self)
 
@@ -459,6 +460,13 @@ async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, *
     _check_known(options)
     step: DurableStep[Any, T] = DurableStep(function, StepOptions(**options), None)
     return await step(*args)
+
+
+def titled(step: DurableStep[P, T], name: str) -> DurableStep[P, T]:
+    """Return a copy of a step that messages call by another name; its name in the journal stays as it is."""
+    copied = copy.copy(step)
+    copied._default_name = name  # pyright: ignore[reportPrivateUsage]
+    return copied
 
 
 def _check_known(options: object) -> None:

@@ -8,7 +8,6 @@ the rule, the recorded bytes are the result and nothing else.
 
 from __future__ import annotations
 
-import copy
 import json
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -57,18 +56,18 @@ class Carrier:
 
     def track(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
         """Let the body add usage and emit events to copies, and take note of what it does."""
-        ctx.usage = copy.deepcopy(ctx.usage)
-        self._usages.append((ctx.usage, copy.deepcopy(ctx.usage)))
+        before = ctx.usage
+        # A sum is a new object, down to the details, for less than a deep copy.
+        ctx.usage = RunUsage() + before
+        self._usages.append((ctx.usage, RunUsage() + before))
         collect_events(ctx, self.carried.events)
         return ctx
 
     def pack(self, result: bytes) -> bytes:
         """Return what to record."""
-        total = RunUsage()
         for usage, before in self._usages:
-            total = total + (usage - before)
-        if total.has_values():
-            self.carried.usage = total
+            if usage != before:
+                self.carried.usage = (self.carried.usage or RunUsage()) + (usage - before)
         if not self.carried:
             return result
         # A result is JSON, so it can stand in the middle of JSON.

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Final
 
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.usage import RequestUsage
+
+from restate_steps._adapters import adapter_for
 from restate_steps.codec import Codec, JsonCodec
 from restate_steps.context import running_step
 from restate_steps.errors import EncodeError, StepResultError
@@ -16,6 +21,26 @@ VALUES: Final = JsonCodec(round_trip=False)
 What pydantic-ai derives (the media type and identifier of a file, the digests that vouch for a tool's files) it expects
 to find again, so it has to be written, while our own default leaves out whatever is computed.
 """
+
+
+_USAGE_DEFAULTS: Final = {field.name: getattr(RequestUsage(), field.name) for field in dataclasses.fields(RequestUsage)}
+
+
+def _dump_response(response: ModelResponse) -> bytes:
+    """Encode a response without what decoding fills in, which is two thirds of a short one.
+
+    What is None there is None by default, in each of the types of which it is made (a test goes through them); the
+    arguments of a tool call, and whatever else is free-form, are written as they are.
+    """
+    usage = response.usage
+    unused = {name for name, default in _USAGE_DEFAULTS.items() if getattr(usage, name) == default}
+    try:
+        return adapter_for(ModelResponse).to_json(
+            response, by_alias=True, exclude_none=True, exclude={"usage": unused}, warnings="error"
+        )
+    except Exception:
+        # Once more, for an error that says what is wrong, and where.
+        return VALUES.dump(ModelResponse, response)
 
 
 class _UnitCodec:
@@ -31,7 +56,7 @@ class _UnitCodec:
             StepResultError: It cannot be encoded; terminal, because another attempt would repeat the step for nothing.
         """
         try:
-            return VALUES.dump(tp, value)
+            return _dump_response(value) if type(value) is ModelResponse else VALUES.dump(tp, value)
         except EncodeError as error:
             raise encoding_failure(error) from error
 

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias, cast
 
 from pydantic_ai.durable_exec import (
@@ -24,17 +25,18 @@ from pydantic_ai.durable_exec import (
     record_durable_unit,
 )
 from pydantic_ai.exceptions import UserError
+from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import ToolsetTool
 from restate import TerminalError
 
-from restate_steps.agents._carried import Carrier, carrier, unpack
+from restate_steps.agents._carried import Carried, Carrier, carrier, unpack
 from restate_steps.agents._codec import ENCODED
 from restate_steps.agents._failures import ending_the_step, original_of
 from restate_steps.agents._private import emit_again, forget_tools
 from restate_steps.agents._run import caller, current_run
 from restate_steps.errors import StepDefinitionError
 from restate_steps.options import RetryPolicy, StepOptions
-from restate_steps.step import run_step
+from restate_steps.step import DurableStep, durable_step, titled
 
 __all__ = ["TOOL_METADATA_KEY", "RetryPolicies", "StepBackend", "UnitOptions", "run_unit"]
 
@@ -45,6 +47,7 @@ UnitOptions: TypeAlias = Mapping[str, Any]
 """Options of a unit's step, by the names that ``durable_step`` gives them."""
 
 _TOOL_OPTIONS: Final = ("name", "retry", "timeout")
+_DEFAULT_POLICY: Final = RetryPolicy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,10 @@ class RetryPolicies:
         event: Deliveries of events to the event handler.
     """
 
-    model: RetryPolicy = field(default_factory=RetryPolicy)
-    tool: RetryPolicy = field(default_factory=RetryPolicy)
-    mcp: RetryPolicy = field(default_factory=RetryPolicy)
-    event: RetryPolicy = field(default_factory=RetryPolicy)
+    model: RetryPolicy = _DEFAULT_POLICY
+    tool: RetryPolicy = _DEFAULT_POLICY
+    mcp: RetryPolicy = _DEFAULT_POLICY
+    event: RetryPolicy = _DEFAULT_POLICY
 
 
 class StepBackend(JournalCallableOperationBackend[UnitOptions]):
@@ -106,7 +109,7 @@ class StepBackend(JournalCallableOperationBackend[UnitOptions]):
             operation_id: What the unit is.
             name: The step's name, unless the options have another.
             body: Runs the unit and returns its encoded result.
-            cache_key: For engines that find results by their inputs; unused, the journal is a sequence.
+            cache_key: The unit's inputs. The journal is a sequence, so only the name of an MCP tool is taken.
             config: Options of the step.
 
         Returns:
@@ -114,8 +117,8 @@ class StepBackend(JournalCallableOperationBackend[UnitOptions]):
         """
         options = dict(config)
         if isinstance(operation_id, ToolsetCallToolId) and operation_id.toolset_kind == "mcp":
-            if (ctx := caller.get()) is not None and ctx.tool_name:
-                name = f"{name}:{ctx.tool_name}"
+            # pydantic-ai leaves out which tool it is; several run at once, and a reader of the journal wants to know.
+            name = f"{name}:{cache_key[0]}"
         step_name = str(options.pop("name", name))
         unit = functools.partial(run_unit, cast("Callable[[], Awaitable[bytes]]", body), step_name, **options)
         run = current_run()
@@ -142,13 +145,20 @@ class StepBackend(JournalCallableOperationBackend[UnitOptions]):
         return options
 
 
-async def run_unit(body: Callable[[], Awaitable[bytes]], name: str, **options: Any) -> bytes:
+async def run_unit(
+    body: Callable[[], Awaitable[bytes]],
+    name: str,
+    *,
+    retry: RetryPolicy = _DEFAULT_POLICY,
+    timeout: timedelta | None = None,
+) -> bytes:
     """Run something that returns an encoded result as a step.
 
     Args:
         body: Runs once, in the step.
         name: The step's name.
-        **options: As for :func:`restate_steps.durable_step`.
+        retry: How it is retried.
+        timeout: Limit of one attempt.
 
     Returns:
         The encoded result, from the journal.
@@ -157,7 +167,6 @@ async def run_unit(body: Callable[[], Awaitable[bytes]], name: str, **options: A
         Exception: pydantic-ai's own exception that the body raised, or a ``TerminalError``.
     """
     executed = False
-    retry: RetryPolicy = options.get("retry") or RetryPolicy()
 
     async def unit() -> bytes:
         nonlocal executed
@@ -167,10 +176,8 @@ async def run_unit(body: Callable[[], Awaitable[bytes]], name: str, **options: A
         with ending_the_step(retry.max_retry_interval):
             return collecting.pack(await body())
 
-    unit.__name__ = name
     try:
-        # A name is given as a function, because text could be taken for a template.
-        recorded = await run_step(unit, name=lambda: name, returns=bytes, codec=ENCODED, verify=False, **options)
+        recorded = await titled(_step_with(retry, timeout), name)(name, unit)
     except TerminalError as failure:
         record_durable_unit(executed=executed)
         original = original_of(failure)
@@ -179,15 +186,36 @@ async def run_unit(body: Callable[[], Awaitable[bytes]], name: str, **options: A
         raise original from failure
     record_durable_unit(executed=executed)
     result, carried = unpack(recorded)
-    ctx = caller.get()
-    if carried is not None and ctx is not None:
-        if carried.usage is not None:
-            ctx.usage.incr(carried.usage)
-        if carried.tools_changed is not None:
-            forget_tools(ctx, carried.tools_changed)
-        for event in carried.events:
-            emit_again(ctx, event)
+    if carried is not None and (ctx := caller.get()) is not None:
+        _do_in_handler(carried, ctx)
     return result
+
+
+@functools.lru_cache(maxsize=128)
+def _step_with(
+    retry: RetryPolicy, timeout: timedelta | None
+) -> DurableStep[[str, Callable[[], Awaitable[bytes]]], bytes]:
+    # To make one takes longer than to call it. It is a function of its options alone, so replays may share it.
+    options = durable_step(name=_name_of, returns=bytes, codec=ENCODED, verify=False, retry=retry, timeout=timeout)
+    return options(_call)
+
+
+async def _call(name: str, unit: Callable[[], Awaitable[bytes]]) -> bytes:
+    return await unit()
+
+
+def _name_of(name: str, unit: Callable[[], Awaitable[bytes]]) -> str:
+    return name
+
+
+def _do_in_handler(carried: Carried, ctx: RunContext[Any]) -> None:
+    """Do what a body left to be done where it is done on every replay."""
+    if carried.usage is not None:
+        ctx.usage.incr(carried.usage)
+    if carried.tools_changed is not None:
+        forget_tools(ctx, carried.tools_changed)
+    for event in carried.events:
+        emit_again(ctx, event)
 
 
 def _checked(found: object, tool_name: str) -> dict[str, Any]:
