@@ -1,4 +1,4 @@
-"""The command line: ``restate-steps dev | serve | register | server | journal | doctor``.
+"""The command line: ``restate-steps dev | serve | register | server | journal | approvals | doctor``.
 
 Every verb calls one function of :mod:`restate_steps.server` or :mod:`restate_steps.testing`. What goes wrong is told on
 stderr after ``error:``, in one line if one is enough, with exit code 1; wrong usage is exit code 2.
@@ -7,10 +7,12 @@ stderr after ``error:``, in one line if one is enough, with exit code 1; wrong u
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from restate_steps.errors import StepsError
 from restate_steps.server import SERVER_VERSION, AdminClient, RestateServer, ensure_server, server_version
@@ -19,6 +21,9 @@ from restate_steps.server._doctor import examine
 from restate_steps.server._load import load_app
 from restate_steps.server._ports import port_or_free
 from restate_steps.server._run import run_app, run_server
+
+if TYPE_CHECKING:
+    from restate_steps.server._approvals import PendingRequest
 
 __all__ = ["build_parser", "main"]
 
@@ -105,6 +110,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_journal(verbs.add_parser("journal", help="keep journals, and replay them with today's code"))
 
+    _add_approvals(verbs.add_parser("approvals", help="see what agents wait for people to decide, and decide it"))
+
     doctor = verbs.add_parser("doctor", help="see whether everything is in place")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -124,6 +131,41 @@ def _add_journal(journal: argparse.ArgumentParser) -> None:
     replay.add_argument("app", metavar="MODULE:APP", help="the application, for example main:app")
     replay.add_argument("journals", metavar="JOURNAL", nargs="+", help="a file, or a folder")
     replay.set_defaults(run=_replay_journals)
+
+
+def _add_approvals(approvals: argparse.ArgumentParser) -> None:
+    admin = argparse.ArgumentParser(add_help=False)
+    admin.add_argument(
+        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
+    )
+    answer = argparse.ArgumentParser(add_help=False, parents=[admin])
+    answer.add_argument("request", metavar="TOKEN", help="of the request, or the id of the invocation that waits")
+    answer.add_argument(
+        "--ingress", default=f"http://127.0.0.1:{_INGRESS_PORT}", metavar="URL", help="default: %(default)s"
+    )
+
+    verbs = approvals.add_subparsers(metavar="VERB", required=True)
+    shown = verbs.add_parser("list", parents=[admin], help="list what agents wait for, the oldest first")
+    shown.set_defaults(run=_list_approvals)
+
+    approve = verbs.add_parser("approve", parents=[answer], help="let the tools run")
+    approve.add_argument("--call", action="append", metavar="ID", help="approve this call, deny others; default: all")
+    approve.add_argument("--args", type=_json_object, metavar="JSON", help="arguments in place of the model's")
+    approve.set_defaults(run=_approve)
+
+    deny = verbs.add_parser("deny", parents=[answer], help="do not let the tools run")
+    deny.add_argument("--message", default="The tool call was denied.", metavar="TEXT", help="what the model is told")
+    deny.set_defaults(run=_deny)
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"a JSON object is needed, by the names of the arguments, not {text}")
+    return cast("dict[str, Any]", value)
 
 
 def _dev(options: argparse.Namespace) -> int:
@@ -203,6 +245,43 @@ def _replay_journals(options: argparse.Namespace) -> int:
     replay(journals, load_app(options.app))
     _say(f"{len(journals)} {'journal' if len(journals) == 1 else 'journals'} replayed")
     return 0
+
+
+def _list_approvals(options: argparse.Namespace) -> int:
+    from restate_steps.server._approvals import find_pending
+
+    found = find_pending(options.admin)
+    for request in found:
+        _say(f"{request.token}  {request.name} of {request.agent}, asked in {request.target} ({request.invocation})")
+        for call in request.calls:
+            _say(
+                f"  {call.id}  {call.tool}({json.dumps(call.args)}){'' if call.kind == 'approval' else '  ' + call.kind}"
+            )
+    if not found:
+        _say("nothing waits for an answer")
+    return 0
+
+
+def _approve(options: argparse.Namespace) -> int:
+    from restate_steps.server._approvals import approve_pending, pending_named
+
+    request = pending_named(options.admin, options.request)
+    approve_pending(options.ingress, request, calls=options.call or (), args=options.args)
+    _say(f"approved: {_calls_of(request, options.call)}")
+    return 0
+
+
+def _deny(options: argparse.Namespace) -> int:
+    from restate_steps.server._approvals import deny_pending, pending_named
+
+    request = pending_named(options.admin, options.request)
+    deny_pending(options.ingress, request, message=options.message)
+    _say(f"denied: {_calls_of(request, None)}")
+    return 0
+
+
+def _calls_of(request: PendingRequest, ids: Sequence[str] | None) -> str:
+    return ", ".join(f"{call.tool} ({call.id})" for call in request.calls if ids is None or call.id in ids)
 
 
 def _doctor(options: argparse.Namespace) -> int:

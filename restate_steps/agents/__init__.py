@@ -14,8 +14,22 @@ except ImportError as error:
     ) from error
 
 from restate_steps.agents._agent import RestateAgent
-from restate_steps.agents._durability import RestateDurability
+from restate_steps.agents._conversations import RestateConversationStore
+from restate_steps.agents._durability import OnToolError, RestateDurability
+from restate_steps.agents._remote import remote_tool
+from restate_steps.agents._single import durable_event_handler, durable_model, durable_toolset
+from restate_steps.agents._waiting import answer_request
 
 del _BaseDurabilityCapability
 
-__all__ = ["RestateAgent", "RestateDurability"]
+__all__ = [
+    "OnToolError",
+    "RestateAgent",
+    "RestateConversationStore",
+    "RestateDurability",
+    "answer_request",
+    "durable_event_handler",
+    "durable_model",
+    "durable_toolset",
+    "remote_tool",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler, WrapperAgent
 from pydantic_ai.exceptions import UserError
@@ -90,7 +90,7 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         attached = RestateDurability[Any].from_agent(agent)
         self._is_durable_already = attached is not None
         self._name = name or (attached.name if attached is not None else agent.name) or _DEFAULT_NAME
-        self._models = dict(models or {})
+        self._models: dict[str, Model[Any]] = dict(models or {})
         self._options: dict[str, Any] = {
             "event_stream_handler": event_stream_handler,
             "disable_auto_wrapping_tools": disable_auto_wrapping_tools,
@@ -151,8 +151,10 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         options = dict(self._options)
         options["event_stream_handler"] = arguments.pop("event_stream_handler", None) or options["event_stream_handler"]
         models = self._models
-        if isinstance(model := arguments.get("model"), Model) and not any(model is known for known in models.values()):
+        chosen: Any = arguments.get("model")
+        if isinstance(chosen, Model) and not any(known is chosen for known in models.values()):
             # The step runs in this process, where the instance is at hand.
+            model = cast("Model[Any]", chosen)
             models = {**models, _free_name(model, models): model}
         durability: RestateDurability[AgentDepsT] = RestateDurability(models=models, name=self._name, **options)
         # A name that was inferred from a variable would get into the names of steps, on some attempts.
@@ -183,7 +185,7 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
             )
 
 
-def _free_name(model: Model, taken: Mapping[str, Model]) -> str:
+def _free_name(model: Model[Any], taken: Mapping[str, Model[Any]]) -> str:
     name = model.model_name
     while name in taken or name == "default":
         name += "_"

@@ -19,6 +19,7 @@ from pydantic_ai.usage import RunUsage
 
 from restate_steps.agents._codec import UNIT_CODEC
 from restate_steps.agents._private import collect_events
+from restate_steps.agents._run import run_of_body
 
 __all__ = ["Carried", "Carrier", "carrier", "unpack"]
 
@@ -36,15 +37,15 @@ class Carried:
     Attributes:
         usage: What was added to the run's usage.
         events: What was emitted, in order.
-        tools_changed: The id of the MCP toolset whose server said that its tools have changed.
+        tools_changed: The ids of the MCP toolsets whose servers have said that their tools have changed.
     """
 
     usage: RunUsage | None = None
     events: list[AgentStreamEvent] = field(default_factory=list[AgentStreamEvent])
-    tools_changed: str | None = None
+    tools_changed: list[str] = field(default_factory=list[str])
 
     def __bool__(self) -> bool:
-        return self.usage is not None or bool(self.events) or self.tools_changed is not None
+        return self.usage is not None or bool(self.events) or bool(self.tools_changed)
 
 
 class Carrier:
@@ -68,6 +69,8 @@ class Carrier:
         for usage, before in self._usages:
             if usage != before:
                 self.carried.usage = (self.carried.usage or RunUsage()) + (usage - before)
+        if (run := run_of_body()) is not None:
+            self.carried.tools_changed = run.tools_changed()
         if not self.carried:
             return result
         # A result is JSON, so it can stand in the middle of JSON.

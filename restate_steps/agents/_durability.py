@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import AsyncIterable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from pydantic_ai import AgentRunResult
 from pydantic_ai.agent import EventStreamHandler
@@ -21,12 +23,13 @@ from pydantic_ai.tools import RunContext
 from restate import RunOptions
 
 from restate_steps.agents._carried import carrier
+from restate_steps.agents._clock import RunClock, clock_of_run, take_request_timeout
 from restate_steps.agents._codec import UNIT_CODEC, encoding_failure
 from restate_steps.agents._outside import Outside
 from restate_steps.agents._private import EngineBase
-from restate_steps.agents._run import caller, current_run, driving_task
+from restate_steps.agents._run import caller, current_run
 from restate_steps.agents._units import TOOL_METADATA_KEY, RetryPolicies, StepBackend
-from restate_steps.context import current_invocation
+from restate_steps.context import Invocation, current_invocation
 from restate_steps.errors import StepDefinitionError
 from restate_steps.options import RetryPolicy
 from restate_steps.step import run_step
@@ -39,7 +42,7 @@ OnToolError: TypeAlias = Literal["raise", "tell_model"] | Callable[[Exception], 
 """What becomes of a tool call that has failed for good: it ends the run, or the model is told; or a function that gets
 the exception and returns whether the model is to be told."""
 
-_RUNS: Final = "restate_steps.agents.runs"
+_runs: Final[WeakKeyDictionary[Invocation, Counter[str]]] = WeakKeyDictionary()
 _FALL_BACK_AT_ONCE: Final = RetryPolicy(max_attempts=1)
 
 
@@ -174,30 +177,35 @@ class RestateDurability(EngineBase[AgentDepsT]):
         invocation = current_invocation()
         if invocation is None:
             return None
-        # Per attempt, as the context is: on a replay the runs are counted anew, in the same order.
-        numbers: dict[str, Any] = invocation.context.extension_data
         strand = invocation.strand()
         place = "".join(f"{number}." for number in strand.path) if strand is not None else ""
-        key = f"{_RUNS}.{place}"
-        number = numbers[key] = numbers.get(key, -1) + 1
+        # Per attempt: on a replay the runs are counted anew, in the same order.
+        numbers = _runs.setdefault(invocation, Counter())
+        number = numbers[place]
+        numbers[place] += 1
         return f"{invocation.id}/{place}{number}"
 
     def get_default_conversation_id(self, run_id: str) -> str | None:
         """Return an id derived from the run's, the same on every replay."""
         return conversation_id_from_run_id(run_id) if self.in_durable_context else None
 
-    async def get_run_start_time(self, run_id: str) -> datetime | None:
-        """Return when the run started for the first time, recorded as a step; asked for only if it has a timeout."""
+    def get_run_clock(self) -> Callable[[], datetime] | None:
+        """Return a clock that shows the time of the journal; every run asks for it when it is prepared."""
         if not self.in_durable_context:
             return None
-        name = f"{self.name}__run_start_time"
-        return await run_step(_now, name=lambda: name)
+        clock = RunClock(clock_of_run.get() if current_run() is not None else None)
+        clock_of_run.set(clock)
+        return clock
 
-    def get_run_clock(self) -> Callable[[], datetime] | None:
-        """Take note of the task that prepares the run, which is the one that drives it; return no clock of our own."""
-        if self.in_durable_context:
-            driving_task.set(asyncio.current_task())
-        return None
+    async def get_run_start_time(self, run_id: str) -> datetime | None:
+        """Return when the run started for the first time, recorded as a step; asked for only if it has a timeout."""
+        clock = clock_of_run.get()
+        if not self.in_durable_context or clock is None:
+            return None
+        name = f"{self.name}__run_start_time"
+        clock.time = await run_step(_now, name=lambda: name)
+        clock.is_limited = True
+        return clock.time
 
     async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
         """Run with durable waits, with tool calls in an order that a replay repeats, and with stable timestamps."""
@@ -222,9 +230,21 @@ class RestateDurability(EngineBase[AgentDepsT]):
             response = await super().wrap_model_request(ctx, request_context=request_context, handler=handler)
         finally:
             caller.reset(token)
+            run.request_timeout = None
         run.latest = response.timestamp
+        if (clock := clock_of_run.get()) is not None and clock.time is not None:
+            clock.time = max(clock.time, response.timestamp)
         _stamp(ctx.messages, response.timestamp)
         return response
+
+    async def before_model_request(
+        self, ctx: RunContext[AgentDepsT], request_context: ModelRequestContext
+    ) -> ModelRequestContext:
+        """Keep the limit of the request for the step."""
+        request_context = await super().before_model_request(ctx, request_context)
+        if (run := current_run()) is not None:
+            take_request_timeout(run, request_context)
+        return request_context
 
     # --- bodies and events --------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext, ToolDefinition
 
+from restate_steps.agents._clock import clock_of_run, ending_in_time
 from restate_steps.agents._failures import ending_the_invocation, is_cancellation, terminal_cause
 from restate_steps.agents._private import cancel_through
 from restate_steps.agents._run import Run, caller, current_run
@@ -60,7 +61,15 @@ class Outside(AbstractCapability[AgentDepsT]):
         if invocation is None:
             return await handler()
         engine = self._engine
-        run = Run(invocation, engine.name, engine.max_parallel_tools, engine.has_wrap_run_event_stream)
+        clock = clock_of_run.get()
+        run = Run(
+            invocation,
+            engine.name,
+            engine.max_parallel_tools,
+            engine.has_wrap_run_event_stream,
+            engine.changes,
+            clock.task if clock is not None else None,
+        )
         run.has_fallback = _has_fallback(ctx)
         run.enter()
         cancel_through(ctx, run.cancel_in_order)
@@ -69,7 +78,8 @@ class Outside(AbstractCapability[AgentDepsT]):
             stack.enter_context(replay_scope())
             stack.enter_context(external_event_scope(AwakeableWaiter(run)))
             _nest_spans(stack, invocation)
-            return await handler()
+            async with ending_in_time(run, ctx):
+                return await handler()
 
     async def wrap_tool_execute(
         self,

@@ -19,14 +19,17 @@ What a body leaves behind besides its result is lost on a replay. For that
 * ``_event_stream_buffer`` and ``_emit_event`` of a run context are where events go. Renamed: as above.
 * ``_prepare_event_dispatch`` tells that a tool has emitted an event, before anything else happens. Renamed: an event of
   a tool that makes its own steps, beside others, is refused by the scheduler when the event handler's step begins.
-* ``_mcp_tool_defs_cache`` of a run context and ``_cached_tools`` of an MCP toolset are what a server's word that its
-  tools have changed must reach. Renamed: a run keeps the tools that it discovered first.
+* ``_invalidate_tools_cache`` of an MCP toolset is called when its server says that its tools have changed, on the
+  toolset that the client was made for, not on a copy, whose ``_cached_tools`` would stay; and ``_mcp_tool_defs_cache``
+  of a run context holds what the run has discovered. Renamed: a run keeps the tools that it discovered first.
 
 And when a run is to end early
 
 * ``_cancellation`` of a run context, with ``_issue``, cancels the run through asyncio, at a moment that depends on
   timing. It is made to go through the scheduler while tool calls are under way. Renamed: ``ctx.cancel()`` in one of
   several parallel tools is refused by the scheduler.
+* its ``_request`` is what the local timer of ``run(timeout=...)`` calls; a durable one takes its place. Renamed: the
+  local timer is refused by the scheduler, and the attempt after it ends as it should.
 
 ``tests/agents/test_private.py`` fails when one of these names changes.
 """
@@ -35,8 +38,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import weakref
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from pydantic_ai.durable_exec import BaseDurabilityCapability
 from pydantic_ai.messages import AgentStreamEvent
@@ -47,13 +51,17 @@ __all__ = [
     "EngineBase",
     "cancel_through",
     "collect_events",
+    "count_changes",
     "emit_again",
+    "expire_through",
     "forget_tools",
-    "has_cached_tools",
     "wrap_leaves",
 ]
 
 AgentDepsT = TypeVar("AgentDepsT")
+
+_CHANGES: Final = "_restate_steps_changes"
+_COPIES: Final = "_restate_steps_copies"
 
 
 def collect_events(ctx: RunContext[Any], into: list[AgentStreamEvent]) -> None:
@@ -71,9 +79,32 @@ def emit_again(ctx: RunContext[Any], event: AgentStreamEvent) -> None:
         ctx.root_capability._prepare_event_dispatch(ctx, event)  # pyright: ignore[reportPrivateUsage]
 
 
-def has_cached_tools(toolset: Any) -> bool:
-    """Whether an MCP toolset holds the list of its tools; it forgets it when the server says that it has changed."""
-    return getattr(toolset, "_cached_tools", None) is not None
+def count_changes(made: Any, used: Any) -> Callable[[], int]:
+    """Count how often the server of an MCP toolset says that its tools have changed.
+
+    Args:
+        made: The toolset that was made by the program, whose client hears of it.
+        used: The one that is used in its place, or the same.
+
+    Returns:
+        What tells how often, so far.
+    """
+    kept = cast("dict[str, Any]", vars(made))
+    if _CHANGES not in kept:
+        kept[_CHANGES] = 0
+        copies: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        kept[_COPIES] = copies
+
+        def invalidate() -> None:
+            kept[_CHANGES] += 1
+            cast(Any, type(made))._invalidate_tools_cache(made)
+            for copied in list(copies.values()):
+                copied._cached_tools = None
+
+        made._invalidate_tools_cache = invalidate
+    if used is not made:
+        kept[_COPIES][id(used)] = used
+    return lambda: cast(int, kept[_CHANGES])
 
 
 def forget_tools(ctx: RunContext[Any], toolset_id: str) -> None:
@@ -99,6 +130,21 @@ def cancel_through(ctx: RunContext[Any], cancel: Callable[[], bool]) -> None:
     cancellation._issue = issue_in_order
 
 
+def expire_through(ctx: RunContext[Any]) -> Callable[[], None]:
+    """Keep a run from being ended by a local timer; return what ends it because its time is up."""
+    cancellation: Any = getattr(ctx, "_cancellation", None)
+    request: Any = getattr(cancellation, "_request", None)
+    if request is None:
+        return lambda: None
+
+    def request_unless_local(*, timed_out: bool) -> None:
+        if not timed_out:
+            request(timed_out=False)
+
+    cancellation._request = request_unless_local
+    return lambda: request(timed_out=True)
+
+
 def wrap_leaves(
     engine: BaseDurabilityCapability[AgentDepsT], toolset: AbstractToolset[AgentDepsT]
 ) -> AbstractToolset[AgentDepsT]:
@@ -113,19 +159,22 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
     """Every leaf that was bound, by its identity; holding it keeps the identity its own."""
     _wrappers: dict[int, AbstractToolset[Any]]
     """What takes the place of leaves without an id."""
+    changes: dict[str, Callable[[], int]]
+    """How often the server of each MCP toolset has said that its tools have changed, by the toolset's id."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._bound, self._wrappers = {}, {}
+        self._bound, self._wrappers, self.changes = {}, {}, {}
 
     def _bind_to_agent(self, agent: Any) -> None:
         # The capability has just been copied for this agent.
-        self._bound, self._wrappers = {}, {}
+        self._bound, self._wrappers, self.changes = {}, {}, {}
         super()._bind_to_agent(agent)
 
     def _wrap_and_register_leaf(self, ts: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT]:
         self._bound[id(ts)] = ts
-        if ts._explicit_id is not None:  # pyright: ignore[reportPrivateUsage]
+        if (explicit := ts._explicit_id) is not None:  # pyright: ignore[reportPrivateUsage]
+            self._watch(explicit, ts, ts)
             return super()._wrap_and_register_leaf(ts)
         if id(ts) not in self._wrappers:
             self._wrappers[id(ts)] = self._wrap_unnamed(ts)
@@ -139,8 +188,13 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         except AttributeError:
             # An MCP toolset has a setter. Function and dynamic toolsets do not; for other kinds it is of no account.
             named._id = name
+        self._watch(name, ts, named)
         wrapper = super()._wrap_and_register_leaf(named)
         return ts if wrapper is named else wrapper
+
+    def _watch(self, name: str, made: Any, used: Any) -> None:
+        if hasattr(cast(Any, type(made)), "_invalidate_tools_cache"):
+            self.changes[name] = count_changes(made, used)
 
     def _reject_runtime_toolsets(self, toolset: AbstractToolset[AgentDepsT]) -> None:
         nothing: AbstractToolset[AgentDepsT] = CombinedToolset([])

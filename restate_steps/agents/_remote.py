@@ -1,8 +1,7 @@
 """Handlers of Restate as tools: another agent, for example, that runs as an invocation of its own.
 
-A handler of this codebase brings its types and its serdes along; of others the caller says them. Where the SDK keeps
-them, ``restate.handler.handler_from_callable``, is not documented, though the SDK's own extensions use it. Nothing else
-is needed here that :func:`restate_steps.restate_context` does not offer.
+A handler of this codebase says its types and its serdes itself, by way of the SDK's ``handler_from_callable``, which is
+not documented; for a handler of another codebase the caller says them.
 """
 
 from __future__ import annotations

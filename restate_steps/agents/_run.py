@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Mapping
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final, TypeVar
@@ -14,12 +14,9 @@ from pydantic_ai.tools import DeferredToolRequests, RunContext
 from restate_steps.concurrency._crew import Crew, join
 from restate_steps.context import Invocation, running_step
 
-__all__ = ["Run", "caller", "current_run", "driving_task"]
+__all__ = ["Run", "caller", "current_run", "run_of_body"]
 
 T = TypeVar("T")
-
-driving_task: Final[ContextVar[asyncio.Task[Any] | None]] = ContextVar("restate_steps_agents_task", default=None)
-"""The asyncio task that drives the run, as it was when the run was prepared."""
 
 caller: Final[ContextVar[RunContext[Any] | None]] = ContextVar("restate_steps_agents_caller", default=None)
 """The context, in the handler, of whoever asks for a unit: of a tool call, or of a model request."""
@@ -35,15 +32,24 @@ class Run:
         agent_name: The first part of each step's name.
         max_parallel_tools: How many tool calls of one response run at once; None for all of them.
         has_event_handler: Whether an event handler of the engine's gets the run's events.
+        changes: How often each MCP server has said that its tools have changed, by the id of the toolset.
+        task: The asyncio task that drives the run.
 
     Attributes:
         requests: What the run waits for people to decide, while it does.
         latest: When the latest response of the model came, by its own timestamp.
         has_fallback: Whether another model is asked when a request fails.
+        request_timeout: How long the next request to the model may take, in seconds.
     """
 
     def __init__(
-        self, invocation: Invocation, agent_name: str, max_parallel_tools: int | None, has_event_handler: bool
+        self,
+        invocation: Invocation,
+        agent_name: str,
+        max_parallel_tools: int | None,
+        has_event_handler: bool,
+        changes: Mapping[str, Callable[[], int]],
+        task: asyncio.Task[Any] | None,
     ) -> None:
         self.invocation = invocation
         self.agent_name = agent_name
@@ -51,9 +57,12 @@ class Run:
         self.requests: DeferredToolRequests | None = None
         self.latest: datetime | None = None
         self.has_fallback = False
+        self.request_timeout: float | None = None
         self._scheduler = invocation.scheduler()
         self._strand = self._scheduler.current()
-        self._task = driving_task.get()
+        self._task = task
+        self._changes = changes
+        self._seen = {name: count() for name, count in changes.items()}
         self._slots = asyncio.Semaphore(max_parallel_tools) if max_parallel_tools is not None else None
 
     def enter(self) -> None:
@@ -81,6 +90,15 @@ class Run:
         # With a handler of events, the run's own task has steps to make while a tool runs.
         return await join(self._scheduler, function, name=name, task=self._task, alone=not self.has_event_handler)
 
+    def tools_changed(self) -> list[str]:
+        """Return the ids of the MCP toolsets whose tools have changed since this was last asked; called in a body."""
+        changed: list[str] = []
+        for name, count in self._changes.items():
+            if (number := count()) != self._seen[name]:
+                self._seen[name] = number
+                changed.append(name)
+        return changed
+
     @property
     def _crew(self) -> Crew | None:
         """The tool calls that are under way."""
@@ -88,8 +106,11 @@ class Run:
         return crew if crew is not None and crew.working else None
 
     def cancel_in_order(self) -> bool:
-        """Cancel the run through the scheduler, if tool calls are under way; return whether that was done."""
-        if self._crew is None:
+        """Cancel the run through the scheduler, if that can be; return whether it was done.
+
+        It can if a branch asks for it, at its turn: a tool call that is under way, or the timer of the run.
+        """
+        if not self._scheduler.active or self._scheduler.holder in (None, self._strand):
             return False
         self._scheduler.interrupt(self._strand, asyncio.CancelledError())
         return True
@@ -108,6 +129,11 @@ class Run:
             await crew.turn()
             yield event
             crew.rest()
+
+
+def run_of_body() -> Run | None:
+    """Return the run that the body of a unit works for."""
+    return _run.get()
 
 
 def current_run() -> Run | None:

@@ -18,6 +18,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 from pydantic_ai.durable_exec import (
     DurableOperationId,
     JournalCallableOperationBackend,
+    ModelRequestId,
     RoleBasedOperationConfig,
     ToolsetCallToolId,
     ToolsetGetInstructionsId,
@@ -30,6 +31,7 @@ from pydantic_ai.toolsets import ToolsetTool
 from restate import TerminalError
 
 from restate_steps.agents._carried import Carried, Carrier, carrier, unpack
+from restate_steps.agents._clock import within_request_timeout
 from restate_steps.agents._codec import ENCODED
 from restate_steps.agents._failures import ending_the_step, original_of
 from restate_steps.agents._private import emit_again, forget_tools
@@ -120,8 +122,11 @@ class StepBackend(JournalCallableOperationBackend[UnitOptions]):
             # pydantic-ai leaves out which tool it is; several run at once, and a reader of the journal wants to know.
             name = f"{name}:{cache_key[0]}"
         step_name = str(options.pop("name", name))
-        unit = functools.partial(run_unit, cast("Callable[[], Awaitable[bytes]]", body), step_name, **options)
         run = current_run()
+        if run is not None and run.request_timeout is not None and isinstance(operation_id, ModelRequestId):
+            model_name = operation_id.model_name or operation_id.model_id or "default"
+            body = functools.partial(within_request_timeout, body, run.request_timeout, model_name)
+        unit = functools.partial(run_unit, cast("Callable[[], Awaitable[bytes]]", body), step_name, **options)
         if run is not None and isinstance(operation_id, (ToolsetGetToolsId, ToolsetGetInstructionsId)):
             # pydantic-ai asks several toolsets at once.
             return await run.beside_others(unit, step_name)
@@ -212,8 +217,8 @@ def _do_in_handler(carried: Carried, ctx: RunContext[Any]) -> None:
     """Do what a body left to be done where it is done on every replay."""
     if carried.usage is not None:
         ctx.usage.incr(carried.usage)
-    if carried.tools_changed is not None:
-        forget_tools(ctx, carried.tools_changed)
+    for toolset_id in carried.tools_changed:
+        forget_tools(ctx, toolset_id)
     for event in carried.events:
         emit_again(ctx, event)
 

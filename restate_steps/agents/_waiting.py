@@ -9,20 +9,22 @@ The step's result also says what is asked. That is what ``restate-steps approval
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, cast
 
+import restate
 from pydantic import JsonValue
 from pydantic_ai.durable_exec import ExternalEventError, ExternalEventWaiter
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults
 from restate import TerminalError
+from restate.serde import BytesSerde
 
 from restate_steps.agents._codec import UNIT_CODEC, VALUES
 from restate_steps.agents._failures import is_cancellation
 from restate_steps.agents._run import Run
 from restate_steps.agents._units import run_unit
-from restate_steps.concurrency import wait_for
 from restate_steps.context import restate_context
 from restate_steps.serdes import serde
 
@@ -43,14 +45,20 @@ class AwakeableWaiter(ExternalEventWaiter):
     ) -> JsonValue:
         """Hand out the token, and return the answer."""
         requests, self._run.requests = self._run.requests, None
-        token, answered = restate_context().awakeable(serde=serde(Any))
-        question = await self._ask(name, ask, token, requests)
+        token, answered = restate_context().awakeable(serde=BytesSerde())
+        step_name = f"{self._run.agent_name}{ASK_STEP}{name}"
+        question = await self._ask(f"{step_name}.ask", ask, token, requests)
         if question["answer"] is not None:
-            return question["answer"]
+            return cast(JsonValue, question["answer"])
         try:
-            return await wait_for(answered, timeout)
-        except TimeoutError:
-            raise ExternalEventError(f"No resolution arrived within {timeout}.") from None
+            if timeout is None:
+                return _payload(await answered)
+            late = restate_context().sleep(timeout, name=f"{step_name}.timeout")
+            match await restate.select(answered=answered, late=late):
+                case ["answered", data]:
+                    return _payload(data)
+                case _:
+                    raise ExternalEventError(f"No resolution arrived within {timeout}.")
         except TerminalError as error:
             if is_cancellation(error):
                 raise
@@ -58,7 +66,7 @@ class AwakeableWaiter(ExternalEventWaiter):
 
     async def _ask(
         self,
-        name: str,
+        step_name: str,
         ask: Callable[[str], Awaitable[JsonValue]],
         token: str,
         requests: DeferredToolRequests | None,
@@ -67,9 +75,16 @@ class AwakeableWaiter(ExternalEventWaiter):
             question = {"token": token, "answer": await ask(token), "calls": _described(requests)}
             return UNIT_CODEC.dump(dict[str, JsonValue], question)
 
-        step_name = f"{self._run.agent_name}{ASK_STEP}{name}.ask"
         found: dict[str, Any] = UNIT_CODEC.load(dict[str, JsonValue], await run_unit(asking, step_name))
         return found
+
+
+def _payload(data: bytes | None) -> JsonValue:
+    try:
+        return cast(JsonValue, json.loads(data)) if data else None
+    except ValueError as error:
+        # It is in the journal for good: another attempt would find the same.
+        raise ExternalEventError(f"The answer is not JSON: {error}.") from error
 
 
 def _described(requests: DeferredToolRequests | None) -> list[dict[str, JsonValue]]:
@@ -98,10 +113,9 @@ def answer_request(ctx: Any, token: str, results: DeferredToolResults) -> None:
 
     Example:
         ```python
-        @desk.handler()
-        async def decide(ctx: restate.Context, decision: Decision) -> None:
-            approval = True if decision.approved else ToolDenied(decision.reason)
-            answer_request(ctx, decision.token, DeferredToolResults(approvals={decision.call: approval}))
+        @svc.handler()
+        async def approve(ctx: restate.Context, token: str) -> None:
+            answer_request(ctx, token, DeferredToolResults(approvals={"call-1": True}))
         ```
     """
     ctx.resolve_awakeable(token, results, serde=serde(DeferredToolResults, codec=VALUES))

@@ -1,0 +1,80 @@
+"""A chat that remembers: every session is a virtual object, with the conversation in its state.
+
+It asks ``openai:gpt-5`` if there is a key for it and the package ``openai`` is installed, and a scripted model if not.
+
+    $ restate-steps dev examples.chat:app
+    $ curl localhost:8080/Chat/ada/say --json '"I like tea."'
+    $ curl localhost:8080/Chat/ada/say --json '"What do I like?"'
+    $ curl localhost:8080/Chat/ada/history
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from typing import Literal
+
+import restate
+from pydantic import BaseModel
+from pydantic_ai import Agent, Conversation
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, UserPromptPart
+from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+
+from restate_steps import typed_handler
+from restate_steps.agents import RestateAgent, RestateConversationStore
+
+
+class Line(BaseModel):
+    """What one of the two said."""
+
+    who: Literal["user", "assistant"]
+    text: str
+
+
+def lines(messages: list[ModelMessage]) -> list[Line]:
+    """Return what was said in messages."""
+    said: list[Line] = []
+    for message in messages:
+        for part in message.parts:
+            if isinstance(part, UserPromptPart):
+                said.append(Line(who="user", text=str(part.content)))
+            elif isinstance(part, TextPart):
+                said.append(Line(who="assistant", text=part.content))
+    return said
+
+
+async def scripted(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+    """Repeat all that the user has said in the session."""
+    said = [line.text for line in lines(messages) if line.who == "user"]
+    return ModelResponse(parts=[TextPart(f"You said: {' '.join(said)}")])
+
+
+def choose_model() -> Model:
+    """Return the real model if it can be used, and the scripted one if not."""
+    if os.environ.get("OPENAI_API_KEY") and find_spec("openai"):
+        return infer_model("openai:gpt-5")
+    return FunctionModel(scripted, model_name="scripted")
+
+
+agent = Agent(choose_model(), instructions="You're a helpful assistant.")
+chat = restate.VirtualObject("Chat")
+
+
+@chat.handler()
+async def say(ctx: restate.ObjectContext, prompt: str) -> str:
+    store = RestateConversationStore(ctx)
+    conversation = await store.load(ctx.key()) or Conversation(conversation_id=ctx.key())
+    result = await RestateAgent(agent, restate_context=ctx).run(prompt, conversation=conversation)
+    await store.save(result)
+    return result.output
+
+
+@typed_handler(chat, kind="shared")
+async def history(ctx: restate.ObjectSharedContext) -> list[Line]:
+    # A shared handler runs beside the others, also while the model is thinking.
+    conversation = await RestateConversationStore(ctx).load(ctx.key())
+    return [] if conversation is None else lines(conversation.messages)
+
+
+app = restate.app([chat])

@@ -1,0 +1,195 @@
+"""Parts of an agent made durable one by one, for code that uses a model, tools or an event handler without an agent."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
+
+from pydantic_ai.agent import EventStreamHandler
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.messages import AgentStreamEvent, ModelMessage, ModelResponse
+from pydantic_ai.models import CompletedStreamedResponse, Model, ModelRequestParameters, StreamedResponse
+from pydantic_ai.models.wrapper import WrapperModel
+from pydantic_ai.settings import ModelSettings
+from pydantic_ai.tools import RunContext
+from pydantic_ai.toolsets import AbstractToolset
+
+from restate_steps.agents._codec import UNIT_CODEC
+from restate_steps.agents._durability import RestateDurability
+from restate_steps.agents._private import wrap_leaves
+from restate_steps.agents._units import run_unit
+from restate_steps.context import current_invocation
+from restate_steps.options import RetryPolicy
+
+__all__ = ["durable_event_handler", "durable_model", "durable_toolset"]
+
+AgentDepsT = TypeVar("AgentDepsT")
+
+
+def durable_model(model: Model[Any], *, name: str | None = None, retry: RetryPolicy | None = None) -> Model[Any]:
+    """Make each request to a model a durable step, for code that asks models without an agent.
+
+    An agent needs nothing but :class:`RestateAgent`, which makes its tools durable as well. Outside a handler, and
+    inside the body of a step, the model is asked as ever. A streamed request is consumed in the step; the stream that
+    comes out of it has the events of the complete response, on the first run as on a replay.
+
+    Args:
+        model: The model.
+        name: The first part of each step's name; the model's own name if left out.
+        retry: How requests are retried; requests that the provider rejects are not.
+
+    Returns:
+        A model for use in its place.
+
+    Example:
+        ```python
+        from pydantic_ai.direct import model_request
+        from pydantic_ai.messages import ModelRequest
+        from pydantic_ai.models.test import TestModel
+
+        summarizer = durable_model(TestModel(), name="summarizer")
+
+
+        @svc.handler()
+        async def summarize(ctx: restate.Context, text: str) -> str:
+            response = await model_request(summarizer, [ModelRequest.user_text_prompt(text)])
+            return response.text or ""
+        ```
+    """
+    if not isinstance(model, Model):
+        raise UserError(
+            f"durable_model needs an instance of a model, got {model!r}. Use pydantic_ai.models.infer_model."
+        )
+    return _StepModel(model, name or model.model_name, retry or RetryPolicy())
+
+
+class _StepModel(WrapperModel):
+    """Asks the model that it wraps in steps."""
+
+    def __init__(self, wrapped: Model[Any], name: str, retry: RetryPolicy) -> None:
+        super().__init__(wrapped)
+        self._name = name
+        self._retry = retry
+
+    async def request(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+    ) -> ModelResponse:
+        async def ask() -> ModelResponse:
+            return await self.wrapped.request(messages, model_settings, model_request_parameters)
+
+        if current_invocation() is None:
+            return await ask()
+        return await self._in_step("request", ask)
+
+    @asynccontextmanager
+    async def request_stream(
+        self,
+        messages: list[ModelMessage],
+        model_settings: ModelSettings | None,
+        model_request_parameters: ModelRequestParameters,
+        run_context: RunContext[Any] | None = None,
+    ) -> AsyncGenerator[StreamedResponse]:
+        arguments = (messages, model_settings, model_request_parameters, run_context)
+        if current_invocation() is None:
+            async with self.wrapped.request_stream(*arguments) as stream:
+                yield stream
+            return
+
+        async def ask() -> ModelResponse:
+            async with self.wrapped.request_stream(*arguments) as stream:
+                async for _ in stream:
+                    pass
+            return stream.get()
+
+        response = await self._in_step("request_stream", ask)
+        yield CompletedStreamedResponse(response, model_request_parameters=model_request_parameters, replay_events=True)
+
+    async def _in_step(self, operation: str, ask: Callable[[], Awaitable[ModelResponse]]) -> ModelResponse:
+        async def unit() -> bytes:
+            return UNIT_CODEC.dump(ModelResponse, await ask())
+
+        recorded = await run_unit(unit, f"{self._name}__model.{operation}", retry=self._retry)
+        return cast(ModelResponse, UNIT_CODEC.load(ModelResponse, recorded))
+
+
+def durable_toolset(
+    toolset: AbstractToolset[AgentDepsT], *, name: str = "tools", retry: RetryPolicy | None = None
+) -> AbstractToolset[AgentDepsT]:
+    """Make the calls of a toolset, and the discovery of its tools, durable steps, for code that calls tools itself.
+
+    An agent needs nothing but :class:`RestateAgent`. What applies to the tools of an agent applies here: metadata such
+    as ``{'restate': False}``, control flow such as ``ModelRetry``, MCP servers that are asked inside steps only. Call
+    one tool after another, or several under :func:`restate_steps.gather`.
+
+    Args:
+        toolset: Function, MCP or dynamic toolsets, or anything made of them; other kinds are used as they are.
+        name: The first part of each step's name.
+        retry: How steps are retried.
+
+    Returns:
+        A toolset for use in its place.
+
+    Example:
+        ```python
+        from pydantic_ai.toolsets import FunctionToolset
+
+        places = durable_toolset(FunctionToolset([lookup]), name="places")
+        ```
+    """
+    return wrap_leaves(RestateDurability[AgentDepsT](name=name, tool_retry=retry, mcp_retry=retry), toolset)
+
+
+def durable_event_handler(
+    handler: EventStreamHandler[AgentDepsT], *, name: str = "event_stream_handler", retry: RetryPolicy | None = None
+) -> EventStreamHandler[AgentDepsT]:
+    """Make an event handler get each event in a durable step of its own.
+
+    For agents that are not durable themselves, and whatever else hands out events: a handler of events that is given to
+    :class:`RestateAgent` is durable already, and gets the model's events live. Outside a handler it is called as ever,
+    with the whole stream.
+
+    Args:
+        handler: Called with a stream of one event for each event.
+        name: The name of the steps.
+        retry: How steps are retried.
+
+    Returns:
+        A handler for use in its place.
+
+    Example:
+        ```python
+        async def show(ctx: RunContext[None], events: AsyncIterable[AgentStreamEvent]) -> None:
+            async for event in events:
+                print(event.event_kind)
+
+
+        await agent.run("Hello", event_stream_handler=durable_event_handler(show))
+        ```
+    """
+    policy = retry or RetryPolicy()
+
+    async def handle(ctx: RunContext[AgentDepsT], stream: AsyncIterable[AgentStreamEvent]) -> None:
+        if current_invocation() is None:
+            await handler(ctx, stream)
+            return
+        async for event in stream:
+            await run_unit(_delivery(handler, ctx, event), name, retry=policy)
+
+    return handle
+
+
+def _delivery(
+    handler: EventStreamHandler[AgentDepsT], ctx: RunContext[AgentDepsT], event: AgentStreamEvent
+) -> Callable[[], Awaitable[bytes]]:
+    async def one() -> AsyncIterator[AgentStreamEvent]:
+        yield event
+
+    async def deliver() -> bytes:
+        await handler(ctx, one())
+        return b"null"
+
+    return deliver
