@@ -22,6 +22,7 @@ MODULES = (
     "concurrency.small_scenarios",
     "testing.explored_agents",
     "testing.explored_examples",
+    "testing.explored_tour",
 )
 
 _subjects: dict[str, Subject] = {}

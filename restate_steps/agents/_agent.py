@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler, WrapperAgent
 from pydantic_ai.exceptions import UserError
@@ -154,7 +154,7 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         chosen: Any = arguments.get("model")
         if isinstance(chosen, Model) and not any(known is chosen for known in models.values()):
             # The step runs in this process, where the instance is at hand.
-            model = cast("Model[Any]", chosen)
+            model: Model[Any] = chosen
             models = {**models, _free_name(model, models): model}
         durability: RestateDurability[AgentDepsT] = RestateDurability(models=models, name=self._name, **options)
         # A name that was inferred from a variable would get into the names of steps, on some attempts.

@@ -179,9 +179,10 @@ def _pending_in(admin: AdminClient, row: Mapping[str, Any]) -> list[PendingReque
     signals: set[int] | None = None
     for entry in entries:
         match = _ASKED.fullmatch(entry.name or "") if entry.type == "Command: Run" else None
-        if match is None or not isinstance(entry.value, dict):
+        value: object = entry.value
+        if match is None or not isinstance(value, dict):
             continue
-        asked = cast("dict[str, Any]", entry.value)
+        asked = cast("dict[str, Any]", value)
         if asked.get("answer") is not None or _is_late(entries, entry.index, match):
             continue
         signals = _signals(admin, row["id"]) if signals is None else signals
