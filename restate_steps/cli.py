@@ -254,9 +254,8 @@ def _list_approvals(options: argparse.Namespace) -> int:
     for request in found:
         _say(f"{request.token}  {request.name} of {request.agent}, asked in {request.target} ({request.invocation})")
         for call in request.calls:
-            _say(
-                f"  {call.id}  {call.tool}({json.dumps(call.args)}){'' if call.kind == 'approval' else '  ' + call.kind}"
-            )
+            note = "" if call.kind == "approval" else "  waits for a result"
+            _say(f"  {call.id}  {call.tool}({json.dumps(call.args)}){note}")
     if not found:
         _say("nothing waits for an answer")
     return 0

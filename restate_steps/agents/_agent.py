@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler, WrapperAgent
 from pydantic_ai.exceptions import UserError
@@ -151,10 +151,9 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         options = dict(self._options)
         options["event_stream_handler"] = arguments.pop("event_stream_handler", None) or options["event_stream_handler"]
         models = self._models
-        chosen: Any = arguments.get("model")
-        if isinstance(chosen, Model) and not any(known is chosen for known in models.values()):
+        model: Any = arguments.get("model")
+        if _is_model(model) and not any(known is model for known in models.values()):
             # The step runs in this process, where the instance is at hand.
-            model: Model[Any] = chosen
             models = {**models, _free_name(model, models): model}
         durability: RestateDurability[AgentDepsT] = RestateDurability(models=models, name=self._name, **options)
         # A name that was inferred from a variable would get into the names of steps, on some attempts.
@@ -183,6 +182,10 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
                 "model answers cannot be replayed. Use run(event_stream_handler=...) instead: the handler of events "
                 "gets them as they come, inside the durable step."
             )
+
+
+def _is_model(value: Any) -> TypeGuard[Model[Any]]:
+    return isinstance(value, Model)
 
 
 def _free_name(model: Model[Any], taken: Mapping[str, Model[Any]]) -> str:
