@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from .concurrency._scheduler import Scheduler
     from .concurrency._strand import Strand
 
-__all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_info"]
+__all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_ended", "step_info"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,11 @@ class StepInfo:
 
 
 running_step: contextvars.ContextVar[StepInfo | None] = contextvars.ContextVar("restate_steps_step", default=None)
+
+step_ended: contextvars.ContextVar[Callable[[bool], None] | None] = contextvars.ContextVar(
+    "restate_steps_step_ended", default=None
+)
+"""Told of each step that a caller has awaited to its end: whether its body has run, or its result was recorded."""
 
 
 def step_info() -> StepInfo:

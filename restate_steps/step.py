@@ -37,7 +37,7 @@ from restate.serde import Serde
 from ._sdk import map_failure, result_of, run_unwatched
 from .codec import PLAIN_JSON, Codec, is_plain, verify
 from .codec import type_name as type_name_of
-from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step
+from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step, step_ended
 from .errors import (
     ConcurrencyError,
     ContextInStepError,
@@ -112,13 +112,24 @@ class DurableStep(Generic[P, T]):
         invocation = current_invocation()
         if invocation is None:
             return cast(T, await self._call_plainly(args, kwargs))
+        if (report := step_ended.get()) is not None:
+            return await self._call_and_report(report, invocation, args, kwargs)
+        return await self._call_as_step(invocation, args, kwargs)
+
+    async def _call_as_step(
+        self,
+        invocation: Invocation,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        body_runs: Callable[[], None] | None = None,
+    ) -> T:
         if invocation.branching:
-            return await result_of(self._begin(invocation, args, kwargs))
+            return await result_of(self._begin(invocation, args, kwargs, body_runs))
         if invocation.awaiting is not None:
             error = plain_concurrency(invocation.awaiting)
             invocation.fail(error)
             raise error
-        future = self._begin(invocation, args, kwargs)
+        future = self._begin(invocation, args, kwargs, body_runs)
         invocation.awaiting = self._default_name
         try:
             return await result_of(future)
@@ -127,6 +138,23 @@ class DurableStep(Generic[P, T]):
             raise
         finally:
             invocation.awaiting = None
+
+    async def _call_and_report(
+        self, report: Callable[[bool], None], invocation: Invocation, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> T:
+        ran = False
+
+        def body_runs() -> None:
+            nonlocal ran
+            ran = True
+
+        try:
+            result = await self._call_as_step(invocation, args, kwargs, body_runs)
+        except Exception:
+            report(ran)
+            raise
+        report(ran)
+        return result
 
     def start(self, *args: P.args, **kwargs: P.kwargs) -> RestateDurableFuture[T]:
         """Start the step and return the SDK's durable future, for ``restate.select`` and ``restate.gather``.
@@ -258,12 +286,20 @@ class DurableStep(Generic[P, T]):
         finally:
             running_step.reset(outer)
 
-    def _begin(self, invocation: Invocation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RestateDurableFuture[T]:
+    def _begin(
+        self,
+        invocation: Invocation,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        body_runs: Callable[[], None] | None = None,
+    ) -> RestateDurableFuture[T]:
         # Asked for before anything runs: without it a result could not be recorded.
         self._result_type()
         name, key = invocation.register_step(self._journal_name(*self._receiver, *args, **kwargs))
 
         async def body() -> bytes:
+            if body_runs is not None:
+                body_runs()
             return await self._run_body(StepInfo(name, invocation.id, key), args, kwargs)
 
         # The SDK encodes with the serde what the body returns. Ours hands the bytes on, because an error in a serde

@@ -15,7 +15,7 @@ from opentelemetry import propagate, trace
 from pydantic_ai import AgentRunResult
 from pydantic_ai.capabilities import Instrumentation, ModelFallback
 from pydantic_ai.capabilities.abstract import AbstractCapability, CapabilityOrdering, WrapRunHandler
-from pydantic_ai.durable_exec import external_event_scope, replay_scope
+from pydantic_ai.durable_exec import external_event_scope, record_durable_unit, replay_scope
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.output import OutputContext
@@ -26,7 +26,7 @@ from restate_steps.agents._failures import ending_the_invocation, is_cancellatio
 from restate_steps.agents._private import cancel_through
 from restate_steps.agents._run import Run, caller, current_run
 from restate_steps.agents._waiting import AwakeableWaiter
-from restate_steps.context import Invocation, current_invocation
+from restate_steps.context import Invocation, current_invocation, step_ended
 
 if TYPE_CHECKING:
     from restate_steps.agents._durability import RestateDurability
@@ -71,11 +71,15 @@ class Outside(AbstractCapability[AgentDepsT]):
             clock.task if clock is not None else None,
         )
         run.has_fallback = _has_fallback(ctx)
+        is_outermost = current_run() is None
         run.enter()
         cancel_through(ctx, run.cancel_in_order)
         with ExitStack() as stack:
             stack.enter_context(ending_the_invocation())
-            stack.enter_context(replay_scope())
+            if is_outermost:
+                # Spans around a run inside this one have to learn of its steps as well.
+                stack.enter_context(replay_scope())
+                step_ended.set(_step_ended)
             stack.enter_context(external_event_scope(AwakeableWaiter(run)))
             _nest_spans(stack, invocation)
             async with ending_in_time(run, ctx):
@@ -133,6 +137,10 @@ class Outside(AbstractCapability[AgentDepsT]):
         if (run := current_run()) is not None:
             run.requests = requests
         return None
+
+
+def _step_ended(executed: bool) -> None:
+    record_durable_unit(executed=executed)
 
 
 def _has_fallback(ctx: RunContext[Any]) -> bool:

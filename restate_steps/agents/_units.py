@@ -23,7 +23,6 @@ from pydantic_ai.durable_exec import (
     ToolsetCallToolId,
     ToolsetGetInstructionsId,
     ToolsetGetToolsId,
-    record_durable_unit,
 )
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.tools import RunContext
@@ -171,11 +170,8 @@ async def run_unit(
     Raises:
         Exception: pydantic-ai's own exception that the body raised, or a ``TerminalError``.
     """
-    executed = False
 
     async def unit() -> bytes:
-        nonlocal executed
-        executed = True
         collecting = Carrier()
         carrier.set(collecting)
         with ending_the_step(retry.max_retry_interval):
@@ -184,12 +180,10 @@ async def run_unit(
     try:
         recorded = await titled(_step_with(retry, timeout), name)(name, unit)
     except TerminalError as failure:
-        record_durable_unit(executed=executed)
         original = original_of(failure)
         if original is None:
             raise
         raise original from failure
-    record_durable_unit(executed=executed)
     result, carried = unpack(recorded)
     if carried is not None and (ctx := caller.get()) is not None:
         _do_in_handler(carried, ctx)
