@@ -5,17 +5,21 @@ What the models answer depends on the messages alone, as the simulation starts e
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import restate
 from exploration import Subject, explored
 from pydantic_ai import Agent, ModelRetry, RunContext
-from pydantic_ai.exceptions import ModelHTTPError
+from pydantic_ai.capabilities import RequestInput
+from pydantic_ai.exceptions import ModelHTTPError, RunCancelled, RunTimedOut
 from pydantic_ai.messages import (
     AgentStreamEvent,
+    CustomEvent,
     ModelMessage,
     ModelResponse,
     TextPart,
@@ -24,6 +28,8 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from pydantic_ai.models.test import TestModel
+from pydantic_ai.tools import DeferredToolRequests
+from pydantic_ai.toolsets import FunctionToolset
 
 from restate_steps import durable_step, gather, race, restate_context, wait_for
 from restate_steps.agents import RestateAgent, RestateDurability
@@ -79,15 +85,19 @@ def scripted(*turns: list[tuple[str, dict[str, Any]]]) -> FunctionModel:
         calls["model"] += 1
         tools = following(messages)
         if tools:
-            return ModelResponse(parts=[ToolCallPart(*tool) for tool in tools])
+            asked = sum(isinstance(message, ModelResponse) for message in messages)
+            ids = [f"call {asked}.{index}" for index in range(len(tools))]
+            return ModelResponse(
+                parts=[ToolCallPart(*tool, tool_call_id=id) for tool, id in zip(tools, ids, strict=True)]
+            )
         return ModelResponse(parts=[TextPart("; ".join(map(str, returned(messages))))])
 
     async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
         tools = following(messages)
         if tools:
             yield {
-                index: DeltaToolCall(name=name, json_args="{}", tool_call_id=f"call {index}")
-                for index, (name, _) in enumerate(tools)
+                index: DeltaToolCall(name=name, json_args=json.dumps(args), tool_call_id=f"call {index}")
+                for index, (name, args) in enumerate(tools)
             }
         else:
             for result in returned(messages):
@@ -195,6 +205,184 @@ async def an_agent_that_streams(ctx: restate.Context) -> str:
     return (await agent.run("go")).output
 
 
+# --- several tools at once -----------------------------------------------------------------------------------------
+
+THREE = [("chain", {"word": "a"}), ("chain", {"word": "b"}), ("double", {"number": 3})]
+busy = Agent(scripted(THREE), name="busy")
+busy.tool_plain(double)
+
+
+@busy.tool_plain(metadata={"restate": False})
+async def chain(word: str) -> str:
+    return "".join([await spelled(f"{word}{number}") for number in range(3)])
+
+
+@agent_handler("a0a1a2; b0b1b2; 6")
+async def tools_with_steps_of_their_own(ctx: restate.Context) -> str:
+    return (await RestateAgent(busy, restate_context=ctx).run("go")).output
+
+
+@agent_handler("a0a1a2; b0b1b2; 6")
+async def at_most_two_tools_at_once(ctx: restate.Context) -> str:
+    return (await RestateAgent(busy, restate_context=ctx, max_parallel_tools=2).run("go")).output
+
+
+@agent_handler(["a0a1a2; b0b1b2; 6"] * 2)
+async def busy_agents_beside_each_other(ctx: restate.Context) -> list[str]:
+    results = await gather(*(RestateAgent(busy, name=name).run("go") for name in ("left", "right")))
+    return [result.output for result in results]
+
+
+@agent_handler("a0a1a2; b0b1b2; 6", "late")
+async def a_busy_agent_whose_time_is_up(ctx: restate.Context) -> str:
+    try:
+        return (await RestateAgent(busy, restate_context=ctx).run("go", timeout=10)).output
+    except RunTimedOut:
+        return await spelled("late")
+
+
+sleepers = Agent(scripted([("nap", {"seconds": 2}), ("nap", {"seconds": 1})]), name="sleepers")
+
+
+@sleepers.tool_plain(metadata={"restate": False})
+async def nap(seconds: int) -> int:
+    own = restate_context()
+    await own.sleep(timedelta(seconds=seconds))
+    slept: int = await own.run_typed("slept", lambda: seconds)
+    await own.sleep(timedelta(seconds=1))
+    return slept
+
+
+@agent_handler("2; 1")
+async def tools_that_use_the_context(ctx: restate.Context) -> str:
+    return (await RestateAgent(sleepers, restate_context=ctx).run("go")).output
+
+
+asking_others = Agent(scripted([("ask_busy", {"who": "x"}), ("ask_busy", {"who": "y"})]), name="boss")
+
+
+@asking_others.tool(metadata={"restate": False})
+async def ask_busy(ctx: RunContext[None], who: str) -> str:
+    return f"{who}: {(await RestateAgent(busy).run('go', usage=ctx.usage)).output}"
+
+
+@agent_handler("x: a0a1a2; b0b1b2; 6; y: a0a1a2; b0b1b2; 6")
+async def agents_that_are_tools(ctx: restate.Context) -> str:
+    return (await RestateAgent(asking_others, restate_context=ctx).run("go")).output
+
+
+@dataclass(kw_only=True)
+class Progress(CustomEvent):
+    at: str
+
+
+telling = Agent(scripted([("tell", {"word": "a"}), ("tell", {"word": "b"}), ("tell_at_once", {})]), name="telling")
+
+
+@telling.tool(metadata={"restate": False})
+async def tell(ctx: RunContext[None], word: str) -> str:
+    await ctx.emit(Progress(at=f"{word} begins"))
+    said = await spelled(word)
+    await ctx.emit(Progress(at=f"{word} ends"))
+    return said + await spelled(word)
+
+
+@telling.tool
+async def tell_at_once(ctx: RunContext[None]) -> str:
+    await ctx.emit(Progress(at="once"))
+    return "told"
+
+
+@agent_handler("aa;bb;told;")
+async def tools_that_emit_events(ctx: restate.Context) -> str:
+    agent = RestateAgent(telling, restate_context=ctx, event_stream_handler=note_events)
+    return (await agent.run("go")).output
+
+
+@agent_handler(["aa; bb; told"] * 2)
+async def events_that_nobody_hears(ctx: restate.Context) -> list[str]:
+    results = await gather(*(RestateAgent(telling, name=name).run("go") for name in ("left", "right")))
+    return [result.output for result in results]
+
+
+clumsy = Agent(scripted([("drop", {"number": 1}), ("chain", {"word": "c"}), ("drop", {"number": 2})]), name="clumsy")
+clumsy.tool_plain(metadata={"restate": False})(chain)
+
+
+@clumsy.tool_plain(metadata={"restate": False})
+async def drop(number: int) -> str:
+    await spelled("crash")
+    raise restate.TerminalError(f"dropped {number}", status_code=418)
+
+
+@agent_handler("dropped 1, swept")
+async def tools_that_fail_beside_another(ctx: restate.Context) -> str:
+    try:
+        return (await RestateAgent(clumsy, restate_context=ctx).run("go")).output
+    except restate.TerminalError as error:
+        if error.status_code != 418:
+            raise
+        return f"{error.message}, {await spelled('swept')}"
+
+
+@agent_handler("dropped 1; c0c1c2; dropped 2")
+async def a_model_that_is_told_of_failures(ctx: restate.Context) -> str:
+    return (await RestateAgent(clumsy, restate_context=ctx, on_tool_error="tell_model").run("go")).output
+
+
+stoppable = Agent(scripted([("chain", {"word": "a"}), ("stop", {}), ("chain", {"word": "b"})]), name="stoppable")
+stoppable.tool_plain(metadata={"restate": False})(chain)
+
+
+@stoppable.tool(metadata={"restate": False})
+async def stop(ctx: RunContext[None]) -> str:
+    await spelled("enough")
+    ctx.cancel()
+    return "stopping"
+
+
+@agent_handler("stopped", "stopping; a0a1a2; b0b1b2")
+async def a_tool_that_cancels_the_run(ctx: restate.Context) -> str:
+    try:
+        return (await RestateAgent(stoppable, restate_context=ctx).run("go")).output
+    except RunCancelled:
+        return await spelled("stopped")
+
+
+def toolset_of_today(ctx: RunContext[None]) -> FunctionToolset[None]:
+    found: FunctionToolset[None] = FunctionToolset()
+    found.add_function(double)
+    found.add_function(look)
+    return found
+
+
+finding = Agent(scripted([("double", {"number": 2}), ("look", {}), ("dial", {})]), name="finding")
+finding.toolset(toolset_of_today)
+finding.toolset(lambda ctx: dialling)
+
+dialling: FunctionToolset[None] = FunctionToolset()
+
+
+@dialling.tool_plain
+async def dial() -> str:
+    return "dialled"
+
+
+@agent_handler("4; seen; dialled")
+async def tools_that_are_found_in_the_run(ctx: restate.Context) -> str:
+    return (await RestateAgent(finding, restate_context=ctx).run("go")).output
+
+
+@agent_handler("seen, 4; ab; 6")
+async def tools_and_a_step_of_the_handler(ctx: restate.Context) -> str:
+    async def slow() -> str:
+        await ctx.sleep(timedelta(seconds=5))
+        return await spelled("seen")
+
+    seen, result = await gather(slow(), RestateAgent(together, restate_context=ctx).run("go"))
+    return f"{seen}, {result.output}"
+
+
 # --- approvals -----------------------------------------------------------------------------------------------------
 
 asking = Agent(scripted([("pay", {"amount": 5})]), name="asking")
@@ -217,6 +405,35 @@ async def approve(sim: Simulator) -> Any:
 @agent_handler("paid 5", scenario=approve)
 async def a_tool_that_waits_for_an_approval(ctx: restate.Context) -> str:
     return (await RestateAgent(asking, restate_context=ctx).run("go")).output
+
+
+async def hand_out(ctx: RunContext[None], requests: DeferredToolRequests, token: str) -> None:
+    calls["handed out"] += 1
+
+
+careful = Agent(
+    scripted([("transfer", {"amount": 5}), ("look", {}), ("transfer", {"amount": 6})]),
+    name="careful",
+    capabilities=[RequestInput(hand_out, timeout=timedelta(days=2))],
+)
+careful.tool_plain(look)
+
+
+@careful.tool_plain(requires_approval=True)
+async def transfer(amount: int) -> str:
+    return f"transferred {amount}"
+
+
+async def decide(sim: Simulator) -> Any:
+    invocation = await sim.send("Agents/approvals_of_two_calls")
+    for awakeable in invocation.awakeables:
+        await sim.resolve_awakeable(awakeable, {"approvals": {"call 0.0": True, "call 0.2": False}})
+    return (await invocation.result()).value
+
+
+@agent_handler("transferred 5; seen; The tool call was denied.", scenario=decide)
+async def approvals_of_two_calls(ctx: restate.Context) -> str:
+    return (await RestateAgent(careful, restate_context=ctx).run("go")).output
 
 
 # --- several agents, and other work ----------------------------------------------------------------------------------
