@@ -13,13 +13,18 @@ from weakref import WeakKeyDictionary
 from pydantic_ai import AgentRunResult
 from pydantic_ai.agent import EventStreamHandler
 from pydantic_ai.agent.abstract import AbstractAgent
-from pydantic_ai.capabilities import CombinedCapability
-from pydantic_ai.capabilities.abstract import AbstractCapability, WrapModelRequestHandler, WrapRunHandler
+from pydantic_ai.capabilities import CombinedCapability, RequestInput
+from pydantic_ai.capabilities.abstract import (
+    AbstractCapability,
+    CapabilityOrdering,
+    WrapModelRequestHandler,
+    WrapRunHandler,
+)
 from pydantic_ai.durable_exec import DurabilityEngineSpec, conversation_id_from_run_id
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import AgentStreamEvent, ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext
-from pydantic_ai.tools import RunContext
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext
 from restate import RunOptions
 
 from restate_steps.agents._carried import carrier
@@ -245,6 +250,21 @@ class RestateDurability(EngineBase[AgentDepsT]):
         if (run := current_run()) is not None:
             take_request_timeout(run, request_context)
         return request_context
+
+    # --- people -------------------------------------------------------------------------------------------------
+
+    def get_ordering(self) -> CapabilityOrdering:
+        """Be innermost, but for what asks people: that comes after everything that could decide without them."""
+        ordering = super().get_ordering()
+        return dataclasses.replace(ordering, wraps=(*ordering.wraps, RequestInput))
+
+    async def handle_deferred_tool_calls(
+        self, ctx: RunContext[AgentDepsT], *, requests: DeferredToolRequests
+    ) -> DeferredToolResults | None:
+        """Take note of what people are about to be asked, for those who list it; the answer is left to them."""
+        if (run := current_run()) is not None:
+            run.requests = requests
+        return None
 
     # --- bodies and events --------------------------------------------------------------------------------------
 

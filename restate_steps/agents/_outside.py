@@ -19,7 +19,7 @@ from pydantic_ai.durable_exec import external_event_scope, record_durable_unit, 
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.output import OutputContext
-from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext, ToolDefinition
+from pydantic_ai.tools import RunContext, ToolDefinition
 
 from restate_steps.agents._clock import clock_of_run, ending_in_time
 from restate_steps.agents._failures import ending_the_invocation, is_cancellation, terminal_cause
@@ -129,14 +129,6 @@ class Outside(AbstractCapability[AgentDepsT]):
             return await handler(output)
 
         return await run.beside_others(process, f"output {ctx.tool_name}")
-
-    async def handle_deferred_tool_calls(
-        self, ctx: RunContext[AgentDepsT], *, requests: DeferredToolRequests
-    ) -> DeferredToolResults | None:
-        """Take note of what people are asked, for those who list it; the answer is left to others."""
-        if (run := current_run()) is not None:
-            run.requests = requests
-        return None
 
 
 def _step_ended(executed: bool) -> None:

@@ -13,11 +13,11 @@ import pytest
 import restate
 from harness import Env, InvocationFailed, eventually
 from pydantic_ai import Agent
-from pydantic_ai.capabilities import RequestInput
+from pydantic_ai.capabilities import HandleDeferredToolCalls, RequestInput
 from pydantic_ai.exceptions import CallDeferred
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
-from pydantic_ai.tools import DeferredToolResults, ToolDenied
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDenied
 
 from restate_steps.agents import RestateAgent, answer_request
 from restate_steps.agents._waiting import ASK_STEP
@@ -208,9 +208,7 @@ def test_mistakes_are_explained(
 
     assert 1 == command(env, *(word.replace("{token}", request.token) for word in words))
     assert message in capsys.readouterr().err
-    assert [request] == [
-        each for each in _approvals.find_pending(env.server.admin_url) if each.invocation == invocation
-    ]
+    assert request in _approvals.find_pending(env.server.admin_url)
 
 
 def test_result_from_outside_is_not_an_approval(env_factory: Serve, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,3 +238,34 @@ def test_result_from_outside_is_not_an_approval(env_factory: Serve, capsys: pyte
     body = json.dumps({"calls": {"pay-5": "by cash", "pay-60": "by card"}}).encode()
     post(env, path, body)
     assert "by cash; by card" == env.attach(invocation)
+
+
+def test_calls_that_others_decide_are_not_asked_about(env_factory: Serve) -> None:
+    """What a policy has decided is not in the list, so approving the rest is a right answer."""
+
+    async def small_is_fine(ctx: Any, requests: DeferredToolRequests) -> DeferredToolResults:
+        small = [call for call in requests.approvals if call.args_as_dict()["amount"] < 10]
+        return requests.build_results(approvals={call.tool_call_id: True for call in small})
+
+    agent = Agent(
+        FunctionModel(respond, model_name="script"),
+        name="payer",
+        capabilities=[RequestInput(lambda ctx, requests, token: None), HandleDeferredToolCalls(small_is_fine)],
+    )
+
+    @agent.tool_plain(requires_approval=True)
+    async def pay(amount: int) -> str:
+        return f"paid {amount}"
+
+    service = restate.Service("PolicyPayments")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> str:
+        return (await RestateAgent(agent, restate_context=ctx).run("go")).output
+
+    env = env_factory(service)
+    invocation, request = waiting(env, "PolicyPayments")
+
+    assert ["pay-60"] == [call.id for call in request.calls]
+    assert 0 == command(env, "approve", request.token)
+    assert "paid 5; paid 60" == env.attach(invocation)
