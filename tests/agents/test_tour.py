@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import httpx
 import pytest
 from documents import ROOT
+from exploration import subjects
 from harness import Env, Harness, eventually
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.test import TestModel
@@ -437,6 +438,13 @@ def test_table_has_every_program() -> None:
 
     assert [(name, name) for name in PROGRAMS] == sorted(listed)
     assert 12 == len(PROGRAMS)
+
+
+def test_every_program_is_explored() -> None:
+    """Each program is in the list of what is explored, with crashes and cancellations."""
+    explored = {subject.name for subject in subjects()}
+
+    assert {f"tour/{name}" for name in PROGRAMS} <= explored
 
 
 def test_real_model_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
