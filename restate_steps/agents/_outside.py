@@ -147,5 +147,7 @@ def _nest_spans(stack: ExitStack, invocation: Invocation) -> None:
     if trace.get_current_span().get_span_context().is_valid:
         return
     headers = dict(invocation.context.request().attempt_headers)
+    if headers.keys().isdisjoint(propagate.get_global_textmap().fields):
+        return
     token = otel_context.attach(propagate.extract(headers))
     stack.callback(otel_context.detach, token)
