@@ -1,4 +1,4 @@
-"""What surrounds a run: its context, waiting for others, ways to run, cancellation, and what replays leave as it was."""
+"""What surrounds a run: context, waiting for others, ways to run, cancellation, and what replays leave as it was."""
 
 # | no.  | scenario                                   | tests; t_a means test_agent.py                           |
 # |------|--------------------------------------------|----------------------------------------------------------|
@@ -694,7 +694,6 @@ def test_spans_are_not_repeated(env_factory: Serve, harness: Harness) -> None:
 
     spans = [span for span in exporter.get_finished_spans() if span.attributes is not None]
     names = Counter(span.name for span in spans)
-    print("SPANS", harness.always_replay, names, len({span.context.trace_id for span in spans}), [(s.name, s.status.status_code.name, len(s.events)) for s in spans])
     assert 3 == names["chat script"]
     assert 2 == names["execute_tool work"]
     if not harness.always_replay:

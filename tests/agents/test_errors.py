@@ -1,14 +1,14 @@
-"""Errors of runs, and what is tried again, on the real server, with handlers that run through and that replay.
+"""Errors of runs, and what is tried again, on the real server, with handlers that run through and that replay."""
 
-The scenarios of ``shared/agent-scenarios.md`` that are tested here:
-
-====  =============================================================
-65    test_requests_that_can_never_succeed_end_the_invocation, test_requests_that_may_succeed_are_sent_again
-66    test_run_over_its_limit_ends_the_invocation, test_used_up_retries_end_the_invocation,
-      test_model_that_nobody_named_ends_the_invocation
-68    test_used_up_attempts_of_a_tool_can_be_caught
-====  =============================================================
-"""
+# | no.  | scenario                        | tests                                                   |
+# |------|---------------------------------|---------------------------------------------------------|
+# | 65   | 429 is retried, 401 is terminal | test_requests_that_may_succeed_are_sent_again,          |
+# |      |                                 | test_requests_that_can_never_succeed_end_the_invocation |
+# | 66   | limits, used up retries,        | test_run_over_its_limit_ends_the_invocation,            |
+# |      | unregistered model              | test_used_up_retries_end_the_invocation,                |
+# |      |                                 | test_model_that_nobody_named_ends_the_invocation        |
+# | 68   | used up attempts can be caught  | test_used_up_attempts_of_a_tool_can_be_caught,          |
+# |      |                                 | test_used_up_attempts_of_a_model                        |
 
 from __future__ import annotations
 

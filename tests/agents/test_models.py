@@ -1,25 +1,25 @@
-"""Requests to models as steps, on the real server, with handlers that run through and with handlers that replay.
+"""Requests to models as steps, on the real server, with handlers that run through and with handlers that replay."""
 
-The scenarios of ``shared/agent-scenarios.md`` that are tested here:
-
-====  =============================================================
-1     test_replay_asks_no_model
-2     test_runs_of_one_handler_have_steps_of_their_own
-3     test_name_of_a_step_tells_which_model_is_asked
-4     test_settings_that_cannot_be_written_reach_the_model
-5     test_files_reach_the_model_as_they_are
-6     test_long_response_is_recorded
-7     test_each_part_of_a_suspended_response_is_a_step
-8     test_wait_for_a_suspended_response_is_a_durable_timer
-9     test_suspended_response_over_the_limit_is_cancelled_once
-10    test_suspended_response_in_the_history_is_resumed
-11    test_journal_written_by_hand_is_understood
-61    test_run_on_another_model, and the two after it
-62    test_model_chosen_for_each_request
-63    test_model_built_for_a_request_is_closed_after_it
-64    test_fallback_is_asked_at_once, and those after it
-====  =============================================================
-"""
+# | no.  | scenario                            | tests                                                        |
+# |------|-------------------------------------|--------------------------------------------------------------|
+# | 1    | replays ask no model                | test_replay_asks_no_model                                    |
+# | 2    | two runs in one handler             | test_runs_of_one_handler_have_steps_of_their_own             |
+# | 3    | names of steps                      | test_name_of_a_step_tells_which_model_is_asked               |
+# | 4    | settings that cannot be written     | test_settings_that_cannot_be_written_reach_the_model         |
+# | 5    | images, documents, uploaded files   | test_files_reach_the_model_as_they_are                       |
+# | 6    | several megabytes                   | test_long_response_is_recorded                               |
+# | 7    | suspended, then complete            | test_each_part_of_a_suspended_response_is_a_step,            |
+# |      |                                     | test_history_after_a_continuation_is_the_same_on_each_replay |
+# | 8    | the delay of a poll                 | test_wait_for_a_suspended_response_is_a_durable_timer        |
+# | 9    | over the limit in between           | test_suspended_response_over_the_limit_is_cancelled_once     |
+# | 10   | a suspended tail in the history     | test_suspended_response_in_the_history_is_resumed            |
+# | 11   | a journal written by hand           | test_journal_written_by_hand_is_understood                   |
+# | 61   | by key, instance, override          | test_run_on_another_model,                                   |
+# |      |                                     | test_model_that_is_overridden_by_its_key,                    |
+# |      |                                     | test_model_that_overrides_without_a_key                      |
+# | 62   | resolved and selected models        | test_model_chosen_for_each_request                           |
+# | 63   | models that a resolver builds       | test_model_built_for_a_request_is_closed_after_it            |
+# | 64   | fallback from one that always fails | test_fallback_is_asked_at_once, and those after it           |
 
 from __future__ import annotations
 
@@ -588,6 +588,43 @@ def test_fallback_after_the_attempts_of_a_policy(env_factory: Serve) -> None:
 
     assert "done" == serve_handler(env_factory, "Patient", handler)()
     assert (3, 1) == (primary.requests, second.requests)
+
+
+def test_history_after_a_fallback_is_the_same_on_each_replay(env_factory: Serve) -> None:
+    """What the history tells of failed attempts does not change from replay to replay, so it may be kept in state."""
+    primary = Script(ModelHTTPError(503, "primary"), name="primary")
+    second = Script(("look", {}), "done", name="second")
+    agent = Agent(primary.model, name="kept", tools=[look], capabilities=[ModelFallback(second.model)])
+    again = Again()
+    histories: list[bytes] = []
+
+    async def handler(ctx: restate.Context) -> int:
+        result = await RestateAgent(agent, restate_context=ctx, models={"second": second.model}).run("go")
+        histories.append(result.all_messages_json())
+        again()
+        return len(result.all_messages())
+
+    assert 4 == serve_handler(env_factory, "KeptHistory", handler)()
+    assert 2 == again.times
+    assert b'"failed_attempts":[{' in histories[0]
+    assert 1 == len(set(histories))
+
+
+def test_history_after_a_continuation_is_the_same_on_each_replay(env_factory: Serve) -> None:
+    """A response that was put together from several is the same on each replay."""
+    model = Pausing(segment("a"), segment("b", suspended=False), delay=0.001)
+    agent = Agent(model, name="together")
+    again = Again()
+    histories: list[bytes] = []
+
+    async def handler(ctx: restate.Context) -> None:
+        histories.append((await RestateAgent(agent, restate_context=ctx).run("go")).all_messages_json())
+        again()
+
+    serve_handler(env_factory, "KeptTogether", handler)()
+
+    assert 2 == again.times
+    assert 1 == len(set(histories))
 
 
 def test_fallback_that_is_not_named(env_factory: Serve) -> None:

@@ -6,7 +6,8 @@
 # |      |                                            | test_first_of_two_calls_is_invalid                       |
 # | 42   | sequential=True is a barrier               | test_sequential_tool_is_a_barrier                        |
 # | 43   | one flaky parallel tool                    | test_flaky_tool_alone_runs_again,                        |
-# |      |                                            | test_tools_that_ended_before_another_failed              |
+# |      |                                            | test_tools_that_ended_before_another_failed,             |
+# |      |                                            | test_flaky_tool_beside_running_ones                      |
 # | 44   | SIGKILL during parallel tools              | test_killed_during_parallel_tools                        |
 # | 45   | two siblings raise                         | test_first_error_in_order_of_emission                    |
 # | 46   | bodies outlast the inactivity timeout      | test_bodies_outlast_the_inactivity_timeout               |
@@ -20,13 +21,20 @@
 # |      | two agents in one handler                  | test_two_agents_in_one_handler                           |
 # |      | agents called from tools, usage shared     | t_a: test_agent_called_from_a_tool,                      |
 # |      |                                            | test_usage_of_sub_agents                                 |
-# |      | custom events of parallel tools            | test_custom_events_of_parallel_tools                     |
+# |      |                                            | test_sub_agents_in_parallel_tools                        |
+# |      | custom events of parallel tools            | test_custom_events_of_parallel_tools,                    |
+# |      |                                            | test_custom_events_with_a_limit                          |
+# |      | concurrency, state, HTTP/1.1               | test_concurrency_inside_parallel_tools,                  |
+# |      |                                            | test_state_in_parallel_tools,                            |
+# |      |                                            | test_parallel_tools_over_http1                           |
 
 from __future__ import annotations
 
 import asyncio
 import os
 import signal
+import socket
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -36,6 +44,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import restate
 from agents_kit import Call, Crowd, Script, Serve, returned, serve_handler
@@ -45,8 +54,9 @@ from pydantic_ai.messages import AgentStreamEvent, ModelMessage, ToolReturnPart
 from pydantic_ai.output import ToolOutput
 from restate.exceptions import RetryableError
 
-from restate_steps import gather, restate_context, run_step, step_info
+from restate_steps import gather, restate_context, run_step, step_info, wait_for
 from restate_steps.agents import RestateAgent
+from restate_steps.server._ports import free_ports
 
 OWN_STEPS = {"restate": False}
 
@@ -180,6 +190,31 @@ def test_tools_that_ended_before_another_failed(env_factory: Serve) -> None:
     assert 2 == script.requests
 
 
+def test_flaky_tool_beside_running_ones(env_factory: Serve) -> None:
+    """A parallel tool that fails while others are about to end does not make them run again."""
+    script = Script(numbered("work", 3), say)
+    ran: Counter[int] = Counter()
+    failing = asyncio.Event()
+    agent = Agent(script.model, name="flaky")
+
+    @agent.tool_plain
+    async def work(number: int) -> int:
+        ran[number] += 1
+        if number < 2:
+            await failing.wait()
+        elif ran[2] < 3:
+            failing.set()
+            raise RetryableError("not yet", retry_after=timedelta(milliseconds=1))
+        return number
+
+    async def handler(ctx: restate.Context) -> str:
+        return (await RestateAgent(agent, restate_context=ctx).run("go")).output
+
+    assert "0; 1; 2" == serve_handler(env_factory, "BesideRunning", handler)()
+    assert {0: 1, 1: 1, 2: 3} == ran
+    assert 2 == script.requests
+
+
 VICTIM = '''
 """A service that is killed while two parallel tools run: one has ended, the other waits for a file."""
 import sys
@@ -226,10 +261,6 @@ async def handler(ctx: restate.Context) -> str:
 
 def test_killed_during_parallel_tools(normal_harness: Harness, tmp_path: Path) -> None:
     """A process that is killed while one parallel tool runs is started again; the tool that had ended does not run."""
-    import httpx
-
-    from restate_steps.server._ports import free_ports
-
     (tmp_path / "victim.py").write_text(
         VICTIM
         + """
@@ -251,9 +282,7 @@ if __name__ == "__main__":
     path = os.pathsep.join([str(here), str(here.parent), str(here.parent.parent)])
     server = normal_harness.server
 
-    def start() -> Any:
-        import subprocess
-
+    def start() -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, str(tmp_path / "victim.py"), str(port), str(tmp_path)],
             env={**os.environ, "PYTHONPATH": path},
@@ -288,8 +317,6 @@ if __name__ == "__main__":
 
 
 def _is_up(port: int) -> bool:
-    import socket
-
     with socket.socket() as client:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
@@ -496,6 +523,92 @@ def test_raw_awaits_in_parallel_tools(env_factory: Serve) -> None:
     assert "slept; ran 1 2; got A; got B; x y" == env.attach(invocation)
     assert {"run 1": 1, "run 2": 1, "echo x": 1, "echo y": 1} == ran
     assert 2 == script.requests
+
+
+def test_concurrency_inside_parallel_tools(env_factory: Serve) -> None:
+    """Parallel tools may gather branches of their own, and limit their waits with durable timers."""
+    script = Script([*numbered("work", 2), ("wait", {})], say)
+    ran: Counter[tuple[int, int]] = Counter()
+    agent = Agent(script.model, name="nested")
+
+    @agent.tool_plain(metadata=OWN_STEPS)
+    async def work(number: int) -> list[int]:
+        async def body(place: int) -> int:
+            ran[number, place] += 1
+            return place
+
+        async def branch(place: int) -> int:
+            return 10 * await run_step(body, place, name="first") + await run_step(body, place + 3, name="second")
+
+        return list(await gather(*(branch(place) for place in range(3))))
+
+    @agent.tool_plain(metadata=OWN_STEPS)
+    async def wait() -> str:
+        _, answer = restate_context().awakeable(type_hint=str)
+        try:
+            return await wait_for(answer, timedelta(milliseconds=20))
+        except TimeoutError:
+            return await run_step(lambda: "late", name="late")
+
+    async def handler(ctx: restate.Context) -> str:
+        output = (await RestateAgent(agent, restate_context=ctx).run("go")).output
+        await ctx.sleep(timedelta(milliseconds=1))
+        return output
+
+    assert "[3, 14, 25]; [3, 14, 25]; late" == serve_handler(env_factory, "NestedBranches", handler)()
+    assert {(number, place): 1 for number in range(2) for place in range(6)} == ran
+
+
+def test_state_in_parallel_tools(env_factory: Serve) -> None:
+    """Parallel tools that make their own steps may read and write the state of an object."""
+    script = Script(
+        [("put", {"key": "a"}), ("put", {"key": "b"}), ("get", {"key": "c"})],
+        [("get", {"key": "a"}), ("get", {"key": "b"})],
+        say,
+    )
+    agent = Agent(script.model, name="keeper")
+
+    @agent.tool_plain(metadata=OWN_STEPS)
+    async def put(key: str) -> str:
+        value = await run_step(lambda: key.upper(), name="value")
+        restate_context().set(key, value)
+        return "kept"
+
+    @agent.tool_plain(metadata=OWN_STEPS)
+    async def get(key: str) -> str:
+        return str(await restate_context().get(key))
+
+    keeper = restate.VirtualObject("Keeper")
+
+    @keeper.handler()
+    async def run(ctx: restate.ObjectContext) -> str:
+        return (await RestateAgent(agent, restate_context=ctx).run("go")).output
+
+    assert "kept; kept; None; A; B" == env_factory(keeper).call("Keeper", "run", key="k")
+
+
+@pytest.mark.parametrize("metadata", [None, OWN_STEPS], ids=["wrapped", "unwrapped"])
+def test_parallel_tools_over_http1(env_factory: Serve, metadata: dict[str, Any] | None) -> None:
+    """Parallel tools work in the request/response mode, too, and run everything once."""
+    script = Script(numbered("work", 4), numbered("work", 2), say)
+    ran: Counter[tuple[int, int]] = Counter()
+    agent = Agent(script.model, name="plain")
+
+    @agent.tool(metadata=metadata)
+    async def work(ctx: RunContext[None], number: int) -> int:
+        await run_step(lambda: ran.update([(ctx.run_step, number)]), name="first")
+        return await run_step(lambda: number, name="second")
+
+    name = "Http1Unwrapped" if metadata else "Http1Wrapped"
+    service = restate.Service(name)
+
+    @service.handler(name="run")
+    async def handler(ctx: restate.Context) -> str:
+        return (await RestateAgent(agent, restate_context=ctx).run("go")).output
+
+    assert "0; 1; 2; 3; 0; 1" == env_factory(service, http1=True).call(name, "run")
+    assert {(turn, number): 1 for turn, count in ((1, 4), (2, 2)) for number in range(count)} == ran
+    assert 3 == script.requests
 
 
 # --- how many ---------------------------------------------------------------------------------------------------
@@ -735,3 +848,82 @@ def test_custom_events_of_parallel_tools(env_factory: Serve, metadata: dict[str,
     assert 9 == len(seen)
     assert {"emitting__event_stream_handler"} == steps_of
     assert 2 == script.requests
+
+
+@pytest.mark.parametrize("limit", [None, 1, 2])
+def test_custom_events_with_a_limit(env_factory: Serve, limit: int | None) -> None:
+    """With few tools at once, wrapped and unwrapped ones that emit still end, and each event is delivered once."""
+    first, second = [*numbered("wrapped", 2), *numbered("own", 3)], [("own", {"number": 3}), ("wrapped", {"number": 2})]
+    script = Script(first, second, say)
+    seen: Counter[tuple[str | None, int, int]] = Counter()
+    ran: Counter[str] = Counter()
+    agent = Agent(script.model, name="emitting")
+
+    async def work(ctx: RunContext[None], number: int) -> int:
+        for done in range(2):
+            await run_step(lambda: ran.update([f"{ctx.tool_call_id} {done}"]), name="work")  # noqa: B023
+            await ctx.emit(ProgressEvent(number=number, done=done))
+            await ctx.emit(ProgressEvent(number=number, done=done + 10))
+        return number
+
+    agent.tool(name="wrapped")(work)
+    agent.tool(name="own", metadata=OWN_STEPS)(work)
+
+    async def watch(ctx: RunContext[None], events: AsyncIterable[AgentStreamEvent]) -> None:
+        async for event in events:
+            if isinstance(event, ProgressEvent):
+                seen[event.tool_call_id, event.number, event.done] += 1
+
+    async def handler(ctx: restate.Context) -> str:
+        durable = RestateAgent(agent, restate_context=ctx, event_stream_handler=watch, max_parallel_tools=limit)
+        return (await durable.run("go")).output
+
+    assert "0; 1; 0; 1; 2; 3; 2 " == serve_handler(env_factory, f"Limited{limit}", handler)()
+    calls = {"0-0": 0, "0-1": 1, "0-2": 0, "0-3": 1, "0-4": 2, "1-0": 3, "1-1": 2}
+    assert {(call, number, done): 1 for call, number in calls.items() for done in (0, 10, 1, 11)} == seen
+    assert {f"{call} {done}": 1 for call in calls for done in range(2)} == ran
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["plain", "with events"])
+def test_sub_agents_in_parallel_tools(env_factory: Serve, watched: bool) -> None:
+    """Sub-agents in parallel tools, with parallel tools of their own, run everything once and share the usage."""
+    inner_script = Script(numbered("look", 3), say)
+    script = Script(numbered("ask", 3), say)
+    ran: Counter[tuple[str, int]] = Counter()
+    seen: Counter[tuple[str, int]] = Counter()
+    usages: set[tuple[int, int]] = set()
+    inner = Agent(inner_script.model, name="inner", deps_type=str)
+    outer = Agent(script.model, name="outer")
+
+    async def watch(ctx: RunContext[Any], events: AsyncIterable[AgentStreamEvent]) -> None:
+        async for event in events:
+            if isinstance(event, ProgressEvent):
+                seen[ctx.deps, event.number] += 1
+
+    handler_of_events = watch if watched else None
+
+    @inner.tool(metadata=OWN_STEPS)
+    async def look(ctx: RunContext[str], number: int) -> int:
+        await run_step(lambda: ran.update([(ctx.deps, number)]), name="look")
+        await ctx.emit(ProgressEvent(number=number, done=0))
+        return number
+
+    @outer.tool(metadata=OWN_STEPS)
+    async def ask(ctx: RunContext[None], number: int) -> str:
+        durable = RestateAgent(inner, event_stream_handler=handler_of_events)
+        return (await durable.run("go", deps=str(number), usage=ctx.usage)).output
+
+    async def handler(ctx: restate.Context) -> str:
+        durable = RestateAgent(outer, restate_context=ctx, event_stream_handler=handler_of_events)
+        run = await durable.run("go")
+        await ctx.sleep(timedelta(milliseconds=1))
+        usages.add((run.usage.requests, run.usage.tool_calls))
+        return run.output
+
+    answer = serve_handler(env_factory, f"SubAgents{watched}", handler)()
+
+    assert ["0", "1", "2"] * 3 == [one.strip() for one in answer.split(";")]
+    assert {(str(number), place): 1 for number in range(3) for place in range(3)} == ran
+    assert (dict(ran) if watched else {}) == seen
+    assert {(2 + 3 * 2, 3 + 3 * 3)} == usages
+    assert [6, 2] == [inner_script.requests, script.requests]

@@ -1,19 +1,17 @@
-"""Streams and events of agents, on the real server, with handlers that run through and with handlers that replay.
+"""Streams and events of agents, on the real server, with handlers that run through and with handlers that replay."""
 
-The scenarios of ``shared/agent-scenarios.md`` that are tested here:
-
-====  =============================================================
-12    test_deltas_are_live_in_the_step
-13    test_events_of_parallel_tools_come_in_order
-14    test_identical_events_are_all_delivered
-15    test_capability_sees_events_in_the_handler
-16    test_nothing_is_streamed_without_a_handler
-17    test_stream_that_nobody_reads_is_drained
-19    test_mistake_in_the_event_handler_ends_the_invocation, test_error_of_the_event_handler_repeats_its_step
-20    test_event_handler_cannot_enqueue
-21    test_suspended_stream_is_put_together
-====  =============================================================
-"""
+# | no.  | scenario                     | tests                                                  |
+# |------|------------------------------|--------------------------------------------------------|
+# | 12   | live in the step             | test_deltas_are_live_in_the_step                       |
+# | 13   | parallel tools, in order     | test_events_of_parallel_tools_come_in_order            |
+# | 14   | two identical events         | test_identical_events_are_all_delivered                |
+# | 15   | ProcessEventStream           | test_capability_sees_events_in_the_handler             |
+# | 16   | no handler, no streaming     | test_nothing_is_streamed_without_a_handler             |
+# | 17   | a stream that nobody reads   | test_stream_that_nobody_reads_is_drained               |
+# | 19   | errors of the event handler  | test_mistake_in_the_event_handler_ends_the_invocation, |
+# |      |                              | test_error_of_the_event_handler_repeats_its_step       |
+# | 20   | enqueue in the event handler | test_event_handler_cannot_enqueue                      |
+# | 21   | a streamed continuation      | test_suspended_stream_is_put_together                  |
 
 from __future__ import annotations
 
@@ -389,6 +387,7 @@ def test_suspended_stream_is_put_together(env_factory: Serve) -> None:
     model = PausingStream("one ", "two ", "three")
     agent = Agent(model, name="pieces")
     seen: list[str] = []
+    histories: set[bytes] = set()
     again = Again()
 
     async def watch(ctx: RunContext[None], events: AsyncIterable[AgentStreamEvent]) -> None:
@@ -398,6 +397,7 @@ def test_suspended_stream_is_put_together(env_factory: Serve) -> None:
 
     async def handler(ctx: restate.Context) -> list[Any]:
         result = await RestateAgent(agent, restate_context=ctx, event_stream_handler=watch).run("go")
+        histories.add(result.all_messages_json())
         again()
         usage, response = result.usage, result.response
         same = (usage.input_tokens, usage.output_tokens) == (response.usage.input_tokens, response.usage.output_tokens)
@@ -409,7 +409,7 @@ def test_suspended_stream_is_put_together(env_factory: Serve) -> None:
     assert ["one two three", 1, 150, 3, True, "complete"] == answer
     assert ["pieces__model.request_stream"] * 3 == names
     assert ["one ", "two ", "three"] == seen
-    assert (2, 3) == (again.times, model.asked)
+    assert (2, 3, 1) == (again.times, model.asked, len(histories))
 
 
 def test_stream_that_breaks_off_is_not_continued_by_another_model(env_factory: Serve) -> None:

@@ -329,7 +329,8 @@ def test_timeout_of_a_tool_limits_an_attempt(env_factory: Serve) -> None:
 
 def test_durable_steps_as_tools(env_factory: Serve) -> None:
     """Methods and functions that are durable steps serve as tools, with names, values and retries of their own."""
-    script = Script([("weigh", {"parcel": "p1"}), ("weigh", {"parcel": "p22"}), ("send", {"to": "Rome"})], say)
+    # What runs beside a step that fails may run again.
+    script = Script([("weigh", {"parcel": "p1"}), ("weigh", {"parcel": "p22"})], ("send", {"to": "Rome"}), say)
     ran: Counter[str] = Counter()
 
     class Post:

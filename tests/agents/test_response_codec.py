@@ -99,19 +99,18 @@ PARTS: dict[str, list[ModelResponsePart]] = {
             provider_name="openai",
             provider_details=DETAILS,
         ),
-        NativeToolReturnPart("code", None, tool_call_id="2", timestamp=NOON, outcome="failed"),
         NativeToolReturnPart(
             "draw", BinaryImage(data=b"\xff", media_type="image/png"), tool_call_id="3", timestamp=NOON
         ),
     ],
     "tool search": [
-        ToolSearchCallPart("search_tools", {"queries": ["a"]}, tool_call_id="1"),
-        NativeToolSearchCallPart("tool_search", {"queries": ["a"], "limit": None}, tool_call_id="2"),
+        ToolSearchCallPart(args={"queries": ["a"]}, tool_call_id="1"),
+        NativeToolSearchCallPart(args={"queries": ["a"]}, tool_call_id="2", provider_name="openai"),
         NativeToolSearchReturnPart(
-            "tool_search", {"discovered_tools": [{"name": "a", "score": None}]}, tool_call_id="2", timestamp=NOON
+            content={"discovered_tools": [{"name": "a"}]}, tool_call_id="2", timestamp=NOON, provider_name="openai"
         ),
     ],
-    "capability": [LoadCapabilityCallPart("load_capability", {"id": "x"}, tool_call_id="1")],
+    "capability": [LoadCapabilityCallPart(args={"id": "x"}, tool_call_id="1")],
     "file": [
         FilePart(BinaryContent(b"\x00\xff", media_type="application/pdf", identifier="given")),
         FilePart(
@@ -217,6 +216,24 @@ def test_every_kind_of_part_is_tested() -> None:
     assert {field.name for field in dataclasses.fields(ModelResponse)} == fields | {"parts", "timestamp", "kind"}
 
 
+def test_native_tool_that_returns_nothing_comes_back() -> None:
+    """A tool of the provider that returned None has a part whose content is None, which has no default."""
+    part = NativeToolReturnPart("code", None, tool_call_id="1", timestamp=NOON)
+
+    check(ModelResponse(parts=[part], timestamp=NOON))
+
+
+def test_more_arguments_of_a_tool_search_come_back() -> None:
+    """What a provider adds to the arguments of a tool search comes back, nulls included."""
+    arguments: Any = {"queries": ["a"], "limit": None}
+    found: Any = {"discovered_tools": [{"name": "a"}], "cursor": None}
+    parts = [
+        NativeToolSearchCallPart(args=arguments, tool_call_id="1"),
+        NativeToolSearchReturnPart(content=found, tool_call_id="1", timestamp=NOON),
+    ]
+    check(ModelResponse(parts=parts, timestamp=NOON))
+
+
 @pytest.mark.parametrize(
     "free",
     [Finding(place="here", score=None), Note(None), {"found": [Finding(place="here", score=None)]}],
@@ -261,33 +278,37 @@ def test_whole_responses_are_understood() -> None:
 # --- why nothing is missing -------------------------------------------------------------------------------------
 
 
-def types_in(hint: Any) -> Iterator[Any]:
-    """What an annotation is made of, without the type variables and the containers."""
-    if isinstance(
-        hint, (typing.TypeAliasType if hasattr(typing, "TypeAliasType") else (), typing_extensions.TypeAliasType)
-    ):
-        yield from types_in(hint.__value__)
-        return
-    origin = typing.get_origin(hint)
-    if origin is typing.Annotated:
-        yield from types_in(typing.get_args(hint)[0])
-        return
-    if origin is typing.Literal:
-        return
-    for argument in typing.get_args(hint):
-        yield from types_in(argument)
-    yield origin if isinstance(origin, type) else hint
+ALIASES = tuple({typing_extensions.TypeAliasType, getattr(typing, "TypeAliasType", typing_extensions.TypeAliasType)})
+
+
+def members(hint: Any) -> list[Any]:
+    """The members of a union, through its aliases; of another annotation, itself."""
+    if isinstance(hint, ALIASES):
+        return members(hint.__value__)
+    if typing.get_origin(hint) is typing.Annotated:
+        return members(typing.get_args(hint)[0])
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [found for member in typing.get_args(hint) for found in members(member)]
+    return [hint]
 
 
 def admits_none(hint: Any) -> bool:
     """Whether None is one of the values that an annotation lets through."""
-    if typing.get_origin(hint) is typing.Annotated:
-        return admits_none(typing.get_args(hint)[0])
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(admits_none(member) for member in typing.get_args(hint))
-    if isinstance(hint, typing_extensions.TypeAliasType):
-        return admits_none(hint.__value__)
-    return hint in (None, types.NoneType)
+    return any(member in (None, types.NoneType, Any) for member in members(hint))
+
+
+def classes_in(hint: Any) -> Iterator[type]:
+    """The classes of which an annotation is made, those in its containers included."""
+    for member in members(hint):
+        if typing.get_origin(member) is typing.Literal:
+            continue
+        for argument in typing.get_args(member):
+            # What contains itself has no records of its own: it is JSON.
+            if not isinstance(argument, (*ALIASES, typing.ForwardRef, str)):
+                yield from classes_in(argument)
+        found = typing.get_origin(member) or member
+        if isinstance(found, type):
+            yield found
 
 
 def records(start: Any) -> dict[type, dict[str, Any]]:
@@ -295,8 +316,8 @@ def records(start: Any) -> dict[type, dict[str, Any]]:
     found: dict[type, dict[str, Any]] = {}
     waiting = [start]
     while waiting:
-        for one in types_in(waiting.pop()):
-            if not isinstance(one, type) or one in found:
+        for one in classes_in(waiting.pop()):
+            if one in found:
                 continue
             if dataclasses.is_dataclass(one):
                 names = {field.name for field in dataclasses.fields(one)}
@@ -304,7 +325,7 @@ def records(start: Any) -> dict[type, dict[str, Any]]:
                 names = set(one.__annotations__)
             else:
                 continue
-            hints = typing_extensions.get_type_hints(one, vars(pydantic_ai.messages), include_extras=True)
+            hints = typing_extensions.get_type_hints(one, None, vars(pydantic_ai.messages), include_extras=True)
             found[one] = {name: hint for name, hint in hints.items() if name in names}
             waiting.extend(found[one].values())
     return found
