@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final, TypeGuard, TypeVar
 
 from pydantic_ai.agent import AbstractAgent, EventStreamHandler, WrapperAgent
+from pydantic_ai.capabilities import AbstractCapability
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model
 from restate import RunOptions
 
 from restate_steps.agents._durability import OnToolError, RestateDurability
 from restate_steps.agents._failures import ending_the_invocation
+from restate_steps.agents._private import add_model, models_to_fall_back_to, overriding_model
 from restate_steps.context import current_invocation, running_step
 from restate_steps.options import RetryPolicy
 
@@ -123,6 +125,14 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
     # The parameters are those of the agent, which type checkers see in the base class.
     if not TYPE_CHECKING:
 
+        @functools.wraps(WrapperAgent.override)
+        def override(self, **kwargs):
+            # The names of models= are names for this as well.
+            model = kwargs.get("model")
+            if isinstance(model, str) and model in self._models:
+                kwargs["model"] = self._models[model]
+            return self.wrapped.override(**kwargs)
+
         @functools.wraps(WrapperAgent.run)
         async def run(self, *args, **kwargs):
             with ending_the_invocation():
@@ -150,11 +160,15 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
             return arguments
         options = dict(self._options)
         options["event_stream_handler"] = arguments.pop("event_stream_handler", None) or options["event_stream_handler"]
-        models = self._models
-        model: Any = arguments.get("model")
-        if _is_model(model) and not any(known is model for known in models.values()):
-            # The step runs in this process, where the instance is at hand.
-            models = {**models, _free_name(model, models): model}
+        # A step runs in this process, where the instances are at hand.
+        models = dict(self._models)
+        given: Any = arguments.get("capabilities") or ()
+        for capability in given:
+            if _is_capability(capability):
+                models = {**models_to_fall_back_to(capability), **models}
+        for model in (arguments.get("model"), overriding_model(self.wrapped)):
+            if _is_model(model) and model is not self.wrapped.model:
+                add_model(models, model)
         durability: RestateDurability[AgentDepsT] = RestateDurability(models=models, name=self._name, **options)
         # A name that was inferred from a variable would get into the names of steps, on some attempts.
         return {
@@ -188,8 +202,5 @@ def _is_model(value: Any) -> TypeGuard[Model[Any]]:
     return isinstance(value, Model)
 
 
-def _free_name(model: Model[Any], taken: Mapping[str, Model[Any]]) -> str:
-    name = model.model_name
-    while name in taken or name == "default":
-        name += "_"
-    return name
+def _is_capability(value: Any) -> TypeGuard[AbstractCapability[Any]]:
+    return isinstance(value, AbstractCapability)

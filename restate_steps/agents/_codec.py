@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, Final
 
-from pydantic_ai.messages import ModelResponse
+from pydantic_ai.messages import ModelResponse, TextPart, ThinkingPart, ToolCallPart
 from pydantic_ai.usage import RequestUsage
 
 from restate_steps._adapters import adapter_for
@@ -25,22 +26,24 @@ to find again, so it has to be written, while our own default leaves out whateve
 
 _USAGE_DEFAULTS: Final = {field.name: getattr(RequestUsage(), field.name) for field in dataclasses.fields(RequestUsage)}
 
+_WITHOUT_NULLS: Final = frozenset({TextPart, ThinkingPart, ToolCallPart})
+
 
 def _dump_response(response: ModelResponse) -> bytes:
     """Encode a response without what decoding fills in, which is two thirds of a short one.
 
-    What is None there is None by default, in each of the types of which it is made (a test goes through them); the
-    arguments of a tool call, and whatever else is free-form, are written as they are.
+    What is None there is None by default (a test goes through the fields); the arguments of a tool call, and whatever
+    else is free-form, are written as they are. Parts of other types may hold a None that means something.
     """
-    usage = response.usage
-    unused = {name for name, default in _USAGE_DEFAULTS.items() if getattr(usage, name) == default}
-    try:
-        return adapter_for(ModelResponse).to_json(
-            response, by_alias=True, exclude_none=True, exclude={"usage": unused}, warnings="error"
-        )
-    except Exception:
-        # Once more, for an error that says what is wrong, and where.
-        return VALUES.dump(ModelResponse, response)
+    if all(type(part) in _WITHOUT_NULLS for part in response.parts):
+        usage = response.usage
+        unused = {name for name, default in _USAGE_DEFAULTS.items() if getattr(usage, name) == default}
+        # What fails is encoded once more, for an error that says what is wrong, and where.
+        with contextlib.suppress(Exception):
+            return adapter_for(ModelResponse).to_json(
+                response, by_alias=True, exclude_none=True, exclude={"usage": unused}, warnings="error"
+            )
+    return VALUES.dump(ModelResponse, response)
 
 
 class _UnitCodec:

@@ -24,7 +24,7 @@ from pydantic_ai.durable_exec import DurabilityEngineSpec, conversation_id_from_
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import AgentStreamEvent, ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext
-from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext, ToolDefinition
 from restate import RunOptions
 
 from restate_steps.agents._carried import carrier
@@ -166,6 +166,10 @@ class RestateDurability(EngineBase[AgentDepsT]):
             wraps_tools=not self._disable_auto_wrapping_tools,
             policies=policies,
         )
+
+    def leaves_alone(self, tool: ToolDefinition) -> bool:
+        """Whether a tool may make steps of its own; said of an MCP tool too, to which it makes no difference."""
+        return self._disable_auto_wrapping_tools or (tool.metadata or {}).get(TOOL_METADATA_KEY) is False
 
     def tells_model_of(self, error: Exception) -> bool:
         """Whether the model is told of a tool call that has failed for good; a mistake in the program it never is."""
@@ -314,12 +318,18 @@ def _policy_of(options: RunOptions[Any] | None) -> RetryPolicy:
 
 
 def _stamp(messages: list[ModelMessage], time: datetime) -> None:
-    """Give the requests after the last response in a history a time that is the same on every replay.
+    """Give what pydantic-ai has added to a history a time that is the same on every replay.
 
-    pydantic-ai takes the clock's, in the handler. A history that is put into Restate's state would then differ.
+    It takes the clock's, in the handler: for the requests after the last response, and for the attempts that failed
+    before that response. A history that is put into Restate's state would then differ.
     """
     for message in reversed(messages):
-        if message.kind != "request":
+        if isinstance(message, ModelResponse):
+            if message.failed_attempts:
+                message.failed_attempts = [
+                    dataclasses.replace(attempt, timestamp=message.timestamp, duration=timedelta(0))
+                    for attempt in message.failed_attempts
+                ]
             break
         message.timestamp = time
         for part in message.parts:

@@ -23,13 +23,20 @@ from pydantic_ai.exceptions import (
     FallbackExceptionGroup,
     ModelAPIError,
     ModelHTTPError,
+    ModelQuotaExceededError,
+    ModelRateLimitError,
     ModelRequestRejectedError,
+    ModelServerError,
+    ModelUnavailableError,
     UserError,
 )
+from pydantic_ai.messages import ModelResponse
 from pydantic_core import to_jsonable_python
 from restate import SdkInternalBaseException, TerminalError
 from restate.exceptions import RetryableError
 
+from restate_steps.agents._codec import VALUES
+from restate_steps.agents._private import mark_streamed, streamed_before
 from restate_steps.context import current_invocation
 from restate_steps.errors import ContextInStepError, StepDefinitionError
 
@@ -76,9 +83,14 @@ class _TransientError(Exception):
 def _is_worth_another_attempt(error: BaseException) -> bool:
     if isinstance(error, FallbackExceptionGroup):
         return any(_is_worth_another_attempt(one) for one in cast("tuple[Exception, ...]", error.exceptions))
+    if isinstance(error, (ModelQuotaExceededError, ModelRequestRejectedError)):
+        # What the provider's adapter makes of an error counts more than its status.
+        return False
+    if isinstance(error, (ModelUnavailableError, ModelRateLimitError, ModelServerError)):
+        return True
     if isinstance(error, ModelHTTPError):
         return error.status_code >= 500 or error.status_code in _WORTH_ANOTHER_ATTEMPT or error.status_code < 400
-    return isinstance(error, ModelAPIError) and not isinstance(error, ModelRequestRejectedError)
+    return isinstance(error, ModelAPIError)
 
 
 def _status(error: BaseException) -> int:
@@ -94,17 +106,22 @@ def _describe(error: BaseException) -> str:
 
 
 def original_of(failure: TerminalError) -> Exception | None:
-    """Build pydantic-ai's exception again from the failure that the journal keeps of it; None if it is another's."""
+    """Build pydantic-ai's exception again from the failure that the journal keeps of it; None if it is another's.
+
+    Its cause is a failure that is worded for whoever called the handler, in case nobody catches it.
+    """
     found = (failure.metadata or {}).get(_METADATA)
     if found is None and failure.message.endswith("]") and _MARK in failure.message:
         found = failure.message.rpartition(_MARK)[2][:-1]
     if found is None:
         return None
     try:
-        return _decode(json.loads(found))
+        original = _decode(json.loads(found))
     except (ValueError, LookupError, TypeError):
         # Written by another version. The failure itself says what happened, and is as terminal.
         return None
+    original.__cause__ = TerminalError(_describe(original), status_code=_status(original))
+    return original
 
 
 def _encode(error: BaseException) -> dict[str, Any]:
@@ -116,12 +133,15 @@ def _encode(error: BaseException) -> dict[str, Any]:
     # A subclass of an adapter or of the program may not be there any more when it is built again.
     known = next(cls for cls in type(error).__mro__ if cls.__module__ == exceptions.__name__)
     state = {key: value for key, value in vars(error).items() if not key.startswith("_")}
-    return {
+    encoded = {
         "class": known.__name__,
         "http": isinstance(error, ModelHTTPError),
         "args": to_jsonable_python(list(error.args), fallback=str),
         "state": to_jsonable_python(state, fallback=str),
     }
+    if (streamed := streamed_before(error)) is not None:
+        encoded["streamed"] = json.loads(VALUES.dump(ModelResponse, streamed))
+    return encoded
 
 
 def _decode(data: dict[str, Any]) -> Exception:
@@ -134,6 +154,8 @@ def _decode(data: dict[str, Any]) -> Exception:
     error = cls.__new__(cls, *data["args"])
     error.args = tuple(data["args"])
     vars(error).update(data["state"])
+    if "streamed" in data:
+        mark_streamed(error, VALUES.load(ModelResponse, json.dumps(data["streamed"]).encode()))
     return error
 
 

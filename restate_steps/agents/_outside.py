@@ -104,7 +104,8 @@ class Outside(AbstractCapability[AgentDepsT]):
             return await handler(args)
 
         try:
-            return await run.call_tool(execute, f"tool {call.tool_name}")
+            makes_steps = self._engine.leaves_alone(tool_def)
+            return await run.call_tool(execute, f"tool {call.tool_name}", makes_steps=makes_steps)
         except Exception as error:
             failure = terminal_cause(error)
             if failure is None or is_cancellation(error) or not self._engine.tells_model_of(error):

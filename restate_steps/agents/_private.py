@@ -23,6 +23,13 @@ What a body leaves behind besides its result is lost on a replay. For that
   toolset that the client was made for, not on a copy, whose ``_cached_tools`` would stay; and ``_mcp_tool_defs_cache``
   of a run context holds what the run has discovered. Renamed: a run keeps the tools that it discovered first.
 
+What a stream has delivered before it failed is marked on the error, with ``mark_streamed_before_failing`` and
+``streamed_before_failing``; the mark has to cross the journal. Renamed: another model may go on after a stream that has
+been delivered in part.
+
+Models are known to a run by name. ``_bind_models`` takes in those of ``ModelFallback``, and ``_override_model`` of an
+agent tells the one that overrides its own. Renamed: they have to be given in ``models=``.
+
 And when a run is to end early
 
 * ``_cancellation`` of a run context, with ``_issue``, cancels the run through asyncio, at a moment that depends on
@@ -37,24 +44,35 @@ And when a run is to end early
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import weakref
 from collections.abc import Callable
 from typing import Any, Final, TypeVar, cast
 
+from pydantic_ai.agent import WrapperAgent
+from pydantic_ai.capabilities import AbstractCapability, ModelFallback
 from pydantic_ai.durable_exec import BaseDurabilityCapability
-from pydantic_ai.messages import AgentStreamEvent
+from pydantic_ai.durable_exec._utils import mark_streamed_before_failing, streamed_before_failing
+from pydantic_ai.exceptions import UserError
+from pydantic_ai.messages import AgentStreamEvent, ModelResponse
+from pydantic_ai.models import Model, infer_model
 from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import AbstractToolset, CombinedToolset
 
 __all__ = [
     "EngineBase",
+    "add_model",
     "cancel_through",
     "collect_events",
     "count_changes",
     "emit_again",
     "expire_through",
     "forget_tools",
+    "mark_streamed",
+    "models_to_fall_back_to",
+    "overriding_model",
+    "streamed_before",
     "wrap_leaves",
 ]
 
@@ -145,6 +163,53 @@ def expire_through(ctx: RunContext[Any]) -> Callable[[], None]:
     return lambda: request(timed_out=True)
 
 
+def streamed_before(error: BaseException) -> ModelResponse | None:
+    """Return what a stream delivered before an error ended it, if there was one."""
+    return streamed_before_failing(error)
+
+
+def mark_streamed(error: BaseException, response: ModelResponse) -> None:
+    """Mark an error as having ended a stream that had delivered this."""
+    mark_streamed_before_failing(error, response)
+
+
+def overriding_model(agent: Any) -> Model[Any] | None:
+    """Return the model that overrides an agent's own at the moment."""
+    while isinstance(agent, WrapperAgent):
+        agent = cast(Any, agent).wrapped
+    override: Any = getattr(agent, "_override_model", None)
+    found: Any = override.get() if override is not None else None
+    model: Model[Any] | str | None = found.value if found is not None else None
+    return None if isinstance(model, str) else model
+
+
+def models_to_fall_back_to(capability: AbstractCapability[Any]) -> dict[str, Model[Any]]:
+    """Return the models of each ``ModelFallback`` in a capability, by names that they can have in ``models=``."""
+    named: dict[str, Model[Any]] = {}
+
+    def look(leaf: AbstractCapability[Any]) -> None:
+        for model in leaf.models if isinstance(leaf, ModelFallback) else ():
+            if isinstance(model, str):
+                # One that cannot be made has its turn to say so when it is needed.
+                with contextlib.suppress(UserError, ValueError, ImportError):
+                    named[model] = infer_model(model)
+            else:
+                add_model(named, model)
+
+    capability.apply(look)
+    return named
+
+
+def add_model(named: dict[str, Model[Any]], model: Model[Any]) -> None:
+    """Give a model a name among others, unless it has one."""
+    if any(known is model for known in named.values()):
+        return
+    name = model.model_name
+    while name in named or name == "default":
+        name += "_"
+    named[name] = model
+
+
 def wrap_leaves(
     engine: BaseDurabilityCapability[AgentDepsT], toolset: AbstractToolset[AgentDepsT]
 ) -> AbstractToolset[AgentDepsT]:
@@ -170,6 +235,14 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         # The capability has just been copied for this agent.
         self._bound, self._wrappers, self.changes = {}, {}, {}
         super()._bind_to_agent(agent)
+
+    def _bind_models(self, agent: Any) -> None:
+        own = agent.model
+        found = models_to_fall_back_to(agent.root_capability)
+        taken = [own, *self._extra_models.values()]
+        more = {name: model for name, model in found.items() if not any(model is known for known in taken)}
+        self._extra_models = {**more, **self._extra_models}
+        super()._bind_models(agent)
 
     def _wrap_and_register_leaf(self, ts: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT]:
         self._bound[id(ts)] = ts

@@ -69,8 +69,15 @@ class Run:
         """Make it the run of the code that follows, and of the tasks that it starts."""
         _run.set(self)
 
-    async def call_tool(self, function: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
-        """Run a tool call beside the other calls of its response."""
+    async def call_tool(self, function: Callable[[], Coroutine[Any, Any, T]], name: str, *, makes_steps: bool) -> T:
+        """Run a tool call beside the other calls of its response.
+
+        Args:
+            function: The call.
+            name: A name for messages.
+            makes_steps: Whether the tool makes its own steps. It has a branch then even if it is the only one, as it
+                may cancel the run between two of them.
+        """
 
         async def call() -> T:
             if self._slots is None:
@@ -78,7 +85,7 @@ class Run:
             async with self._slots:
                 return await function()
 
-        return await self._join(call, name)
+        return await self._join(call, name, alone=not makes_steps)
 
     async def beside_others(self, function: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
         """Run something that pydantic-ai may do several of at once, each in an asyncio task."""
@@ -86,9 +93,10 @@ class Run:
             return await function()
         return await self._join(function, name)
 
-    async def _join(self, function: Callable[[], Coroutine[Any, Any, T]], name: str) -> T:
+    async def _join(self, function: Callable[[], Coroutine[Any, Any, T]], name: str, *, alone: bool = True) -> T:
         # With a handler of events, the run's own task has steps to make while a tool runs.
-        return await join(self._scheduler, function, name=name, task=self._task, alone=not self.has_event_handler)
+        alone = alone and not self.has_event_handler
+        return await join(self._scheduler, function, name=name, task=self._task, alone=alone)
 
     def tools_changed(self) -> list[str]:
         """Return the ids of the MCP toolsets whose tools have changed since this was last asked; called in a body."""

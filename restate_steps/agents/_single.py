@@ -162,11 +162,19 @@ def durable_event_handler(
 
     Example:
         ```python
+        from pydantic_ai import Agent
+        from pydantic_ai.models.test import TestModel
+
+
+        shown: list[str] = []
+
+
         async def show(ctx: RunContext[None], events: AsyncIterable[AgentStreamEvent]) -> None:
             async for event in events:
-                print(event.event_kind)
+                shown.append(event.event_kind)
 
 
+        agent = Agent(durable_model(TestModel()))
         await agent.run("Hello", event_stream_handler=durable_event_handler(show))
         ```
     """

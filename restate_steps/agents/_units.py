@@ -183,7 +183,7 @@ async def run_unit(
         original = original_of(failure)
         if original is None:
             raise
-        raise original from failure
+        raise original  # noqa: B904 - its cause is made for it
     result, carried = unpack(recorded)
     if carried is not None and (ctx := caller.get()) is not None:
         _do_in_handler(carried, ctx)
