@@ -137,7 +137,12 @@ def durable_toolset(
         ```python
         from pydantic_ai.toolsets import FunctionToolset
 
-        places = durable_toolset(FunctionToolset([lookup]), name="places")
+
+        def distance(place: str) -> int:
+            return len(place)
+
+
+        places = durable_toolset(FunctionToolset([distance]), name="places")
         ```
     """
     return wrap_leaves(RestateDurability[AgentDepsT](name=name, tool_retry=retry, mcp_retry=retry), toolset)

@@ -441,26 +441,26 @@ def test_used_up_retries_end_the_invocation(env_factory: Serve) -> None:
     assert ({"book": 3}, 3) == (ran, script.requests)
 
 
-@pytest.mark.parametrize("way", ["wrapper", "capability"])
-def test_model_that_nobody_named_ends_the_invocation(env_factory: Serve, way: str) -> None:
+def test_model_that_nobody_named_ends_the_invocation(env_factory: Serve) -> None:
     """A model that the durable agent does not know is a mistake that no attempt mends."""
     own, other = Script("own"), Script("other")
     select = SelectModel[None](lambda ctx: other.model)
-    capabilities = [RestateDurability[None]()] if way == "capability" else []
     agents = {
-        "instance": Agent(own.model, name="unknown", capabilities=[select, *capabilities]),
-        "name": Agent(own.model, name="unknown", capabilities=capabilities),
+        "instance": Agent(own.model, name="unknown", capabilities=[select]),
+        "capability": Agent(own.model, name="unknown", capabilities=[select, RestateDurability()]),
+        "name": Agent(own.model, name="unknown"),
     }
     starts: Counter[str] = Counter()
 
     async def handler(ctx: restate.Context, how: str) -> str:
         starts[how] += 1
-        agent = agents[how] if way == "capability" else RestateAgent(agents[how], restate_context=ctx)
+        agent = agents[how] if how == "capability" else RestateAgent(agents[how], restate_context=ctx)
         return (await agent.run("go", model="nobody:knows" if how == "name" else None)).output
 
     served = serve_handler(env_factory, "UnknownModel", handler)
 
     assert "was not registered with `RestateDurability`" in failure_of(served, "instance")[1]
+    assert "was not registered with `RestateDurability`" in failure_of(served, "capability")[1]
     assert "nobody" in failure_of(served, "name")[1]
-    assert {"instance": 1, "name": 1} == starts
+    assert {"instance": 1, "capability": 1, "name": 1} == starts
     assert (0, 0) == (own.requests, other.requests)
