@@ -8,7 +8,8 @@ no id to an MCP server and none to ``@agent.toolset``. So in :class:`EngineBase`
   number of its place: ``unnamed-1``, ``unnamed-2``. A copy gets it, because the same toolset can have another place in
   another agent, and which of the two runs first differs from process to process. ``get_wrapper_toolset``, which is
   public, puts the copy in the toolset's place.
-* ``_reject_runtime_toolsets`` sees everything that was bound as known.
+* ``_reject_runtime_toolsets`` sees everything that was bound as known, and what a capability makes anew for each run
+  under the id of what was bound (``_toolsets_by_id``). That is wrapped for the run, by ``_wrap_leaf_toolset``.
 
 If one of them is renamed, ours is no longer called, and pydantic-ai refuses such toolsets with an error that says so.
 
@@ -224,6 +225,8 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
     """Every leaf that was bound, by its identity; holding it keeps the identity its own."""
     _wrappers: dict[int, AbstractToolset[Any]]
     """What takes the place of leaves without an id."""
+    _is_checked = False
+    """Whether the toolsets of a run have just been judged; they must not be once more, inside their wrappers."""
     changes: dict[str, Callable[[], int]]
     """How often the server of each MCP toolset has said that its tools have changed, by the toolset's id."""
 
@@ -269,9 +272,19 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         if hasattr(cast(Any, type(made)), "_invalidate_tools_cache"):
             self.changes[name] = count_changes(made, used)
 
+    def _is_made_anew(self, ts: AbstractToolset[AgentDepsT]) -> bool:
+        """Whether a toolset stands for one that was bound: a capability may make its own for each run."""
+        explicit = ts._explicit_id  # pyright: ignore[reportPrivateUsage]
+        known = self._toolsets_by_id.get(explicit) if explicit is not None else None
+        return known is not None and known.wrapped is not ts and type(known.wrapped) is type(ts)
+
     def _reject_runtime_toolsets(self, toolset: AbstractToolset[AgentDepsT]) -> None:
+        if self._is_checked:
+            return
         nothing: AbstractToolset[AgentDepsT] = CombinedToolset([])
-        super()._reject_runtime_toolsets(toolset.visit_and_replace(lambda ts: nothing if id(ts) in self._bound else ts))
+        super()._reject_runtime_toolsets(
+            toolset.visit_and_replace(lambda ts: nothing if id(ts) in self._bound or self._is_made_anew(ts) else ts)
+        )
 
     def get_wrapper_toolset(self, toolset: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT] | None:
         """Put the durable wrappers in the place of the agent's toolsets.
@@ -282,7 +295,16 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         Returns:
             The same with the wrappers, or None if nothing is wrapped.
         """
-        named = super().get_wrapper_toolset(toolset)
+        self._reject_runtime_toolsets(toolset)
+        if self.in_durable_context:
+            toolset = toolset.visit_and_replace(
+                lambda ts: (self._wrap_leaf_toolset(ts) or ts) if self._is_made_anew(ts) else ts
+            )
+        self._is_checked = True
+        try:
+            named = super().get_wrapper_toolset(toolset)
+        finally:
+            self._is_checked = False
         if not self._wrappers:
             return named
         return (named or toolset).visit_and_replace(lambda ts: self._wrappers.get(id(ts), ts))
