@@ -430,6 +430,9 @@ class Leaf(Protocol):
 
 _GROUP_SIZE: Final = 32
 
+HOLD_BACK_SECONDS: Final = 60.0
+"""How long a failing body waits for others, at most: theirs may wait for something that only its retry brings."""
+
 
 class _Group(dict[Leaf, Any]):
     """Some leaves, each with what the VM takes for it.
@@ -471,6 +474,9 @@ class SdkPort:
         # taken out while it can be seen: to the VM, one whose value was taken by another branch is not completed.
         self._composites: dict[Leaf, UnresolvedFuture] = {}
         self._sending = asyncio.Lock()
+        # Bodies that have been started and have not ended, and those of them that hold their failure back.
+        self._working = 0
+        self._held: list[asyncio.Future[None]] = []
 
     def install(self, funnel: Callable[[UnresolvedFuture], Coroutine[Any, Any, None]]) -> None:
         """Send every await of this invocation through ``funnel``."""
@@ -595,6 +601,7 @@ class SdkPort:
         run = self._context.run_coros_to_execute.pop(handle)
         # A body sees the context variables of the branch that asked for it first, not those of whoever polls.
         context = self._by_handle[handle][0].context.copy()
+        self._working += 1
         cast(Any, self._context.tasks).add(asyncio.create_task(self._run_body(run), context=context))
 
     async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
@@ -605,7 +612,42 @@ class SdkPort:
             await asyncio.sleep(0)
             await self.flush()
         finally:
+            self._working -= 1
+            self._let_go()
             await self._context.receive.enqueue_restate_event({"type": "restate.run_completed", "data": None})
+
+    async def hold_back(self) -> None:
+        """Wait, in a body that is about to fail, until the bodies beside it have ended and their results have left.
+
+        The failure ends the attempt, and what has no result by then runs again in the next one.
+        """
+        if self._working - len(self._held) <= 1:
+            return
+        loop = asyncio.get_running_loop()
+        held: asyncio.Future[None] = loop.create_future()
+        self._held.append(held)
+        limit = loop.call_later(HOLD_BACK_SECONDS, _let_go_late(held))
+        try:
+            await held
+        finally:
+            limit.cancel()
+            self._held.remove(held)
+
+    def _let_go(self) -> None:
+        if self._held and self._working == len(self._held):
+            for held in self._held:
+                if not held.done():
+                    held.set_result(None)
+
+
+def _let_go_late(held: asyncio.Future[None]) -> Callable[[], None]:
+    def let_go() -> None:
+        if not held.done():
+            held.set_result(None)
+
+    # By itself it lets no handler go on; a simulation must know.
+    cast(Any, let_go).watchdog = True
+    return let_go
 
 
 def _handles(source: UnresolvedFuture) -> Iterable[int]:

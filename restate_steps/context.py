@@ -134,6 +134,11 @@ class Invocation:
         """Whether branches are open."""
         return self._scheduler is not None and self._scheduler.active
 
+    async def hold_back(self) -> None:
+        """Wait, in a body that is about to fail the attempt, until those beside it have ended."""
+        if self._scheduler is not None:
+            await self._scheduler.hold_back()
+
     def strand(self) -> Strand | None:
         """Return the branch that the caller runs in, or None in the handler's own coroutine."""
         if self._scheduler is None:

@@ -300,7 +300,14 @@ class DurableStep(Generic[P, T]):
         async def body() -> bytes:
             if body_runs is not None:
                 body_runs()
-            return await self._run_body(StepInfo(name, invocation.id, key), args, kwargs)
+            try:
+                return await self._run_body(StepInfo(name, invocation.id, key), args, kwargs)
+            except TerminalError:
+                raise
+            except Exception:
+                # It fails the attempt, and with it the bodies that run beside this one.
+                await invocation.hold_back()
+                raise
 
         # The SDK encodes with the serde what the body returns. Ours hands the bytes on, because an error in a serde
         # makes the SDK run the body again (the result is encoded here, inside the body).

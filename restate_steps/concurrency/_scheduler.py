@@ -62,6 +62,7 @@ class Port(Protocol):
     def discard(self, leaf: Any) -> None: ...
     def ask(self) -> Any: ...
     async def wait(self) -> None: ...
+    async def hold_back(self) -> None: ...
     def fail(self, error: BaseException) -> None: ...
 
 
@@ -193,6 +194,11 @@ class Scheduler:
             if timer is not None:
                 timer.cancel()
         self._watch = self._stall = None
+
+    async def hold_back(self) -> None:
+        """Wait, in a body that is about to fail the attempt, for the bodies of other branches."""
+        if self.active and self.closed is None:
+            await self._port.hold_back()
 
     # --- waiting ------------------------------------------------------------------------------------------------
 
