@@ -48,6 +48,9 @@ import pytest
 import restate
 from agents_kit import Crowd, Script, Serve, returned, serve_handler
 from harness import Harness, InvocationFailed, eventually
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from pydantic import BaseModel
 from pydantic_ai import Agent, CancellationToken, ModelRetry, RunContext
 from pydantic_ai.capabilities import AbstractCapability, Instrumentation, RequestInput, durable_operation
@@ -663,11 +666,6 @@ def test_values_are_those_of_a_plain_run(env_factory: Serve, kind: str) -> None:
 
 def test_spans_are_not_repeated(env_factory: Serve, harness: Harness) -> None:
     """The spans of the model's requests and of the tools are exported once each, whatever is replayed."""
-    pytest.importorskip("opentelemetry.sdk")
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
