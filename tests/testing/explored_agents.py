@@ -272,7 +272,7 @@ async def agents_that_are_tools(ctx: restate.Context) -> str:
 
 
 @dataclass(kw_only=True)
-class Progress(CustomEvent):
+class Progress(CustomEvent, name="explored.progress"):
     at: str
 
 
