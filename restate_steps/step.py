@@ -99,8 +99,9 @@ class DurableStep(Generic[P, T]):
         self._options = options
         self._is_async = _is_async(function)
         self._default_name = self.__name__
-        # Where the type is given, it is not looked for: that takes longer than all else here.
-        self._annotated = _return_type(function, namespace) if options.returns is None else _UNRESOLVED
+        # Where it is given for one call, it is not looked for: that takes longer than all else here.
+        looked_for = options.returns is None or caller is not None
+        self._annotated = _return_type(function, namespace) if looked_for else _UNRESOLVED
         self._settle()
         _mark_as_coroutine_function(self)
 

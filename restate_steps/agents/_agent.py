@@ -165,7 +165,7 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         given: Any = arguments.get("capabilities") or ()
         for capability in given:
             if _is_capability(capability):
-                models = {**models_to_fall_back_to(capability), **models}
+                models = {**models_to_fall_back_to(capability, models), **models}
         for model in (arguments.get("model"), overriding_model(self.wrapped)):
             if _is_model(model) and model is not self.wrapped.model:
                 add_model(models, model)

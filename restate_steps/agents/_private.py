@@ -48,16 +48,17 @@ import asyncio
 import contextlib
 import copy
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
 
+from pydantic_ai import models
 from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.capabilities import AbstractCapability, ModelFallback
 from pydantic_ai.durable_exec import BaseDurabilityCapability
 from pydantic_ai.durable_exec._utils import mark_streamed_before_failing, streamed_before_failing
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import AgentStreamEvent, ModelResponse
-from pydantic_ai.models import Model, infer_model
+from pydantic_ai.models import Model
 from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import AbstractToolset, CombinedToolset
 
@@ -184,16 +185,20 @@ def overriding_model(agent: Any) -> Model[Any] | None:
     return None if isinstance(model, str) else model
 
 
-def models_to_fall_back_to(capability: AbstractCapability[Any]) -> dict[str, Model[Any]]:
-    """Return the models of each ``ModelFallback`` in a capability, by names that they can have in ``models=``."""
+def models_to_fall_back_to(
+    capability: AbstractCapability[Any], known: Mapping[str, Model[Any]]
+) -> dict[str, Model[Any]]:
+    """Return the models of each ``ModelFallback`` in a capability, by names that they can have beside known ones."""
     named: dict[str, Model[Any]] = {}
 
     def look(leaf: AbstractCapability[Any]) -> None:
         for model in leaf.models if isinstance(leaf, ModelFallback) else ():
             if isinstance(model, str):
+                if model in known:
+                    continue
                 # One that cannot be made has its turn to say so when it is needed.
                 with contextlib.suppress(UserError, ValueError, ImportError):
-                    named[model] = infer_model(model)
+                    named[model] = models.infer_model(model)
             else:
                 add_model(named, model)
 
@@ -241,7 +246,7 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
 
     def _bind_models(self, agent: Any) -> None:
         own = agent.model
-        found = models_to_fall_back_to(agent.root_capability)
+        found = models_to_fall_back_to(agent.root_capability, self._extra_models)
         taken = [own, *self._extra_models.values()]
         more = {name: model for name, model in found.items() if not any(model is known for known in taken)}
         self._extra_models = {**more, **self._extra_models}

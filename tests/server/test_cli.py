@@ -210,7 +210,8 @@ class TestServe:
         serve = run("serve", "main:app", "--port", "0", *more)
         url = serve.wait_for(r"serving main:app at (http://127\.0\.0\.1:\d+)\n")[1]
 
-        assert main(["register", url, "--admin", normal_server.admin_url, *more]) == 0
+        # With force: an application that an earlier test has registered may have had the same port.
+        assert main(["register", url, "--admin", normal_server.admin_url, "--force", *more]) == 0
         assert "registered CliServe as dp_" in capsys.readouterr().out
         assert answer(normal_server.ingress_url, "CliServe") == "served"
         # The SDK takes SIGTERM for itself at the first request, so this has to come after one.
