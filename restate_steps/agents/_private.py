@@ -11,7 +11,8 @@ no id to an MCP server and none to ``@agent.toolset``. So in :class:`EngineBase`
 * ``_reject_runtime_toolsets`` sees everything that was bound as known, and what a capability makes anew for each run
   under the id of what was bound (``_toolsets_by_id``). That is wrapped for the run, by ``_wrap_leaf_toolset``.
 
-If one of them is renamed, ours is no longer called, and pydantic-ai refuses such toolsets with an error that says so.
+If a method is renamed, ours is no longer called, and pydantic-ai refuses such toolsets with an error that says so. If
+an attribute is, the first run fails, and says which.
 
 What a body leaves behind besides its result is lost on a replay. For that
 
@@ -25,11 +26,12 @@ What a body leaves behind besides its result is lost on a replay. For that
   of a run context holds what the run has discovered. Renamed: a run keeps the tools that it discovered first.
 
 What a stream has delivered before it failed is marked on the error, with ``mark_streamed_before_failing`` and
-``streamed_before_failing``; the mark has to cross the journal. Renamed: another model may go on after a stream that has
-been delivered in part.
+``streamed_before_failing`` of ``pydantic_ai.durable_exec._utils``; the mark has to cross the journal. Renamed: another
+model may go on after a stream that has been delivered in part.
 
-Models are known to a run by name. ``_bind_models`` takes in those of ``ModelFallback``, and ``_override_model`` of an
-agent tells the one that overrides its own. Renamed: they have to be given in ``models=``.
+Models are known to a run by name. ``_bind_models`` takes those of ``ModelFallback`` into ``_extra_models``, and
+``_override_model`` of an agent tells the one that overrides its own. Renamed: they have to be given in ``models=``;
+without ``_extra_models`` no agent can be bound.
 
 And when a run is to end early
 
@@ -47,15 +49,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import importlib
 import weakref
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
 from pydantic_ai import models
 from pydantic_ai.agent import WrapperAgent
 from pydantic_ai.capabilities import AbstractCapability, ModelFallback
 from pydantic_ai.durable_exec import BaseDurabilityCapability
-from pydantic_ai.durable_exec._utils import mark_streamed_before_failing, streamed_before_failing
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import AgentStreamEvent, ModelResponse
 from pydantic_ai.models import Model
@@ -167,12 +170,21 @@ def expire_through(ctx: RunContext[Any]) -> Callable[[], None]:
 
 def streamed_before(error: BaseException) -> ModelResponse | None:
     """Return what a stream delivered before an error ended it, if there was one."""
-    return streamed_before_failing(error)
+    found: Any = getattr(_marks(), "streamed_before_failing", None)
+    return found(error) if found is not None else None
 
 
 def mark_streamed(error: BaseException, response: ModelResponse) -> None:
     """Mark an error as having ended a stream that had delivered this."""
-    mark_streamed_before_failing(error, response)
+    mark: Any = getattr(_marks(), "mark_streamed_before_failing", None)
+    if mark is not None:
+        mark(error, response)
+
+
+def _marks() -> ModuleType | None:
+    with contextlib.suppress(ImportError):
+        return importlib.import_module("pydantic_ai.durable_exec._utils")
+    return None
 
 
 def overriding_model(agent: Any) -> Model[Any] | None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import inspect
 
 import pydantic_ai._run_context as run_context
+import pytest
+from pydantic_ai import Agent
 from pydantic_ai._cancel import RunCancellation
 from pydantic_ai.capabilities import AbstractCapability
-from pydantic_ai.durable_exec import BaseDurabilityCapability
+from pydantic_ai.durable_exec import BaseDurabilityCapability, _utils
 from pydantic_ai.mcp import MCPToolset
+from pydantic_ai.messages import ModelResponse
+from pydantic_ai.models.test import TestModel
 from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import AbstractToolset
+
+from restate_steps.agents import RestateDurability
+from restate_steps.agents._private import mark_streamed, overriding_model, streamed_before
 
 
 def parameters(function: object) -> list[str]:
@@ -22,7 +29,9 @@ def test_toolsets_without_an_id_are_bound_through_these() -> None:
     assert ["self", "ts"] == parameters(BaseDurabilityCapability._wrap_and_register_leaf)
     assert ["self", "toolset"] == parameters(BaseDurabilityCapability._reject_runtime_toolsets)
     assert ["self", "agent"] == parameters(BaseDurabilityCapability._bind_to_agent)
+    assert ["self", "ts"] == parameters(BaseDurabilityCapability._wrap_leaf_toolset)
     assert isinstance(AbstractToolset._explicit_id, property)
+    assert vars(RestateDurability())["_toolsets_by_id"] == {}
 
 
 def test_bodies_get_their_context_through_these() -> None:
@@ -40,6 +49,36 @@ def test_servers_that_change_their_tools_are_heard_through_this() -> None:
     toolset._cached_tools = []
     toolset._invalidate_tools_cache()
     assert toolset._cached_tools is None
+
+
+def test_streams_that_were_delivered_in_part_are_known_by_these() -> None:
+    """The mark on an error is what the functions set and find."""
+    error, response = RuntimeError("lost"), ModelResponse(parts=[])
+    assert _utils.streamed_before_failing(error) is None
+    assert streamed_before(error) is None
+    mark_streamed(error, response)
+    assert _utils.streamed_before_failing(error) is response
+    assert streamed_before(error) is response
+
+
+def test_streams_go_on_without_the_functions_that_mark_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Were they renamed, an error would go unmarked; nothing else changes."""
+    monkeypatch.delattr(_utils, "streamed_before_failing")
+    monkeypatch.delattr(_utils, "mark_streamed_before_failing")
+    error = RuntimeError("lost")
+    mark_streamed(error, ModelResponse(parts=[]))
+    assert streamed_before(error) is None
+
+
+def test_models_are_known_through_these() -> None:
+    """More models are taken from an attribute when an agent is bound, and the override is a variable of the agent."""
+    assert ["self", "agent"] == parameters(BaseDurabilityCapability._bind_models)
+    assert vars(RestateDurability())["_extra_models"] == {}
+    agent = Agent()
+    assert overriding_model(agent) is None
+    model = TestModel()
+    with agent.override(model=model):
+        assert overriding_model(agent) is model
 
 
 def test_runs_are_cancelled_through_these() -> None:
