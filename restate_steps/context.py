@@ -85,7 +85,7 @@ class Invocation:
         self._loop = _sdk.loop_of(context)
         self._scheduler: Scheduler | None = None
         self._failed: StepsError | None = None
-        self._steps: dict[tuple[int, ...], int] = {}
+        self._numbers: dict[tuple[str, tuple[int, ...]], int] = {}
         self._names: dict[str, tuple[int, ...]] = {}
         _sdk.guard_commands(context, self._check)
         _sdk.watch_bodies(context, self.enter_body)
@@ -146,6 +146,15 @@ class Invocation:
         strand = self._scheduler.current()
         return None if strand is self._scheduler.main else strand
 
+    def number(self, kind: str, path: tuple[int, ...] = ()) -> int:
+        """Return how many of a kind were counted before this one, in a branch if a path is given.
+
+        An attempt counts anew, in the same order as those before it, so that names made of numbers are the same.
+        """
+        number = self._numbers.get((kind, path), 0)
+        self._numbers[kind, path] = number + 1
+        return number
+
     def register_step(self, name: str) -> tuple[str, str]:
         """Return a step's name in the journal and its idempotency key.
 
@@ -154,7 +163,7 @@ class Invocation:
         """
         strand = self.strand()
         path = strand.path if strand is not None else ()
-        number = self._steps[path] = self._steps.get(path, -1) + 1
+        number = self.number("step", path)
         place = ".".join(map(str, path))
         if self._names.setdefault(name, path) != path:
             name = f"{name} [{place}]"

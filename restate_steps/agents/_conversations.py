@@ -14,11 +14,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypeAlias, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 from pydantic_ai.conversation import Conversation
 from pydantic_ai.conversation_store import (
@@ -51,9 +49,6 @@ _TOGETHER: Final = 16
 _CODEC: Final = JsonCodec(round_trip=False)
 _RECORD_SERDE: Final = serde(ConversationRecord | None, codec=_CODEC, terminal=False)
 _ENTRIES_SERDE: Final = serde(list[ConversationEntry], codec=_CODEC, terminal=False)
-
-_numbers: Final[WeakKeyDictionary[Invocation, Iterator[int]]] = WeakKeyDictionary()
-"""Per attempt: on a replay ids are counted anew, in the same order."""
 
 
 def _ending_the_invocation(method: Method) -> Method:
@@ -319,8 +314,7 @@ class _Entries:
 
 
 def _new_id(invocation: Invocation) -> str:
-    number = next(_numbers.setdefault(invocation, itertools.count()))
-    return f"{invocation.id}.{number}"
+    return f"{invocation.id}.{invocation.number('conversation')}"
 
 
 def _key_of(entry_id: str) -> str:

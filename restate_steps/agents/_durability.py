@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections import Counter
 from collections.abc import AsyncIterable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 from pydantic_ai import AgentRunResult
 from pydantic_ai.agent import EventStreamHandler
@@ -34,7 +32,7 @@ from restate_steps.agents._outside import Outside
 from restate_steps.agents._private import EngineBase
 from restate_steps.agents._run import caller, current_run
 from restate_steps.agents._units import TOOL_METADATA_KEY, RetryPolicies, StepBackend
-from restate_steps.context import Invocation, current_invocation
+from restate_steps.context import current_invocation
 from restate_steps.errors import StepDefinitionError
 from restate_steps.options import RetryPolicy
 from restate_steps.step import run_step
@@ -47,7 +45,6 @@ OnToolError: TypeAlias = Literal["raise", "tell_model"] | Callable[[Exception], 
 """What becomes of a tool call that has failed for good: it ends the run, or the model is told; or a function that gets
 the exception and returns whether the model is to be told."""
 
-_runs: Final[WeakKeyDictionary[Invocation, Counter[str]]] = WeakKeyDictionary()
 _FALL_BACK_AT_ONCE: Final = RetryPolicy(max_attempts=1)
 
 
@@ -187,12 +184,9 @@ class RestateDurability(EngineBase[AgentDepsT]):
         if invocation is None:
             return None
         strand = invocation.strand()
-        place = "".join(f"{number}." for number in strand.path) if strand is not None else ""
-        # Per attempt: on a replay the runs are counted anew, in the same order.
-        numbers = _runs.setdefault(invocation, Counter())
-        number = numbers[place]
-        numbers[place] += 1
-        return f"{invocation.id}/{place}{number}"
+        path = strand.path if strand is not None else ()
+        place = "".join(f"{number}." for number in path)
+        return f"{invocation.id}/{place}{invocation.number('agent run', path)}"
 
     def get_default_conversation_id(self, run_id: str) -> str | None:
         """Return an id derived from the run's, the same on every replay."""
