@@ -12,9 +12,10 @@ from pydantic_ai.exceptions import UserError
 from pydantic_ai.models import Model
 from restate import RunOptions
 
+from restate_steps.agents._capabilities import add_model, models_to_fall_back_to
 from restate_steps.agents._durability import OnToolError, RestateDurability
 from restate_steps.agents._failures import ending_the_invocation
-from restate_steps.agents._private import add_model, models_to_fall_back_to, overriding_model
+from restate_steps.agents._private import overriding_model
 from restate_steps.context import current_invocation, running_step
 from restate_steps.options import RetryPolicy
 

@@ -98,14 +98,12 @@ def take_request_timeout(run: Run, request: ModelRequestContext) -> None:
     request.model_settings = cast(ModelSettings, rest)
 
 
-async def within_request_timeout(body: Callable[[], Awaitable[Any]], seconds: float | None, model_name: str) -> Any:
+async def within_request_timeout(body: Callable[[], Awaitable[Any]], seconds: float, model_name: str) -> Any:
     """Ask the model, for no longer than this; called in the step.
 
     Raises:
         ModelRequestTimeout: The time is up; worth another attempt.
     """
-    if seconds is None:
-        return await body()
     timer = asyncio.timeout(seconds)
     try:
         async with timer:

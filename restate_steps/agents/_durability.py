@@ -25,6 +25,7 @@ from pydantic_ai.models import Model, ModelRequestContext
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext, ToolDefinition
 from restate import RunOptions
 
+from restate_steps.agents._capabilities import parts_of
 from restate_steps.agents._carried import carrier
 from restate_steps.agents._clock import RunClock, clock_of_run, take_request_timeout
 from restate_steps.agents._codec import UNIT_CODEC, encoding_failure
@@ -136,15 +137,8 @@ class RestateDurability(EngineBase[AgentDepsT]):
             agent: The agent.
         """
         bound = super().for_agent(agent)
-        engine = type(self).from_capability(bound)
-        return CombinedCapability([Outside(engine), bound])
-
-    @classmethod
-    def from_capability(cls, capability: AbstractCapability[Any]) -> RestateDurability[Any]:
-        """Return the engine among the parts of a capability."""
-        found: list[RestateDurability[Any]] = []
-        capability.apply(lambda leaf: found.append(leaf) if isinstance(leaf, RestateDurability) else None)
-        return found[0]
+        engines: list[RestateDurability[AgentDepsT]] = parts_of(bound, RestateDurability)
+        return CombinedCapability([Outside(engines[0]), bound])
 
     @property
     def in_durable_context(self) -> bool:
@@ -273,10 +267,8 @@ class RestateDurability(EngineBase[AgentDepsT]):
 
     def event_emitted(self, ctx: RunContext[AgentDepsT]) -> None:
         """Have the event handler's step take its turn among the steps of the tools that are under way."""
-        run = current_run()
-        if run is None or not run.has_event_handler:
-            return
-        run.event_emitted()
+        if (run := current_run()) is not None:
+            run.event_emitted()
 
     async def wrap_run_event_stream(
         self, ctx: RunContext[AgentDepsT], *, stream: AsyncIterable[AgentStreamEvent]

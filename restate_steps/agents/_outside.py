@@ -21,6 +21,7 @@ from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import RunContext, ToolDefinition
 
+from restate_steps.agents._capabilities import parts_of
 from restate_steps.agents._clock import clock_of_run, ending_in_time
 from restate_steps.agents._failures import ending_the_invocation, is_cancellation, terminal_cause
 from restate_steps.agents._private import cancel_through
@@ -70,7 +71,7 @@ class Outside(AbstractCapability[AgentDepsT]):
             engine.changes,
             clock.task if clock is not None else None,
         )
-        run.has_fallback = _has_fallback(ctx)
+        run.has_fallback = ctx.root_capability is not None and bool(parts_of(ctx.root_capability, ModelFallback))
         is_outermost = current_run() is None
         run.enter()
         cancel_through(ctx, run.cancel_in_order)
@@ -134,13 +135,6 @@ class Outside(AbstractCapability[AgentDepsT]):
 
 def _step_ended(executed: bool) -> None:
     record_durable_unit(executed=executed)
-
-
-def _has_fallback(ctx: RunContext[Any]) -> bool:
-    found: list[bool] = []
-    if ctx.root_capability is not None:
-        ctx.root_capability.apply(lambda capability: found.append(isinstance(capability, ModelFallback)))
-    return any(found)
 
 
 def _nest_spans(stack: ExitStack, invocation: Invocation) -> None:

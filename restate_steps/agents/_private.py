@@ -51,23 +51,21 @@ import contextlib
 import copy
 import importlib
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
-from pydantic_ai import models
 from pydantic_ai.agent import WrapperAgent
-from pydantic_ai.capabilities import AbstractCapability, ModelFallback
 from pydantic_ai.durable_exec import BaseDurabilityCapability
-from pydantic_ai.exceptions import UserError
 from pydantic_ai.messages import AgentStreamEvent, ModelResponse
 from pydantic_ai.models import Model
 from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import AbstractToolset, CombinedToolset
 
+from restate_steps.agents._capabilities import models_to_fall_back_to
+
 __all__ = [
     "EngineBase",
-    "add_model",
     "cancel_through",
     "collect_events",
     "count_changes",
@@ -75,7 +73,6 @@ __all__ = [
     "expire_through",
     "forget_tools",
     "mark_streamed",
-    "models_to_fall_back_to",
     "overriding_model",
     "streamed_before",
     "wrap_leaves",
@@ -195,37 +192,6 @@ def overriding_model(agent: Any) -> Model[Any] | None:
     found: Any = override.get() if override is not None else None
     model: Model[Any] | str | None = found.value if found is not None else None
     return None if isinstance(model, str) else model
-
-
-def models_to_fall_back_to(
-    capability: AbstractCapability[Any], known: Mapping[str, Model[Any]]
-) -> dict[str, Model[Any]]:
-    """Return the models of each ``ModelFallback`` in a capability, by names that they can have beside known ones."""
-    named: dict[str, Model[Any]] = {}
-
-    def look(leaf: AbstractCapability[Any]) -> None:
-        for model in leaf.models if isinstance(leaf, ModelFallback) else ():
-            if isinstance(model, str):
-                if model in known:
-                    continue
-                # One that cannot be made has its turn to say so when it is needed.
-                with contextlib.suppress(UserError, ValueError, ImportError):
-                    named[model] = models.infer_model(model)
-            else:
-                add_model(named, model)
-
-    capability.apply(look)
-    return named
-
-
-def add_model(named: dict[str, Model[Any]], model: Model[Any]) -> None:
-    """Give a model a name among others, unless it has one."""
-    if any(known is model for known in named.values()):
-        return
-    name = model.model_name
-    while name in named or name == "default":
-        name += "_"
-    named[name] = model
 
 
 def wrap_leaves(
