@@ -80,6 +80,11 @@ def build_parser() -> argparse.ArgumentParser:
     server.add_argument("--admin-port", type=int, metavar="PORT", help=f"default: {_ADMIN_PORT} if it is free")
     server.add_argument("--always-replay", action="store_true", help="suspend handlers at every wait, to test replay")
 
+    admin = argparse.ArgumentParser(add_help=False)
+    admin.add_argument(
+        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
+    )
+
     dev = verbs.add_parser("dev", parents=[app, server, http1], help="run a server, and an app that reloads")
     dev.add_argument("--port", type=int, metavar="PORT", help=f"of the app; default: {_APP_PORT} if it is free")
     dev.add_argument("--base-dir", type=Path, default=_DATA, metavar="DIR", help="data, kept; default: %(default)s")
@@ -92,11 +97,8 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--quiet", action="store_true", help="do not say where it is served")
     serve.set_defaults(run=_serve)
 
-    register = verbs.add_parser("register", parents=[http1], help="register an app with a server")
+    register = verbs.add_parser("register", parents=[http1, admin], help="register an app with a server")
     register.add_argument("url", metavar="URL", help="where the app is served")
-    register.add_argument(
-        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
-    )
     register.add_argument("--force", action="store_true", help="replace what was registered with this URL before")
     register.set_defaults(run=_register)
 
@@ -108,22 +110,21 @@ def build_parser() -> argparse.ArgumentParser:
     )
     run.set_defaults(run=_server)
 
-    _add_journal(verbs.add_parser("journal", help="keep journals, and replay them with today's code"))
+    _add_journal(verbs.add_parser("journal", help="keep journals, and replay them with today's code"), admin)
 
-    _add_approvals(verbs.add_parser("approvals", help="see what agents wait for people to decide, and decide it"))
+    _add_approvals(
+        verbs.add_parser("approvals", help="see what agents wait for people to decide, and decide it"), admin
+    )
 
     doctor = verbs.add_parser("doctor", help="see whether everything is in place")
     doctor.set_defaults(run=_doctor)
     return parser
 
 
-def _add_journal(journal: argparse.ArgumentParser) -> None:
+def _add_journal(journal: argparse.ArgumentParser, admin: argparse.ArgumentParser) -> None:
     verbs = journal.add_subparsers(metavar="VERB", required=True)
-    export = verbs.add_parser("export", help="write the journal of an invocation to a file")
+    export = verbs.add_parser("export", parents=[admin], help="write the journal of an invocation to a file")
     export.add_argument("invocation", metavar="INVOCATION", help="its id, which starts with inv_")
-    export.add_argument(
-        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
-    )
     export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
     export.set_defaults(run=_export_journal)
 
@@ -133,11 +134,7 @@ def _add_journal(journal: argparse.ArgumentParser) -> None:
     replay.set_defaults(run=_replay_journals)
 
 
-def _add_approvals(approvals: argparse.ArgumentParser) -> None:
-    admin = argparse.ArgumentParser(add_help=False)
-    admin.add_argument(
-        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
-    )
+def _add_approvals(approvals: argparse.ArgumentParser, admin: argparse.ArgumentParser) -> None:
     answer = argparse.ArgumentParser(add_help=False, parents=[admin])
     answer.add_argument("request", metavar="TOKEN", help="of the request, or the id of the invocation that waits")
     answer.add_argument(
