@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -61,6 +63,15 @@ def env_factory(harness: Harness) -> Iterator[Serve]:
     """A callable that serves services and returns an :class:`Env`, in both modes; all ends with the test."""
     with ExitStack() as stack:
         yield _factory(harness, stack)
+
+
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collect what the test leaves open without a word, or a later one would be blamed for it."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def _factory(harness: Harness, stack: ExitStack) -> Callable[..., Env]:

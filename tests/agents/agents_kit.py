@@ -6,8 +6,9 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
+import pytest
 import restate
 from harness import Env
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
@@ -15,6 +16,7 @@ from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls
 from restate.exceptions import RetryableError
 
 __all__ = [
+    "SESSIONS_LEFT_OPEN",
     "Again",
     "Answer",
     "Call",
@@ -28,6 +30,17 @@ __all__ = [
     "steps",
     "turn",
 ]
+
+SESSIONS_LEFT_OPEN: Final = [
+    pytest.mark.usefixtures("collected"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <function BaseSubprocessTransport.__del__:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
+"""Marks of tests in which an attempt, or the app, ends in the middle of a run: pydantic-ai's session with an MCP server
+is closed by the garbage collector then, which warns of the pipes, of the process, and of the app's event loop, which is
+closed by then."""
 
 Serve: TypeAlias = Callable[..., Env]
 

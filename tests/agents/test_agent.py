@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import re
-import warnings
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,10 @@ from typing import Any
 import pydantic_ai.models
 import pytest
 import restate
+from agents_kit import SESSIONS_LEFT_OPEN, Serve, serve_handler, steps
 from documents import ROOT
 from fastmcp.client.transports import PythonStdioTransport
-from harness import Env, InvocationFailed
+from harness import InvocationFailed
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelRetry, RunContext, ToolReturn
 from pydantic_ai.exceptions import ModelHTTPError, UnexpectedModelBehavior, UserError
@@ -38,26 +37,8 @@ from restate.exceptions import RetryableError
 from restate_steps import RetryPolicy, durable_step, gather, restate_context, run_step, step_info
 from restate_steps.agents import RestateAgent, RestateDurability
 
-# When an app is stopped in the middle of a run, pydantic-ai's session with an MCP server on stdio is closed by the
-# garbage collector, which warns of the pipes, of the process, and of the app's event loop, which is closed by then.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <function BaseSubprocessTransport.__del__:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
+pytestmark = SESSIONS_LEFT_OPEN
 
-
-@pytest.fixture(autouse=True)
-def garbage() -> Iterator[None]:
-    """Collect what is left, or a later test would be blamed for it."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
-
-
-Serve = Callable[..., Env]
 
 GREETING = """
 import restate
@@ -160,19 +141,6 @@ class Script:
         else:
             name, arguments = following
             yield {0: DeltaToolCall(name=name, json_args=str(arguments).replace("'", '"'), tool_call_id="call")}
-
-
-def serve_handler(serve: Serve, name: str, handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Serve one handler, and return a function that calls it."""
-    service = restate.Service(name)
-    service.handler(name="run")(handler)
-    env = serve(service)
-    return lambda arg=None: env.call(name, "run", arg)
-
-
-def steps(env: Env, invocation_id: str) -> list[str]:
-    """The names of an invocation's steps, in the order of the journal."""
-    return [str(entry.name) for entry in env.server.journal(invocation_id) if entry.type == "Command: Run"]
 
 
 def load_example(code: str, monkeypatch: pytest.MonkeyPatch, script: Script) -> dict[str, Any]:

@@ -19,11 +19,9 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import warnings
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -32,7 +30,7 @@ from typing import Any
 
 import pytest
 import restate
-from agents_kit import Crowd, Script, Serve, returned, serve_handler
+from agents_kit import SESSIONS_LEFT_OPEN, Crowd, Script, Serve, returned, serve_handler
 from fastmcp.client.transports import FastMCPTransport, PythonStdioTransport
 from harness import Harness, InvocationFailed
 from mcp.server import MCPServer
@@ -50,23 +48,7 @@ from restate_steps import step_info
 from restate_steps.agents import RestateAgent
 from restate_steps.server import AppServer
 
-# When an attempt ends in the middle of a run, pydantic-ai's session with an MCP server is closed by the garbage
-# collector, which warns of the pipes, of the process, and of the app's event loop, which is closed by then.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings(
-        "ignore:Exception ignored in. <function BaseSubprocessTransport.__del__:pytest.PytestUnraisableExceptionWarning"
-    ),
-]
-
-
-@pytest.fixture(autouse=True)
-def garbage() -> Iterator[None]:
-    """Collect what is left, or a later test would be blamed for it."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+pytestmark = SESSIONS_LEFT_OPEN
 
 
 def say(messages: list[ModelMessage]) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterable, Callable
+from collections.abc import AsyncIterable
 from typing import Any
 
 import pytest
 import restate
-from harness import Env, InvocationFailed
+from agents_kit import Serve, serve_handler, steps
+from harness import InvocationFailed
 from mcp.server import MCPServer
 from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.direct import model_request, model_request_stream
@@ -23,21 +24,7 @@ from pydantic_ai.usage import RunUsage
 from restate_steps import RetryPolicy, gather, run_step
 from restate_steps.agents import durable_event_handler, durable_model, durable_toolset
 
-Serve = Callable[..., Env]
-
 HELLO = [ModelRequest.user_text_prompt("Hello")]
-
-
-def serve_handler(serve: Serve, name: str, handler: Callable[..., Any]) -> Env:
-    """Serve one handler, as ``run``."""
-    service = restate.Service(name)
-    service.handler(name="run")(handler)
-    return serve(service)
-
-
-def steps(env: Env, invocation_id: str) -> list[str]:
-    """The names of an invocation's steps, in the order of the journal."""
-    return [str(entry.name) for entry in env.server.journal(invocation_id) if entry.type == "Command: Run"]
 
 
 def counting(asked: Counter[str], *problems: Exception) -> FunctionModel:
@@ -82,7 +69,7 @@ def test_model_is_asked_once(env_factory: Serve) -> None:
     async def handler(ctx: restate.Context) -> list[str]:
         return [str((await model_request(model, HELLO)).text) for _ in range(2)]
 
-    env = serve_handler(env_factory, "SingleModel", handler)
+    env = serve_handler(env_factory, "SingleModel", handler).env
     invocation = env.send("SingleModel", "run")
 
     assert ["answer 1", "answer 2"] == env.attach(invocation)
@@ -101,7 +88,7 @@ def test_stream_is_consumed_in_the_step(env_factory: Serve) -> None:
         await run_step(lambda: None, name="more")
         return str(stream.get().text), kinds
 
-    env = serve_handler(env_factory, "SingleStream", handler)
+    env = serve_handler(env_factory, "SingleStream", handler).env
     invocation = env.send("SingleStream", "run")
 
     text, kinds = env.attach(invocation)
@@ -124,7 +111,7 @@ def test_rejected_request_is_the_callers_to_catch(env_factory: Serve) -> None:
             return error.status_code, error.body, more
         raise AssertionError
 
-    env = serve_handler(env_factory, "SingleRejected", handler)
+    env = serve_handler(env_factory, "SingleRejected", handler).env
 
     assert [400, {"why": "no"}, "more"] == env.call("SingleRejected", "run")
     assert {"model": 1} == asked
@@ -143,7 +130,7 @@ def test_attempts_are_limited(env_factory: Serve) -> None:
             return error.status_code
         raise AssertionError
 
-    assert 503 == serve_handler(env_factory, "SingleLimited", handler).call("SingleLimited", "run")
+    assert 503 == serve_handler(env_factory, "SingleLimited", handler)()
     assert {"model": 2} == asked
 
 
@@ -156,7 +143,7 @@ def test_models_under_gather(env_factory: Serve) -> None:
         responses = await gather(*(model_request(model, HELLO) for _ in range(3)))
         return len({response.text for response in responses})
 
-    assert 3 == serve_handler(env_factory, "SingleGather", handler).call("SingleGather", "run")
+    assert 3 == serve_handler(env_factory, "SingleGather", handler)()
     assert {"model": 3} == asked
 
 
@@ -202,7 +189,7 @@ def test_function_toolset(env_factory: Serve) -> None:
             return [first, retry.message]
         raise AssertionError
 
-    env = serve_handler(env_factory, "SingleTools", handler)
+    env = serve_handler(env_factory, "SingleTools", handler).env
     invocation = env.send("SingleTools", "run")
 
     assert [3, "b must not be negative"] == env.attach(invocation)
@@ -225,7 +212,7 @@ def test_mcp_toolset(env_factory: Serve) -> None:
     async def handler(ctx: restate.Context) -> Any:
         return await call(durable, "distance", to="Rome")
 
-    env = serve_handler(env_factory, "SingleMcp", handler)
+    env = serve_handler(env_factory, "SingleMcp", handler).env
     invocation = env.send("SingleMcp", "run")
 
     assert 4 == env.attach(invocation)
@@ -249,7 +236,7 @@ def test_event_handler(env_factory: Serve) -> None:
     async def handler(ctx: restate.Context) -> str:
         return (await agent.run("Hello", event_stream_handler=durable_event_handler(show, name="show"))).output
 
-    env = serve_handler(env_factory, "SingleEvents", handler)
+    env = serve_handler(env_factory, "SingleEvents", handler).env
     invocation = env.send("SingleEvents", "run")
 
     assert "one two" == env.attach(invocation)
@@ -282,7 +269,7 @@ def test_what_a_tool_raises_for_good_is_terminal(env_factory: Serve) -> None:
     async def handler(ctx: restate.Context) -> Any:
         return await call(durable_toolset(tools), "broken")
 
-    env = serve_handler(env_factory, "SingleBroken", handler)
+    env = serve_handler(env_factory, "SingleBroken", handler).env
     with pytest.raises(InvocationFailed, match="not set up"):
         env.call("SingleBroken", "run")
     assert {"broken": 1} == ran

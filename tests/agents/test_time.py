@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
 import restate
-from harness import Env
+from agents_kit import Serve, serve_handler
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import ModelRequestTimeout, RunTimedOut
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
@@ -19,16 +18,7 @@ from pydantic_ai.settings import ModelSettings
 from restate_steps import RetryPolicy, restate_context, run_step
 from restate_steps.agents import RestateAgent, RestateDurability
 
-Serve = Callable[..., Env]
-
 LONG = timedelta(days=30)
-
-
-def serve_handler(serve: Serve, name: str, handler: Callable[..., Any]) -> Env:
-    """Serve one handler, as ``run``."""
-    service = restate.Service(name)
-    service.handler(name="run")(handler)
-    return serve(service)
 
 
 def calling(*tools: str) -> FunctionModel:
@@ -71,7 +61,7 @@ def test_run_ends_when_its_time_is_up(env_factory: Serve) -> None:
             after: str = await run_step(lambda: "too late", name="after")
             return after
 
-    assert "too late" == serve_handler(env_factory, "TimedRun", handler).call("TimedRun", "run")
+    assert "too late" == serve_handler(env_factory, "TimedRun", handler)()
     assert {"undone": 2} == undone
 
 
@@ -86,7 +76,7 @@ def test_run_in_time_is_left_alone(env_factory: Serve) -> None:
     async def handler(ctx: restate.Context) -> str:
         return (await agent.run("go", timeout=LONG.total_seconds())).output
 
-    assert "seen; seen" == serve_handler(env_factory, "InTime", handler).call("InTime", "run")
+    assert "seen; seen" == serve_handler(env_factory, "InTime", handler)()
 
 
 def test_time_left_is_that_of_the_journal(env_factory: Serve) -> None:
@@ -110,7 +100,7 @@ def test_time_left_is_that_of_the_journal(env_factory: Serve) -> None:
         await run_step(lambda: None, name="more")
         return output
 
-    assert "ok; True" == serve_handler(env_factory, "TimeLeft", handler).call("TimeLeft", "run")
+    assert "ok; True" == serve_handler(env_factory, "TimeLeft", handler)()
     assert 1 == len(set(seen))
 
 
@@ -135,7 +125,7 @@ def test_request_timeout_is_kept_in_the_step(env_factory: Serve) -> None:
             return [error.model_name, error.timeout]
         raise AssertionError
 
-    assert ["slow", 0.01] == serve_handler(env_factory, "SlowModel", handler).call("SlowModel", "run")
+    assert ["slow", 0.01] == serve_handler(env_factory, "SlowModel", handler)()
     assert {"model": 2} == asked
 
 
@@ -156,7 +146,7 @@ def test_timestamps_are_those_of_responses(env_factory: Serve) -> None:
         await run_step(lambda: None, name="more")
         return len(times)
 
-    env = serve_handler(env_factory, "DatedHistory", handler)
+    env = serve_handler(env_factory, "DatedHistory", handler).env
     assert env.call("DatedHistory", "run") > 4
     assert all(times == histories[0] for times in histories)
 
