@@ -80,9 +80,11 @@ __all__ = [
     "uses_explicit_recovery",
     "waiting_on",
     "watch_bodies",
+    "watchdog",
 ]
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 logger = logging.getLogger("restate_steps")
 
@@ -626,7 +628,7 @@ class SdkPort:
         loop = asyncio.get_running_loop()
         held: asyncio.Future[None] = loop.create_future()
         self._held.append(held)
-        limit = loop.call_later(HOLD_BACK_SECONDS, _let_go_late(held))
+        limit = loop.call_later(HOLD_BACK_SECONDS, watchdog(functools.partial(_settle, held)))
         try:
             await held
         finally:
@@ -636,18 +638,22 @@ class SdkPort:
     def _let_go(self) -> None:
         if self._held and self._working == len(self._held):
             for held in self._held:
-                if not held.done():
-                    held.set_result(None)
+                _settle(held)
 
 
-def _let_go_late(held: asyncio.Future[None]) -> Callable[[], None]:
-    def let_go() -> None:
-        if not held.done():
-            held.set_result(None)
+def _settle(future: asyncio.Future[None]) -> None:
+    """Let a future's awaiter go on, unless it may already."""
+    if not future.done():
+        future.set_result(None)
 
-    # By itself it lets no handler go on; a simulation must know.
-    cast(Any, let_go).watchdog = True
-    return let_go
+
+def watchdog(callback: F) -> F:
+    """Mark a timer's callback that only looks whether all is well: by itself, it never lets a handler go on.
+
+    A simulation must know, for it asks whether anything can happen.
+    """
+    cast(Any, callback).watchdog = True
+    return callback
 
 
 def _handles(source: UnresolvedFuture) -> Iterable[int]:

@@ -33,11 +33,11 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, Protocol
 
 from restate import TerminalError
 
-from .._sdk import forget_task, waiting_on
+from .._sdk import forget_task, waiting_on, watchdog
 from ..errors import ConcurrencyError
 from ._strand import Branch, MainStrand, State, Strand, Wait, current_strand
 from ._waits import describe, waits_for_another_strand
@@ -64,18 +64,6 @@ class Port(Protocol):
     async def wait(self) -> None: ...
     async def hold_back(self) -> None: ...
     def fail(self, error: BaseException) -> None: ...
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def watchdog(callback: F) -> F:
-    """Mark a timer's callback that only looks whether all is well: by itself, it never lets a handler go on.
-
-    A simulation must know, for it asks whether anything can happen.
-    """
-    cast(Any, callback).watchdog = True
-    return callback
 
 
 class Scheduler:
