@@ -1,5 +1,6 @@
 """Durable steps for Restate: a decorator, a typed codec, and concurrency that survives a replay."""
 
+from ._app import app, local
 from .codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec
 from .concurrency import AsCompleted, Task, TaskGroup, as_completed, gather, map, race, wait_for
 from .context import StepInfo, restate_context, step_info
@@ -46,11 +47,13 @@ __all__ = [
     "TaskGroup",
     "TypedSerde",
     "ValueEncodeError",
+    "app",
     "as_completed",
     "describe",
     "durable_step",
     "gather",
     "json_schema",
+    "local",
     "map",
     "race",
     "restate_context",

@@ -31,15 +31,15 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
-import gc
 import importlib
 import logging
+import math
 import random
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from datetime import timedelta
-from types import CoroutineType, FrameType
-from typing import Any, Final, Protocol, TypeVar, cast
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 import restate.server_context as _server
 from restate import RestateDurableFuture, RunOptions, TerminalError
@@ -53,20 +53,21 @@ from restate.vm import (
     VMWrapper,
 )
 
+from ._loop import Cancelled, watchdog
 from .errors import ConcurrencyError
+
+if TYPE_CHECKING:
+    from ._loop import Execution
 
 __all__ = [
     "AttemptObserver",
     "CommandObserver",
-    "Leaf",
     "SdkPort",
     "ServerInvocationContext",
     "allow_observers",
     "ambient_context",
     "check_supported",
     "fail_attempt",
-    "forget_task",
-    "frames_of",
     "guard_commands",
     "invocation_id",
     "keep_state",
@@ -78,9 +79,10 @@ __all__ = [
     "running_body",
     "state_of",
     "uses_explicit_recovery",
-    "waiting_on",
+    "set_execution",
+    "share_future",
+    "share_waits",
     "watch_bodies",
-    "watchdog",
 ]
 
 T = TypeVar("T")
@@ -282,20 +284,18 @@ def running_body() -> int | None:
 
 
 async def result_of(future: RestateDurableFuture[T]) -> T:
-    """Await a durable future that nobody else awaits, in the caller's own task.
-
-    For the first awaiter the SDK makes a task that others could share; it is a third of what a replayed step costs. And
-    while no branches are open, the waiting is done here, for less.
-    """
+    """Await a durable future that nothing else awaits, without what sharing it costs."""
     durable = cast(Any, future)
-    if not isinstance(getattr(durable, "future", None), _server.LazyFuture):
+    shared = getattr(durable, "future", None)
+    if not isinstance(shared, _SharedResult):
         return await future
-    if durable.is_completed():
-        # There is nothing to wait for, but other tasks shall get their turn. What runs beside this one is noticed then.
-        await asyncio.sleep(0)
-    elif _FUNNEL not in vars(durable.context):
-        await _wait_alone(durable.context, durable.handle)
-    return cast(T, await durable.future.async_def())
+    if not durable.is_completed():
+        context = durable.context
+        if context.execution is not None:
+            await context.execution.wait(SingleUnresolvedFuture(durable.handle))
+        else:
+            await _wait_alone(context, durable.handle)
+    return cast(T, await cast("_SharedResult[T]", shared).async_def())
 
 
 async def _wait_alone(context: Any, handle: int) -> None:
@@ -369,59 +369,173 @@ def map_failure(future: Any, convert: Callable[[TerminalError], BaseException]) 
     lazy.async_def = fetch_and_convert
 
 
-def forget_task(chain: Any, task: asyncio.Task[Any]) -> bool:
-    """Let the durable future whose cached task is ``task`` be awaited afresh; return whether it was found.
+class _SharedResult(Generic[T]):
+    """Stands in for the SDK's ``LazyFuture``: several may await it, and each may be cancelled without the others.
 
-    Args:
-        chain: The coroutine that awaits the future, at whatever depth.
-        task: The task that the SDK made for its first awaiter.
+    The SDK makes a task for the first awaiter and shares it; when that awaiter is cancelled, the future can never be
+    awaited again.
     """
-    for frame in frames_of(chain):
-        lazy = frame.f_locals.get("self")
-        if isinstance(lazy, _server.LazyFuture) and cast(Any, lazy).task is task:
-            lazy.task = None
-            return True
-    return False
+
+    __slots__ = ("_outcome", "_waiting", "async_def", "task")
+
+    def __init__(self, async_def: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self.async_def = async_def
+        self.task: asyncio.Task[T] | None = None
+        self._outcome: tuple[T | None, BaseException | None] | None = None
+        self._waiting: list[asyncio.Future[None]] | None = None
+
+    def done(self) -> bool:
+        """Return whether the result is there."""
+        return self._outcome is not None
+
+    async def get(self) -> T:
+        """Return the result."""
+        while self._outcome is None:
+            if self._waiting is None:
+                await self._fetch()
+            else:
+                waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiting.append(waiting)
+                await waiting
+        result, error = self._outcome
+        if error is not None:
+            raise error
+        return cast(T, result)
+
+    async def _fetch(self) -> None:
+        self._waiting = waiting = []
+        try:
+            self._outcome = (await self.async_def(), None)
+        except Cancelled as error:
+            # Those who wait now are told; the future itself may still be awaited.
+            for each in waiting:
+                if not each.done():
+                    each.set_exception(error)
+            raise
+        except Exception as error:
+            self._outcome = (None, error)
+        finally:
+            self._waiting = None
+            for each in waiting:
+                _settle(each)
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self.get().__await__()
 
 
-def frames_of(awaitable: Any) -> list[FrameType]:
-    """Return the frames of a suspended coroutine, outermost first, down to the one that waits.
+class _LoopContext(ServerInvocationContext):
+    """The SDK's context, whose waits go through an execution while there is one; see :func:`share_waits`."""
 
-    ``coroutine_wrapper`` (what ``coro.__await__()`` returns) and the awaitables of async generators have no
-    attribute that leads on; the collector's referents do, in constant time.
-    """
-    frames: list[FrameType] = []
-    seen = 0
-    while awaitable is not None and seen < 1000:
-        seen += 1
-        if isinstance(awaitable, CoroutineType):
-            frame, following = awaitable.cr_frame, awaitable.cr_await
-        elif hasattr(awaitable, "gi_frame"):
-            frame, following = awaitable.gi_frame, awaitable.gi_yieldfrom
-        elif hasattr(awaitable, "ag_frame"):
-            frame, following = awaitable.ag_frame, awaitable.ag_await
-        elif type(awaitable).__name__ in ("coroutine_wrapper", "async_generator_asend", "async_generator_athrow"):
-            frame = None
-            referents = gc.get_referents(awaitable)
-            following = next((r for r in referents if hasattr(r, "cr_await") or hasattr(r, "ag_await")), None)
+    execution: Execution | None
+    taken: dict[int, Any]
+    """What was taken from the VM, while it is being decoded by a journal codec; the VM hands it out once."""
+
+    async def create_poll_or_cancel_coroutine(self, unresolved_future: UnresolvedFuture) -> None:
+        if isinstance(unresolved_future, SingleUnresolvedFuture) and unresolved_future.handle in self.taken:
+            return
+        if self.execution is not None:
+            await self.execution.wait(unresolved_future)
         else:
-            break
-        if frame is not None:
-            frames.append(frame)
-        awaitable = following
-    return frames
+            await super().create_poll_or_cancel_coroutine(unresolved_future)
+
+    async def take_and_send_output(self) -> None:
+        # On the handler loop nothing can be sent; the driver does it.
+        if self.execution is None or self.execution.loop.driving is None:
+            await super().take_and_send_output()  # type: ignore[no-untyped-call]
+
+    async def must_take_notification(self, handle: int) -> Any:
+        if handle in self.taken:
+            return self.taken[handle]
+        value = await super().must_take_notification(handle)  # type: ignore[no-untyped-call]
+        if self.journal_codec is not None:
+            self.taken[handle] = value
+        return value
+
+    def create_future(self, handle: int, serde: Any = None) -> Any:
+        return _shared(super().create_future(handle, serde))
+
+    def create_sleep_future(self, handle: int) -> Any:
+        return _shared(super().create_sleep_future(handle))
+
+    def create_call_future(self, handle: int, invocation_id_handle: int, serde: Any = None) -> Any:
+        future: Any = _shared(super().create_call_future(handle, invocation_id_handle, serde))
+        future.invocation_id_future = _SharedResult(future.invocation_id_future.async_def)
+        return future
+
+    def do_raw_call(self, *args: Any, **options: Any) -> Any:
+        handle: Any = super().do_raw_call(*args, **options)
+        return _shared(handle) if isinstance(handle, _server.ServerSendHandle) else handle
+
+    def promise(self, *args: Any, **options: Any) -> Any:
+        promise: Any = super().promise(*args, **options)  # type: ignore[misc]
+        if type(promise) is _server.ServerDurablePromise:
+            promise.__class__ = _SharedPromise
+        return promise
 
 
-def waiting_on(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
-    """Return the future that a task is waiting for, or None if it is running or about to run."""
-    return getattr(task, "_fut_waiter", None)
+class _SharedPromise(_server.ServerDurablePromise):
+    def resolve(self, value: Any) -> Awaitable[None]:
+        return cast("Awaitable[None]", _shared(super().resolve(value)))
+
+    def reject(self, message: str, code: int = 500) -> Awaitable[None]:
+        return cast("Awaitable[None]", _shared(super().reject(message, code)))
+
+
+def _shared(future: Any) -> Any:
+    future.future = _SharedResult(future.future.async_def)
+    return future
+
+
+def share_future(future: Any) -> None:
+    """Let a durable future of the SDK's be awaited by several, unless it is awaited already."""
+    lazy = getattr(future, "future", None)
+    if isinstance(lazy, _server.LazyFuture) and cast(Any, lazy).task is None:
+        _shared(future)
+
+
+@functools.cache
+def _with_shared_waits(context_type: type[ServerInvocationContext]) -> type[ServerInvocationContext]:
+    return type(context_type.__name__, (_LoopContext, context_type), {})
+
+
+def share_waits(context: ServerInvocationContext) -> None:
+    """Let every wait on this context go through :attr:`execution`, once :func:`set_execution` has set one."""
+    if isinstance(context, _LoopContext):
+        return
+    context.__class__ = _with_shared_waits(type(context))
+    cast(Any, context).execution = None
+    cast(Any, context).taken = {}
+    if context.journal_codec is not None:
+        context.journal_codec = _LocalCodec(context)
+
+
+def set_execution(context: ServerInvocationContext, execution: Execution | None) -> None:
+    """Let an execution order everything that is awaited on this context."""
+    cast(Any, context).execution = execution
+
+
+class _LocalCodec:
+    """A journal codec that decodes on the server's loop, where it may talk to the network."""
+
+    def __init__(self, context: ServerInvocationContext) -> None:
+        self._codec: Any = context.journal_codec
+        self._context: Any = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._codec, name)
+
+    async def decode(self, buffer: bytes) -> bytes:
+        execution: Execution | None = self._context.execution
+        if execution is None or execution.loop.driving is not execution:
+            return cast(bytes, await self._codec.decode(buffer))
+        return cast(bytes, await execution.local.run(self._codec.decode(buffer)))
 
 
 # --- the port ---------------------------------------------------------------------------------------------------
 
 
-class Leaf(Protocol):
-    """What the port needs to know of one registered wait."""
+class Wait(Protocol):
+    """What the port needs to know of a wait."""
 
     @property
     def source(self) -> UnresolvedFuture: ...
@@ -436,24 +550,24 @@ HOLD_BACK_SECONDS: Final = 60.0
 """How long a failing body waits for others, at most: theirs may wait for something that only its retry brings."""
 
 
-class _Group(dict[Leaf, Any]):
-    """Some leaves, each with what the VM takes for it.
+class _Group(dict[Wait, Any]):
+    """Some waits, each with what the VM takes for it.
 
-    All leaves are handed to the VM each time, a group as one future, so that only groups that have changed are built.
+    All waits are handed to the VM each time, a group as one future, so that only groups that have changed are built.
     """
 
     _built: Any = None
 
-    def __setitem__(self, leaf: Leaf, converted: Any) -> None:
-        super().__setitem__(leaf, converted)
+    def __setitem__(self, wait: Wait, converted: Any) -> None:
+        super().__setitem__(wait, converted)
         self._built = None
 
-    def __delitem__(self, leaf: Leaf) -> None:
-        super().__delitem__(leaf)
+    def __delitem__(self, wait: Wait) -> None:
+        super().__delitem__(wait)
         self._built = None
 
     def any(self) -> Any:
-        """Return the future that is completed as soon as one of the leaves is."""
+        """Return the future that is completed as soon as one of the waits is."""
         if self._built is None:
             self._built = _native.PyUnresolvedFuture.first_completed(list(self.values()))
         return self._built
@@ -469,58 +583,57 @@ class SdkPort:
     def __init__(self, context: ServerInvocationContext) -> None:
         self._context = context
         self._vm: Any = cast(Any, context.vm).vm
-        self._leaves: dict[Leaf, _Group] = {}
+        self._waits: dict[Wait, _Group] = {}
         self._groups: list[_Group] = []
-        self._by_handle: dict[int, list[Leaf]] = {}
-        # What is left to wait for of each leaf that combines several futures. A future that has completed must be
+        self._by_handle: dict[int, list[Wait]] = {}
+        # What is left to wait for of each wait that combines several futures. A future that has completed must be
         # taken out while it can be seen: to the VM, one whose value was taken by another branch is not completed.
-        self._composites: dict[Leaf, UnresolvedFuture] = {}
+        self._composites: dict[Wait, UnresolvedFuture] = {}
         self._sending = asyncio.Lock()
         # Bodies that have been started and have not ended, and those of them that hold their failure back.
         self._working = 0
         self._held: list[asyncio.Future[None]] = []
 
-    def install(self, funnel: Callable[[UnresolvedFuture], Coroutine[Any, Any, None]]) -> None:
-        """Send every await of this invocation through ``funnel``."""
-        setattr(self._context, _FUNNEL, funnel)
+    def __bool__(self) -> bool:
+        return bool(self._waits)
 
-    def uninstall(self) -> None:
-        """Give the await funnel back to the SDK."""
-        vars(self._context).pop(_FUNNEL, None)
+    def waits(self) -> list[Any]:
+        """Return what is polled for, in the order in which it was added."""
+        return list(self._waits)
 
-    def add(self, leaf: Leaf) -> None:
-        """Poll for ``leaf`` from now on."""
+    def add(self, wait: Wait) -> None:
+        """Poll for ``wait`` from now on."""
         if not self._groups or len(self._groups[-1]) == _GROUP_SIZE:
             self._groups.append(_Group())
-        group = self._leaves[leaf] = self._groups[-1]
-        group[leaf] = _convert(leaf.source)
-        if not isinstance(leaf.source, SingleUnresolvedFuture):
-            self._composites[leaf] = leaf.source
-        for handle in _handles(leaf.source):
-            self._by_handle.setdefault(handle, []).append(leaf)
+        group = self._waits[wait] = self._groups[-1]
+        group[wait] = _convert(wait.source)
+        if not isinstance(wait.source, SingleUnresolvedFuture):
+            self._composites[wait] = wait.source
+        for handle in _handles(wait.source):
+            self._by_handle.setdefault(handle, []).append(wait)
 
-    def discard(self, leaf: Leaf) -> None:
-        """Poll no longer for ``leaf``."""
-        group = self._leaves.pop(leaf, None)
+    def discard(self, wait: Wait) -> None:
+        """Poll no longer for ``wait``."""
+        group = self._waits.pop(wait, None)
         if group is None:
             return
-        del group[leaf]
+        del group[wait]
         if not group:
             self._groups.remove(group)
-        for handle in _handles(leaf.source):
+        for handle in _handles(wait.source):
             sharing = self._by_handle[handle]
-            sharing.remove(leaf)
+            sharing.remove(wait)
             if not sharing:
                 del self._by_handle[handle]
-        self._composites.pop(leaf, None)
+        self._composites.pop(wait, None)
 
-    def ask(self) -> list[Leaf] | None:
+    def ask(self) -> list[Wait] | None:
         """Have the VM go on to the next completion that is waited for.
 
         It goes through what the server sent in journal order, and stops there. Bodies that are to run are started.
 
         Returns:
-            The leaves that this completion ends (more than one if they share a future), in the order in which they
+            The waits that this completion ends (more than one if they share a future), in the order in which they
             were added; empty if the server has to send something first; None when the invocation was cancelled.
 
         Raises:
@@ -528,17 +641,34 @@ class SdkPort:
             SdkInternalException: The attempt failed, for example because a step's body raised.
         """
         while True:
-            awaited = _native.PyUnresolvedFuture.first_completed([group.any() for group in self._groups])
-            progress = _progress(self._vm, awaited)
+            progress = _progress(self._vm, self._awaited())
             if isinstance(progress, _native.PyDoProgressExecuteRun):
                 self._start_body(progress.handle)
                 self._start_siblings()
             elif isinstance(progress, _native.PyDoProgressAnyCompleted):
                 if done := self._done():
                     return done
-                # One of several futures that a leaf waits for together: it needs the rest.
+                # One of several futures that a wait waits for together: it needs the rest.
             else:
                 return None if isinstance(progress, _native.PyDoProgressCancelSignalReceived) else []
+
+    def _awaited(self) -> Any:
+        if len(self._waits) == 1:
+            [(wait, group)] = self._waits.items()
+            return group[wait]
+        return _native.PyUnresolvedFuture.first_completed([group.any() for group in self._groups])
+
+    def sleep(self, seconds: float) -> UnresolvedFuture:
+        """Begin a durable sleep, and return what to poll for."""
+        # The SDK rounds down, and a timer must not end early.
+        delay = timedelta(milliseconds=math.ceil(round(seconds * 1000, 3)))
+        return SingleUnresolvedFuture(cast(Any, self._context.sleep(delay)).handle)
+
+    def interrupt(self) -> None:
+        """Make :meth:`wait` return."""
+        arrived: asyncio.Queue[Any] | None = getattr(self._context.receive, "_queue", None)
+        if arrived is not None:
+            arrived.put_nowait({"type": "restate.run_completed", "data": None})
 
     async def wait(self) -> None:
         """Send what the VM has to say, and wait until the server has sent something or a body has ended.
@@ -554,20 +684,20 @@ class SdkPort:
         while arrived is not None and not arrived.empty():
             _take(self._vm, await receive())
 
-    def _done(self) -> list[Leaf]:
+    def _done(self) -> list[Wait]:
         is_completed = self._vm.is_completed
         if not self._composites:
             # No loop in Python: completions may come in any order, so this may look at all of them.
             return list(self._by_handle[next(filter(is_completed, self._by_handle))])
-        done: list[Leaf] = []
-        for leaf in list(self._leaves):
-            source = self._composites.get(leaf, leaf.source)
+        done: list[Wait] = []
+        for wait in list(self._waits):
+            source = self._composites.get(wait, wait.source)
             rest = self._rest(source)
             if rest is None:
-                done.append(leaf)
+                done.append(wait)
             elif rest != source:
-                self._composites[leaf] = rest
-                self._leaves[leaf][leaf] = _convert(rest)
+                self._composites[wait] = rest
+                self._waits[wait][wait] = _convert(rest)
         return done
 
     def _rest(self, source: UnresolvedFuture) -> UnresolvedFuture | None:
@@ -604,7 +734,9 @@ class SdkPort:
         # A body sees the context variables of the branch that asked for it first, not those of whoever polls.
         context = self._by_handle[handle][0].context.copy()
         self._working += 1
-        cast(Any, self._context.tasks).add(asyncio.create_task(self._run_body(run), context=context))
+        # Not by create_task: the running loop is the handler's, or a task factory may start the body at once.
+        loop = loop_of(self._context)
+        cast(Any, self._context.tasks).add(asyncio.Task(self._run_body(run), loop=loop, context=context))
 
     async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -645,15 +777,6 @@ def _settle(future: asyncio.Future[None]) -> None:
     """Let a future's awaiter go on, unless it may already."""
     if not future.done():
         future.set_result(None)
-
-
-def watchdog(callback: F) -> F:
-    """Mark a timer's callback that only looks whether all is well: by itself, it never lets a handler go on.
-
-    A simulation must know, for it asks whether anything can happen.
-    """
-    cast(Any, callback).watchdog = True
-    return callback
 
 
 def _handles(source: UnresolvedFuture) -> Iterable[int]:

@@ -1,4 +1,4 @@
-"""What belongs to one invocation, and how code finds it without being handed anything.
+"""Per-invocation state, available implicitly to steps.
 
 Outside a handler there is none, and steps are plain calls. Inside a step's body there is none either, as far as steps
 are concerned: the body is one journal entry, and nothing in it may add another.
@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, TypeVar, cast
 
 from . import _sdk
+from ._loop import Execution, running_operation
 from .errors import ConcurrencyError, ContextInStepError, StepsError
 
-if TYPE_CHECKING:
-    from .concurrency._scheduler import Scheduler
-    from .concurrency._strand import Strand
-
 __all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_ended", "step_info"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +74,19 @@ class Invocation:
     Attributes:
         context: The SDK's context.
         id: The invocation's id.
-        awaiting: Name of the step that the handler awaits while no branches are open.
+        execution: What orders the handler's code, while it runs on the handler loop.
+        awaiting: Name of the step that the handler awaits while it does not run on the handler loop.
     """
 
     def __init__(self, context: _sdk.ServerInvocationContext) -> None:
         self.context = context
         self.id = _sdk.invocation_id(context)
+        self.execution: Execution | None = None
         self.awaiting: str | None = None
         self._loop = _sdk.loop_of(context)
-        self._scheduler: Scheduler | None = None
         self._failed: StepsError | None = None
-        self._numbers: dict[tuple[str, tuple[int, ...]], int] = {}
-        self._names: dict[str, tuple[int, ...]] = {}
+        self._numbers: dict[str, int] = {}
+        _sdk.share_waits(context)
         _sdk.guard_commands(context, self._check)
         _sdk.watch_bodies(context, self.enter_body)
         if _sdk.uses_explicit_recovery(context):
@@ -101,7 +101,9 @@ class Invocation:
             raise ContextInStepError(f"the Restate context ({operation})", step.name)
         if self._failed is not None:
             raise self._failed
-        if asyncio._get_running_loop() is not self._loop:
+        if self.execution is not None:
+            self.execution.check(f"the Restate context ({operation})")
+        elif asyncio._get_running_loop() is not self._loop:
             error = ConcurrencyError(
                 f"the Restate context ({operation}) was used in another thread or event loop than the handler's, where "
                 "its place in the journal would depend on timing. Use it in the handler, and do in the thread what "
@@ -109,65 +111,54 @@ class Invocation:
             )
             self.fail(error)
             raise error
-        if self._scheduler is not None:
-            self._scheduler.command(operation)
 
     def enter_body(self, handle: int) -> None:
         """Mark the code that follows as the body of a ``ctx.run``; a step's body goes on to say which step it is."""
         running_step.set(StepInfo("ctx.run", self.id, f"{self.id}/run{handle}"))
 
-    def scheduler(self) -> Scheduler:
-        """Return what orders this invocation's branches, made on first use."""
-        if self._scheduler is None:
-            from .concurrency._scheduler import Scheduler
-
-            _sdk.check_supported()
-            self._scheduler = Scheduler(_sdk.SdkPort(self.context))
-        if self.awaiting is not None and not self._scheduler.active:
+    async def on_handler_loop(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine function on the handler loop: on the one that runs, or on one for its own duration."""
+        if (execution := self.execution) is not None:
+            operation = running_operation()
+            if operation is not None and operation.execution is execution:
+                return await execution.run_for(operation, function)
+            execution.check("handler code")
+            return await function()
+        if self.awaiting is not None:
             error = plain_concurrency(self.awaiting)
             self.fail(error)
             raise error
-        return self._scheduler
-
-    @property
-    def branching(self) -> bool:
-        """Whether branches are open."""
-        return self._scheduler is not None and self._scheduler.active
+        _sdk.check_supported()
+        self.port = _sdk.SdkPort(self.context)
+        self.execution = execution = Execution(self.port, self._loop)
+        _sdk.set_execution(self.context, execution)
+        try:
+            return await execution.run(function())
+        except ConcurrencyError as error:
+            if error is execution.closed:
+                self._failed = error
+            raise
+        finally:
+            self.execution = None
+            _sdk.set_execution(self.context, None)
 
     async def hold_back(self) -> None:
         """Wait, in a body that is about to fail the attempt, until those beside it have ended."""
-        if self._scheduler is not None:
-            await self._scheduler.hold_back()
+        if self.execution is not None:
+            await self.port.hold_back()
 
-    def strand(self) -> Strand | None:
-        """Return the branch that the caller runs in, or None in the handler's own coroutine."""
-        if self._scheduler is None:
-            return None
-        strand = self._scheduler.current()
-        return None if strand is self._scheduler.main else strand
+    def number(self, kind: str) -> int:
+        """Return how many of a kind were counted before this one.
 
-    def number(self, kind: str, path: tuple[int, ...] = ()) -> int:
-        """Return how many of a kind were counted before this one, in a branch if a path is given.
-
-        An attempt counts anew, in the same order as those before it, so that names made of numbers are the same.
+        Each attempt counts from zero, in the same order as those before it, so that names made of numbers are the same.
         """
-        number = self._numbers.get((kind, path), 0)
-        self._numbers[kind, path] = number + 1
+        number = self._numbers.get(kind, 0)
+        self._numbers[kind] = number + 1
         return number
 
-    def register_step(self, name: str) -> tuple[str, str]:
-        """Return a step's name in the journal and its idempotency key.
-
-        Both are functions of the step's place among the steps of its branch, and of the branch's place among the
-        branches, hence of the journal. Two branches never share a name: if they swapped, Restate would notice.
-        """
-        strand = self.strand()
-        path = strand.path if strand is not None else ()
-        number = self.number("step", path)
-        place = ".".join(map(str, path))
-        if self._names.setdefault(name, path) != path:
-            name = f"{name} [{place}]"
-        return name, f"{self.id}/{place}:{number}" if path else f"{self.id}/{number}"
+    def next_key(self) -> str:
+        """Return the idempotency key of the next step: a function of its number among the invocation's steps."""
+        return f"{self.id}/{self.number('step')}"
 
     def fail(self, error: StepsError) -> None:
         """Make the attempt fail with a retryable error, and refuse every further command of it.
@@ -176,29 +167,29 @@ class Invocation:
         """
         if self._failed is None:
             self._failed = error
-            _sdk.fail_attempt(self.context, error)
+            if self.execution is not None:
+                self.execution.fail(error)
+            else:
+                _sdk.fail_attempt(self.context, error)
 
     def __close__(self) -> None:
-        """Called by the SDK when the handler has ended: whatever branches are left end too."""
+        """Called by the SDK when the handler has ended."""
         task = asyncio.current_task()
         if isinstance(sys.exc_info()[1], asyncio.CancelledError) and task is not None and not task.cancelling():
             self.fail(
                 ConcurrencyError(
-                    "the handler ended with asyncio.CancelledError although nobody cancelled it. A branch or task was "
-                    "cancelled, and awaiting it raises that error: catch it, or ask task.cancelled() first."
+                    "the handler ended with asyncio.CancelledError although nothing cancelled it. A task was cancelled, "
+                    "and awaiting it raises that error: catch it, or ask task.cancelled() first."
                 )
             )
-        if self._scheduler is not None:
-            # Context managers of the handler exit after this, and may have steps of their own.
-            self._scheduler = self._scheduler.succeed()
 
 
 def plain_concurrency(step: str) -> ConcurrencyError:
-    """Build the error for steps that run concurrently without this package knowing."""
+    """Build the error for steps that run concurrently in an application of ``restate.app``."""
     return ConcurrencyError(
-        f"step {step!r} is already being awaited by another asyncio task of this handler. Run concurrently with "
-        "asyncio.gather or asyncio.create_task, steps would be replayed in an order that depends on timing. Use "
-        "restate_steps.gather, TaskGroup, race, map or as_completed."
+        f"step {step!r} is already being awaited by another asyncio task of this handler. Under restate.app, steps run "
+        "one after another, because the order of asyncio's tasks depends on timing. Serve the handler with "
+        "restate_steps.app instead of restate.app, which takes the same arguments and makes plain asyncio replay-safe."
     )
 
 

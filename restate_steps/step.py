@@ -124,7 +124,7 @@ class DurableStep(Generic[P, T]):
         kwargs: dict[str, Any],
         body_runs: Callable[[], None] | None = None,
     ) -> T:
-        if invocation.branching:
+        if invocation.execution is not None:
             return await result_of(self._begin(invocation, args, kwargs, body_runs))
         if invocation.awaiting is not None:
             error = plain_concurrency(invocation.awaiting)
@@ -296,7 +296,7 @@ class DurableStep(Generic[P, T]):
     ) -> RestateDurableFuture[T]:
         # Asked for before anything runs: without it a result could not be recorded.
         self._result_type()
-        name, key = invocation.register_step(self._journal_name(*self._receiver, *args, **kwargs))
+        name, key = self._journal_name(*self._receiver, *args, **kwargs), invocation.next_key()
 
         async def body() -> bytes:
             if body_runs is not None:
@@ -702,7 +702,8 @@ def _mark_as_coroutine_function(step: Any) -> None:
 
 def _cancelled_locally(step: str) -> ConcurrencyError:
     return ConcurrencyError(
-        f"step {step!r} was cancelled by something local (asyncio.timeout, asyncio.wait_for, Task.cancel) while the "
-        "handler waited for it. When that happens depends on timing, so going on could not be replayed. Use "
-        "restate_steps.wait_for for a timeout, or the step's own timeout= option."
+        f"step {step!r} was cancelled by a local timer or task (asyncio.timeout, asyncio.wait_for, Task.cancel) while "
+        "the handler waited for it. Under restate.app, when that happens depends on timing, so going on could not be "
+        "replayed. Serve the handler with restate_steps.app instead of restate.app, use restate_steps.wait_for for a "
+        "timeout, or the step's own timeout= option."
     )

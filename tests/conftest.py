@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
-import restate
+import restate_steps
 from harness import Env, Harness
 
 from restate_steps.server import RestateServer
@@ -75,7 +75,7 @@ def collected() -> Iterator[None]:
 
 
 def _factory(harness: Harness, stack: ExitStack) -> Callable[..., Env]:
-    def serve(*services: Any, http1: bool = False) -> Env:
-        return stack.enter_context(harness.serve(restate.app(services), http1=http1))
+    def serve(*services: Any, http1: bool = False, app: Any = restate_steps.app) -> Env:
+        return stack.enter_context(harness.serve(app(services), http1=http1))
 
     return serve

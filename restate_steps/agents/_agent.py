@@ -138,21 +138,25 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         async def run(self, *args, **kwargs):
             with ending_the_invocation():
                 self._check_context()
-                return await self.wrapped.run(*args, **self._durable(kwargs))
+                arguments = self._durable(kwargs)
+                invocation = current_invocation()
+                if invocation is None:
+                    return await self.wrapped.run(*args, **arguments)
+                return await invocation.on_handler_loop(lambda: self.wrapped.run(*args, **arguments))
 
         @functools.wraps(WrapperAgent.iter)
         def iter(self, *args, **kwargs):
-            self._refuse_in_handler("iter")
+            self._refuse_under_restate_app("iter")
             return self.wrapped.iter(*args, **self._durable(kwargs))
 
         @functools.wraps(WrapperAgent.run_stream)
         def run_stream(self, *args, **kwargs):
-            self._refuse_in_handler("run_stream")
+            self._refuse_under_restate_app("run_stream")
             return self.wrapped.run_stream(*args, **self._durable(kwargs))
 
         @functools.wraps(WrapperAgent.run_stream_events)
         def run_stream_events(self, *args, **kwargs):
-            self._refuse_in_handler("run_stream_events")
+            self._refuse_under_restate_app("run_stream_events")
             return self.wrapped.run_stream_events(*args, **self._durable(kwargs))
 
     def _durable(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -188,14 +192,14 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
                 "handler, with the handler's own context, or leave restate_context out."
             )
 
-    def _refuse_in_handler(self, method: str) -> None:
-        if current_invocation() is None:
+    def _refuse_under_restate_app(self, method: str) -> None:
+        invocation = current_invocation()
+        if invocation is None or invocation.execution is not None:
             return
         with ending_the_invocation():
             raise UserError(
-                f"RestateAgent.{method}() does not work inside a Restate handler, because what it hands out while the "
-                "model answers cannot be replayed. Use run(event_stream_handler=...) instead: the handler of events "
-                "gets them as they come, inside the durable step."
+                f"RestateAgent.{method}() works in a handler only on the handler loop. Serve the handler with "
+                "restate_steps.app instead of restate.app, which takes the same arguments."
             )
 
 

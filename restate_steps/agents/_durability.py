@@ -158,10 +158,6 @@ class RestateDurability(EngineBase[AgentDepsT]):
             policies=policies,
         )
 
-    def leaves_alone(self, tool: ToolDefinition) -> bool:
-        """Whether a tool may make steps of its own; said of an MCP tool too, to which it makes no difference."""
-        return self._disable_auto_wrapping_tools or (tool.metadata or {}).get(TOOL_METADATA_KEY) is False
-
     def tells_model_of(self, error: Exception) -> bool:
         """Whether the model is told of a tool call that has failed for good; a mistake in the program it never is."""
         if isinstance(error, UserError):
@@ -177,10 +173,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
         invocation = current_invocation()
         if invocation is None:
             return None
-        strand = invocation.strand()
-        path = strand.path if strand is not None else ()
-        place = "".join(f"{number}." for number in path)
-        return f"{invocation.id}/{place}{invocation.number('agent run', path)}"
+        return f"{invocation.id}/{invocation.number('agent run')}"
 
     def get_default_conversation_id(self, run_id: str) -> str | None:
         """Return an id derived from the run's, the same on every replay."""
@@ -201,7 +194,6 @@ class RestateDurability(EngineBase[AgentDepsT]):
             return None
         name = f"{self.name}__run_start_time"
         clock.time = await run_step(_now, name=lambda: name)
-        clock.is_limited = True
         return clock.time
 
     async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
@@ -264,28 +256,6 @@ class RestateDurability(EngineBase[AgentDepsT]):
         """Collect what a body does to the run's usage and events, which a replay would not see."""
         collecting = carrier.get()
         return ctx if collecting is None else collecting.track(ctx)
-
-    def event_emitted(self, ctx: RunContext[AgentDepsT]) -> None:
-        """Have the event handler's step take its turn among the steps of the tools that are under way."""
-        if (run := current_run()) is not None:
-            run.event_emitted()
-
-    async def wrap_run_event_stream(
-        self, ctx: RunContext[AgentDepsT], *, stream: AsyncIterable[AgentStreamEvent]
-    ) -> AsyncIterable[AgentStreamEvent]:
-        """Hand the events of the run to the event handler, in steps.
-
-        Args:
-            ctx: The run.
-            stream: Its events.
-
-        Returns:
-            The same events.
-        """
-        run = current_run()
-        source = stream if run is None else run.in_turn(stream)
-        async for event in super().wrap_run_event_stream(ctx, stream=source):
-            yield event
 
 
 def _policy_of(options: RunOptions[Any] | None) -> RetryPolicy:

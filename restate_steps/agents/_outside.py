@@ -1,4 +1,4 @@
-"""What has to be outermost around a run, and around each tool call, for the engine inside to work.
+"""The outermost capability: wraps the run and each tool call.
 
 Capabilities are layers. The engine itself is the innermost, as pydantic-ai wants it; this one goes around all others,
 their spans included.
@@ -18,13 +18,10 @@ from pydantic_ai.capabilities.abstract import AbstractCapability, CapabilityOrde
 from pydantic_ai.durable_exec import external_event_scope, record_durable_unit, replay_scope
 from pydantic_ai.exceptions import ToolFailed
 from pydantic_ai.messages import ToolCallPart
-from pydantic_ai.output import OutputContext
 from pydantic_ai.tools import RunContext, ToolDefinition
 
 from restate_steps.agents._capabilities import parts_of
-from restate_steps.agents._clock import clock_of_run, ending_in_time
 from restate_steps.agents._failures import ending_the_invocation, is_cancellation, terminal_cause
-from restate_steps.agents._private import cancel_through
 from restate_steps.agents._run import Run, caller, current_run
 from restate_steps.agents._waiting import AwakeableWaiter
 from restate_steps.context import Invocation, current_invocation, step_ended
@@ -57,24 +54,15 @@ class Outside(AbstractCapability[AgentDepsT]):
         return None
 
     async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
-        """Set up what the parts of a run share, and let errors that no replay can mend end the invocation."""
+        """Set up what the parts of a run share, and let errors that no replay can fix end the invocation."""
         invocation = current_invocation()
         if invocation is None:
             return await handler()
         engine = self._engine
-        clock = clock_of_run.get()
-        run = Run(
-            invocation,
-            engine.name,
-            engine.max_parallel_tools,
-            engine.has_wrap_run_event_stream,
-            engine.changes,
-            clock.task if clock is not None else None,
-        )
+        run = Run(invocation, engine.name, engine.max_parallel_tools, engine.changes)
         run.has_fallback = ctx.root_capability is not None and bool(parts_of(ctx.root_capability, ModelFallback))
         is_outermost = current_run() is None
         run.enter()
-        cancel_through(ctx, run.cancel_in_order)
         with ExitStack() as stack:
             stack.enter_context(ending_the_invocation())
             if is_outermost:
@@ -83,8 +71,7 @@ class Outside(AbstractCapability[AgentDepsT]):
                 step_ended.set(_step_ended)
             stack.enter_context(external_event_scope(AwakeableWaiter(run)))
             _nest_spans(stack, invocation)
-            async with ending_in_time(run, ctx):
-                return await handler()
+            return await handler()
 
     async def wrap_tool_execute(
         self,
@@ -95,7 +82,7 @@ class Outside(AbstractCapability[AgentDepsT]):
         args: dict[str, Any],
         handler: Callable[[dict[str, Any]], Awaitable[Any]],
     ) -> Any:
-        """Run a tool call beside the others of its response, and decide what becomes of a terminal failure."""
+        """Run a tool call when a slot is free, and decide what becomes of a terminal failure."""
         run = current_run()
         if run is None:
             return await handler(args)
@@ -105,32 +92,12 @@ class Outside(AbstractCapability[AgentDepsT]):
             return await handler(args)
 
         try:
-            makes_steps = self._engine.leaves_alone(tool_def)
-            return await run.call_tool(execute, f"tool {call.tool_name}", makes_steps=makes_steps)
+            return await run.call_tool(execute)
         except Exception as error:
             failure = terminal_cause(error)
             if failure is None or is_cancellation(error) or not self._engine.tells_model_of(error):
                 raise
             raise ToolFailed(failure.message) from error
-
-    async def wrap_output_process(
-        self,
-        ctx: RunContext[AgentDepsT],
-        *,
-        output_context: OutputContext,
-        output: Any,
-        handler: Callable[[Any], Awaitable[Any]],
-    ) -> Any:
-        """Run an output function beside the tool calls of its response, if there are any."""
-        run = current_run()
-        if run is None or ctx.tool_call_id is None:
-            return await handler(output)
-
-        async def process() -> Any:
-            caller.set(ctx)
-            return await handler(output)
-
-        return await run.beside_others(process, f"output {ctx.tool_name}")
 
 
 def _step_ended(executed: bool) -> None:

@@ -19,8 +19,8 @@ What a body leaves behind besides its result is lost on a replay. For that
 * ``_durable_run_context`` makes the context that a body gets: there usage and events are collected. Renamed: usage that
   a sub-agent adds in a wrapped tool is missing after a replay, and events of a wrapped tool go out when they come.
 * ``_event_stream_buffer`` and ``_emit_event`` of a run context are where events go. Renamed: as above.
-* ``_prepare_event_dispatch`` tells that a tool has emitted an event, before anything else happens. Renamed: an event of
-  a tool that makes its own steps, beside others, is refused by the scheduler when the event handler's step begins.
+* ``_prepare_event_dispatch`` of a capability is called with such an event, as pydantic-ai does when a tool emits one.
+  Renamed: a run with an event handler fails, and says which name is missing.
 * ``_invalidate_tools_cache`` of an MCP toolset is called when its server says that its tools have changed, on the
   toolset that the client was made for, not on a copy, whose ``_cached_tools`` would stay; and ``_mcp_tool_defs_cache``
   of a run context holds what the run has discovered. Renamed: a run keeps the tools that it discovered first.
@@ -33,20 +33,11 @@ Models are known to a run by name. ``_bind_models`` takes those of ``ModelFallba
 ``_override_model`` of an agent tells the one that overrides its own. Renamed: they have to be given in ``models=``;
 without ``_extra_models`` no agent can be bound.
 
-And when a run is to end early
-
-* ``_cancellation`` of a run context, with ``_issue``, cancels the run through asyncio, at a moment that depends on
-  timing. It is made to go through the scheduler while tool calls are under way. Renamed: ``ctx.cancel()`` in one of
-  several parallel tools is refused by the scheduler.
-* its ``_request`` is what the local timer of ``run(timeout=...)`` calls; a durable one takes its place. Renamed: the
-  local timer is refused by the scheduler, and the attempt after it ends as it should.
-
 ``tests/agents/test_private.py`` fails when one of these names changes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import copy
 import importlib
@@ -66,11 +57,9 @@ from restate_steps.agents._capabilities import models_to_fall_back_to
 
 __all__ = [
     "EngineBase",
-    "cancel_through",
     "collect_events",
     "count_changes",
     "emit_again",
-    "expire_through",
     "forget_tools",
     "mark_streamed",
     "overriding_model",
@@ -131,38 +120,6 @@ def forget_tools(ctx: RunContext[Any], toolset_id: str) -> None:
     """Have a run discover the tools of an MCP toolset anew."""
     found = cast("dict[str, Any]", getattr(ctx, "_mcp_tool_defs_cache", {}))
     found.pop(toolset_id, None)
-
-
-def cancel_through(ctx: RunContext[Any], cancel: Callable[[], bool]) -> None:
-    """Have a run's own cancellation ask ``cancel`` first, and do what it does only if that returns False."""
-    cancellation: Any = getattr(ctx, "_cancellation", None)
-    issue: Any = getattr(cancellation, "_issue", None)
-    if issue is None:
-        return
-
-    def issue_in_order(task: asyncio.Task[object]) -> None:
-        if cancel():
-            # Counted as one that was issued to this task, so that it is taken for the run's own.
-            cancellation._issued[task] = cancellation._issued.get(task, 0) + 1
-        else:
-            issue(task)
-
-    cancellation._issue = issue_in_order
-
-
-def expire_through(ctx: RunContext[Any]) -> Callable[[], None]:
-    """Keep a run from being ended by a local timer; return what ends it because its time is up."""
-    cancellation: Any = getattr(ctx, "_cancellation", None)
-    request: Any = getattr(cancellation, "_request", None)
-    if request is None:
-        return lambda: None
-
-    def request_unless_local(*, timed_out: bool) -> None:
-        if not timed_out:
-            request(timed_out=False)
-
-    cancellation._request = request_unless_local
-    return lambda: request(timed_out=True)
 
 
 def streamed_before(error: BaseException) -> ModelResponse | None:
@@ -298,10 +255,3 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
     def context_in_body(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
         """Change the context, a copy, that the body of a unit gets."""
         return ctx
-
-    def _prepare_event_dispatch(self, ctx: RunContext[AgentDepsT], event: AgentStreamEvent) -> None:
-        super()._prepare_event_dispatch(ctx, event)
-        self.event_emitted(ctx)
-
-    def event_emitted(self, ctx: RunContext[AgentDepsT]) -> None:
-        """Take note that an event was emitted, in the task that emitted it."""

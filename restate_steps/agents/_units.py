@@ -1,10 +1,8 @@
 """The engine underneath: each durable unit of pydantic-ai is one step of ours.
 
-1. What pydantic-ai does several of at once, in asyncio tasks of its own, comes in an order that a replay repeats: tool
-   calls from :class:`~restate_steps.agents._outside.Outside`, discovery of tools from here.
-2. A unit's result is encoded inside the step, so that a value that cannot be encoded fails there, and only once.
-3. What a body leaves behind besides its result is recorded with it, and done in the handler; see ``_carried``.
-4. Errors cross the journal as what they are; see ``_failures``.
+1. A unit's result is encoded inside the step, so that a value that cannot be encoded fails there, and only once.
+2. What a body leaves behind besides its result is recorded with it, and done in the handler; see ``_carried``.
+3. Errors cross the journal as what they are; see ``_failures``.
 """
 
 from __future__ import annotations
@@ -21,8 +19,6 @@ from pydantic_ai.durable_exec import (
     ModelRequestId,
     RoleBasedOperationConfig,
     ToolsetCallToolId,
-    ToolsetGetInstructionsId,
-    ToolsetGetToolsId,
 )
 from pydantic_ai.exceptions import UserError
 from pydantic_ai.tools import RunContext
@@ -125,11 +121,7 @@ class StepBackend(JournalCallableOperationBackend[UnitOptions]):
         if run is not None and run.request_timeout is not None and isinstance(operation_id, ModelRequestId):
             model_name = operation_id.model_name or operation_id.model_id or "default"
             body = functools.partial(within_request_timeout, body, run.request_timeout, model_name)
-        unit = functools.partial(run_unit, cast("Callable[[], Awaitable[bytes]]", body), step_name, **options)
-        if run is not None and isinstance(operation_id, (ToolsetGetToolsId, ToolsetGetInstructionsId)):
-            # pydantic-ai asks several toolsets at once.
-            return await run.beside_others(unit, step_name)
-        return await unit()
+        return await run_unit(cast("Callable[[], Awaitable[bytes]]", body), step_name, **options)
 
     def _options_of(
         self, operation_id: DurableOperationId, tool: object | None, tool_name: str

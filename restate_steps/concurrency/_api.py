@@ -1,8 +1,7 @@
-"""``gather`` and its kin: the names and meanings of asyncio, in journal order inside a handler.
+"""``gather`` and its kin: thin conveniences over asyncio's tasks, with two choices of their own.
 
-Where asyncio leaves a choice open, the choice that survives a crash is made: a failing branch cancels its siblings and
-waits for them, so that nothing goes on unseen; and the caller sees the user's own exception, never an
-``ExceptionGroup``, so that Restate recognises a ``TerminalError``.
+A failing task cancels its siblings and waits for them, so that nothing goes on unseen; and the caller gets the user's own
+exception, never an ``ExceptionGroup``.
 """
 
 from __future__ import annotations
@@ -26,9 +25,11 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from restate import TerminalError
 
-from .._sdk import ambient_context
+from .._loop import running_operation
+from .._sdk import ambient_context, share_future
 from ..context import current_invocation
-from ._scope import Scope, Task, open_scope
+from ..errors import ConcurrencyError
+from ._scope import Scope, Task
 
 __all__ = ["AsCompleted", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"]
 
@@ -43,7 +44,35 @@ Item = TypeVar("Item")
 
 
 async def _await(awaitable: Awaitable[T]) -> T:
+    share_future(awaitable)
     return await awaitable
+
+
+async def _on_handler_loop(function: Callable[[], Coroutine[Any, Any, T]], awaitables: Iterable[Awaitable[Any]]) -> T:
+    """Run a function on the handler loop in a handler, and where the caller is elsewhere."""
+    invocation = current_invocation()
+    if invocation is None:
+        return await function()
+    try:
+        return await invocation.on_handler_loop(function)
+    finally:
+        # If that was refused, they have not been awaited, and Python complains about coroutines then.
+        for awaitable in awaitables:
+            if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+                awaitable.close()
+
+
+def _refuse_under_restate_app(what: str) -> None:
+    """Refuse tasks that outlive the call that starts them, where the handler does not run on the handler loop."""
+    invocation = current_invocation()
+    if invocation is None or (invocation.execution is not None and running_operation() is None):
+        return
+    error = ConcurrencyError(
+        f"{what} works in a handler only on the handler loop. Serve the handler with restate_steps.app instead of "
+        "restate.app, which takes the same arguments, and use it outside of restate_steps.local."
+    )
+    invocation.fail(error)
+    raise error
 
 
 def _coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
@@ -63,7 +92,7 @@ def _start(awaitables: Iterable[Awaitable[Any]], *, fail_fast: bool) -> Scope:
     started = 0
     try:
         coros = [_coroutine(awaitable) for awaitable in given]
-        scope = open_scope(fail_fast=fail_fast)
+        scope = Scope(fail_fast=fail_fast)
         for coro in coros:
             started += 1
             scope.spawn(coro)
@@ -152,6 +181,10 @@ async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -
         price, stock = await gather(quote(order), reserve(order))
         ```
     """
+    return await _on_handler_loop(lambda: _gather(awaitables, return_exceptions), awaitables)
+
+
+async def _gather(awaitables: tuple[Awaitable[Any], ...], return_exceptions: bool) -> Any:
     scope = _start(awaitables, fail_fast=not return_exceptions)
     tasks = dict(zip(dict.fromkeys(id(awaitable) for awaitable in awaitables), scope.tasks, strict=True))
     try:
@@ -202,6 +235,10 @@ async def race(*awaitables: Awaitable[T]) -> T:
     """
     if not awaitables:
         raise ValueError("race() needs at least one awaitable.")
+    return await _on_handler_loop(lambda: _race(awaitables), awaitables)
+
+
+async def _race(awaitables: tuple[Awaitable[T], ...]) -> T:
     scope = _start(awaitables, fail_fast=False)
     try:
         await scope.until(lambda: bool(scope.finished))
@@ -237,13 +274,17 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -
     """
     if timeout is None or timeout == math.inf:
         return await awaitable
+    return await _on_handler_loop(lambda: _wait_for(awaitable, timeout), [awaitable])
+
+
+async def _wait_for(awaitable: Awaitable[T], timeout: float | timedelta) -> T:
     timer = _Timer(timeout)
     # The timer comes first: if the awaitable never waits for anything, the journal is the same all the same.
     scope = _start((timer.run(), awaitable), fail_fast=False)
     work = scope.tasks[1]
     try:
         await scope.until(lambda: work.done() or timer.ended)
-        if timer.error is not None and scope.is_cleaning_up(work):
+        if timer.error is not None and work.undoing:
             await scope.until(work.done)
         late = timer.ended
     finally:
@@ -307,7 +348,8 @@ class TaskGroup:
     async def __aenter__(self) -> TaskGroup:
         if self._scope is not None:
             raise RuntimeError("this TaskGroup has been entered before: make a new one.")
-        self._scope = open_scope(fail_fast=True, interrupts=True)
+        _refuse_under_restate_app("restate_steps.TaskGroup")
+        self._scope = Scope(fail_fast=True, interrupts=True)
         return self
 
     def create_task(self, coro: Coroutine[Any, Any, T], *, name: str | None = None) -> Task[T]:
@@ -339,7 +381,7 @@ class TaskGroup:
         try:
             await scope.join()
         except asyncio.CancelledError:
-            if scope.over is not None or (error is None and scope.failure is None):
+            if error is None and scope.failure is None:
                 raise
         finally:
             self._closed = True
@@ -357,6 +399,7 @@ class AsCompleted(Generic[T]):
     """What :func:`as_completed` returns; iterate over it with ``for`` or ``async for``."""
 
     def __init__(self, awaitables: Iterable[Awaitable[T]], timeout: float | timedelta | None) -> None:
+        _refuse_under_restate_app("restate_steps.as_completed")
         self._taken = 0
         self._timer = None if timeout is None or timeout == math.inf else _Timer(timeout)
         given = list(awaitables)
@@ -447,7 +490,11 @@ async def map(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, or None for no limit; got {limit!r}.")
     waiting = deque([item async for item in items] if isinstance(items, AsyncIterable) else items)
-    scope = open_scope(fail_fast=True)
+    return await _on_handler_loop(lambda: _map(function, waiting, limit), ())
+
+
+async def _map(function: Callable[[Item], Awaitable[T]], waiting: deque[Item], limit: int | None) -> list[T]:
+    scope = Scope(fail_fast=True)
     room = len(waiting) if limit is None else limit
 
     async def call(item: Item) -> T:

@@ -67,7 +67,7 @@ async def handler(ctx: restate.Context, name: str) -> str:
     return result.output
 
 
-app = restate.app(services=[svc])
+app = restate_steps.app(services=[svc])
 """
 
 STREAMING = """
@@ -97,7 +97,7 @@ async def handler(ctx: restate.Context, prompt: str) -> str:
     return result.output
 
 
-app = restate.app(services=[svc])
+app = restate_steps.app(services=[svc])
 """
 
 

@@ -54,6 +54,7 @@ from pydantic_ai.messages import AgentStreamEvent, ModelMessage, ToolReturnPart
 from pydantic_ai.output import ToolOutput
 from restate.exceptions import RetryableError
 
+import restate_steps
 from restate_steps import gather, restate_context, run_step, step_info, wait_for
 from restate_steps.agents import RestateAgent
 from restate_steps.server._ports import free_ports
@@ -272,7 +273,7 @@ if __name__ == "__main__":
 
     config = Config()
     config.bind = [f"127.0.0.1:{sys.argv[1]}"]
-    asyncio.run(serve(restate.app([service]), config))
+    asyncio.run(serve(restate_steps.app([service]), config))
 """
     )
     os.mkfifo(tmp_path / "gate")
@@ -394,7 +395,7 @@ def test_bodies_outlast_the_inactivity_timeout(impatient_harness: Harness) -> No
 
     service = restate.Service("SlowBodies")
     service.handler(name="run")(handler)
-    with impatient_harness.serve(restate.app([service])) as env:
+    with impatient_harness.serve(restate_steps.app([service])) as env:
         assert "0; 1; 2" == env.call("SlowBodies", "run")
     assert {0: 1, 1: 1, 2: 1} == ran
     assert 2 == script.requests

@@ -71,6 +71,7 @@ from pydantic_ai.models.instrumented import InstrumentationSettings
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDefinition
 from pydantic_ai.toolsets import ExternalToolset
 
+import restate_steps
 from restate_steps import restate_context, run_step
 from restate_steps.agents import RestateAgent
 
@@ -527,7 +528,7 @@ def test_cancelled_during_parallel_tools(normal_harness: Harness) -> None:
 
     service = restate.Service("CancelBodies")
     service.handler(name="run")(handler)
-    with normal_harness.serve(restate.app([service])) as env:
+    with normal_harness.serve(restate_steps.app([service])) as env:
         invocation = env.send("CancelBodies", "run")
         eventually(lambda: ran["in 0"] and ran["in 1"])
         env.server.cancel(invocation)
@@ -564,7 +565,7 @@ def test_cancelled_while_parallel_tools_wait(normal_harness: Harness) -> None:
 
     service = restate.Service("CancelWaits")
     service.handler(name="run")(handler)
-    with normal_harness.serve(restate.app([service])) as env:
+    with normal_harness.serve(restate_steps.app([service])) as env:
         invocation = env.send("CancelWaits", "run")
         eventually(lambda: ran["in 0"] and ran["in 1"])
         env.server.cancel(invocation)

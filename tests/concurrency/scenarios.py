@@ -33,7 +33,7 @@ class Pace:
 
     async def wait(self) -> None:
         if self.milliseconds:
-            await asyncio.sleep(self.random.random() * self.milliseconds / 1000)
+            await rs.local(asyncio.sleep(self.random.random() * self.milliseconds / 1000))
         else:
             for _ in range(self.random.randrange(4)):
                 await asyncio.sleep(0)
@@ -80,7 +80,7 @@ class _App:
 
     @functools.cached_property
     def app(self) -> Any:
-        return restate.app([service])
+        return rs.app([service])
 
     def __call__(self, *args: Any) -> Any:
         return self.app(*args)

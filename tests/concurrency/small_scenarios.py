@@ -44,7 +44,7 @@ class _App:
     _app: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        self._app = self._app or restate.app([service, counter])
+        self._app = self._app or rs.app([service, counter])
         return self._app(*args)
 
 

@@ -17,6 +17,7 @@ import pytest
 import restate
 from exploration import VARIANTS
 
+import restate_steps
 from concurrency import scenarios
 from restate_steps import _sdk, durable_step, gather
 from restate_steps.concurrency import _scheduler, _scope, _strand
@@ -219,7 +220,7 @@ async def test_a_result_that_is_kept_back_is_seen(monkeypatch: pytest.MonkeyPatc
         await gather(quick(), ctx.sleep(timedelta(seconds=30)))
 
     async def is_recorded_after_two_seconds() -> bool:
-        async with simulate(restate.app([service])) as sim:
+        async with simulate(restate_steps.app([service])) as sim:
             invocation = await sim.send(handler)
             await sim.advance(timedelta(seconds=2))
             return "Notification: Run" in [entry.type for entry in invocation.journal]

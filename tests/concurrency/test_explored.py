@@ -11,6 +11,7 @@ import pytest
 import restate
 from exploration import VARIANTS, subjects
 
+import restate_steps
 from concurrency import scenarios
 from restate_steps import durable_step, gather
 from restate_steps.testing import Simulator, explore
@@ -74,5 +75,5 @@ def test_a_handler_that_differs_on_replay_is_seen() -> None:
         names = random.sample("abcdef", 3)
         return await gather(*(step(name) for name in names))
 
-    [finding] = explore(restate.app([service]), handler).findings
+    [finding] = explore(restate_steps.app([service]), handler).findings
     assert finding.problem == "mismatch"

@@ -15,6 +15,7 @@ import restate
 from conftest import Serve
 from harness import Env, Harness, InvocationFailed, eventually
 
+import restate_steps
 from concurrency import scenarios
 from restate_steps import TaskGroup, durable_step, gather
 
@@ -51,7 +52,7 @@ def test_every_scenario_in_protocol_v7(tmp_path: Any) -> None:
     """The same with acknowledged run results, the server's next protocol."""
     harness = Harness(env={"RESTATE_EXPERIMENTAL_ENABLE_PROTOCOL_V7": "true"})
     try:
-        with harness.serve(restate.app([scenarios.service])) as env:
+        with harness.serve(restate_steps.app([scenarios.service])) as env:
             for scenario in scenarios.SCENARIOS.values():
                 assert answer(env, "Scenarios", scenario.name) in scenario.answers, scenario.name
     finally:
@@ -120,7 +121,7 @@ def test_four_branches_take_as_long_as_one(normal_harness: Harness) -> None:
     async def overlap(ctx: restate.Context) -> list[int]:
         return await gather(*(meet(number) for number in range(4)))
 
-    with normal_harness.serve(restate.app([service])) as env:
+    with normal_harness.serve(restate_steps.app([service])) as env:
         assert answer(env, "Overlap", "overlap") == [0, 1, 2, 3]
 
 
@@ -148,7 +149,7 @@ def test_a_finished_result_goes_to_the_server_at_once(normal_harness: Harness) -
     async def flush(ctx: restate.Context) -> list[str]:
         return list(await gather(quick(), held_up()))
 
-    with normal_harness.serve(restate.app([service])) as env:
+    with normal_harness.serve(restate_steps.app([service])) as env:
         invocation = env.send("Flush", "flush")
         try:
             eventually(lambda: [e for e in env.server.journal(invocation) if e.name == "quick" and e.completed])
@@ -186,7 +187,7 @@ def test_cancellation_reaches_every_branch_and_compensation_works(normal_harness
             await gather(note("refund"), note("apologise"))
             raise
 
-    with normal_harness.serve(restate.app([service])) as env:
+    with normal_harness.serve(restate_steps.app([service])) as env:
         invocation = env.send("Cancelled", "cancelled")
         assert waiting.wait(20)
         eventually(lambda: [e for e in env.server.journal(invocation) if e.name == "begin b" and e.completed])

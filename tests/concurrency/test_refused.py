@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import restate
 
+import restate_steps
 from restate_steps import TaskGroup, durable_step, gather, race, wait_for
 from restate_steps.concurrency import _scheduler
 from restate_steps.testing import simulate
@@ -47,7 +48,7 @@ async def attempt(body: Callable[[restate.Context], Awaitable[Any]]) -> Attempt:
     async def handler(ctx: restate.Context) -> Any:
         return await body(ctx)
 
-    async with simulate(restate.app([service])) as sim:
+    async with simulate(restate_steps.app([service])) as sim:
         invocation = await sim.send(handler)
         await sim.advance(ONE_ATTEMPT)
         assert invocation.attempts == 1
@@ -342,7 +343,7 @@ async def test_a_journaled_value_that_does_not_fit_cannot_become_an_answer() -> 
         await ctx.sleep(timedelta(days=1))
         return "fine"
 
-    async with simulate(restate.app([service])) as sim:
+    async with simulate(restate_steps.app([service])) as sim:
         invocation = await sim.send(handler)
         deployed.append("the second version")
         await sim.crash()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import restate
 
+import restate_steps
 import restate_steps as rs
 from restate_steps import TaskGroup, as_completed, durable_step, gather, race, step_info, wait_for
 from restate_steps.testing import Simulator, explore, simulate
@@ -29,7 +30,7 @@ async def inside(body: Body) -> Any:
     async def handler(ctx: restate.Context) -> Any:
         return await body()
 
-    async with simulate(restate.app([service])) as sim:
+    async with simulate(restate_steps.app([service])) as sim:
         return (await sim.call(handler)).value
 
 
@@ -322,7 +323,7 @@ async def test_terminal_error_in_a_group_stays_visible_to_the_sdk() -> None:
             group.create_task(fails())
             group.create_task(step("y"))
 
-    async with simulate(restate.app([service])) as sim:
+    async with simulate(restate_steps.app([service])) as sim:
         with pytest.raises(restate.TerminalError, match="no") as failed:
             await sim.call(handler)
     assert failed.value.status_code == 418
@@ -352,7 +353,7 @@ async def test_nothing_is_left_running_when_an_attempt_ends() -> None:
         await gather(branch("a"), branch("b"))
 
     before = asyncio.all_tasks()
-    async with simulate(restate.app([service]), always_replay=True) as sim:
+    async with simulate(restate_steps.app([service]), always_replay=True) as sim:
         invocation = await sim.send(handler)
         assert invocation.status == "suspended"
         assert Counter(ended) == dict.fromkeys(["a", "b", "inner a", "inner b"], invocation.attempts)
@@ -378,7 +379,7 @@ async def test_branches_left_by_the_handler_end_with_it() -> None:
         async for task in as_completed([slow(), step("quick")]):
             return await task
 
-    async with simulate(restate.app([service])) as sim:
+    async with simulate(restate_steps.app([service])) as sim:
         assert (await sim.call(handler)).value == "quick"
         sim.settle()
         assert ended == ["slow"]
@@ -454,7 +455,7 @@ async def test_a_step_in_the_body_of_a_raw_run_is_part_of_it() -> None:
     async def handler(ctx: restate.Context) -> list[str]:
         return [await ctx.run_typed("first", raw), await ctx.run_typed("second", raw), await charge()]
 
-    report = explore(restate.app([service]), handler)
+    report = explore(restate_steps.app([service]), handler)
     report.assert_replay_safe()
     assert report.complete
     assert report.prefixes > 5
@@ -485,7 +486,7 @@ async def test_keys_go_on_in_the_context_managers_of_a_handler() -> None:
         async for _ in as_completed([note(), rs.restate_context().awakeable()[1]]):
             break
 
-    async with simulate(restate.app([service])) as sim:
+    async with simulate(restate_steps.app([service])) as sim:
         await sim.call(handler)
     assert len(keys) == 7
     assert len(set(keys)) == 7
@@ -500,7 +501,7 @@ async def test_gather_does_not_return_the_cancellation_of_the_invocation() -> No
         results = await gather(ctx.sleep(timedelta(hours=1)), ctx.sleep(timedelta(hours=2)), return_exceptions=True)
         return [repr(result) for result in results]
 
-    async with simulate(restate.app([service])) as sim:
+    async with simulate(restate_steps.app([service])) as sim:
         invocation = await sim.send(handler)
         await invocation.cancel()
         with pytest.raises(restate.TerminalError) as failed:
@@ -565,7 +566,7 @@ async def test_every_level_can_compensate_when_the_invocation_is_cancelled() -> 
         found = undone if sim.invocations[0].attempts == 1 else set(undone)
         assert sorted(found) == ["a!", "a1", "a2", "a?", "all", "b!", "b1", "b2", "b?"]
 
-    report = explore(restate.app([service]), scenario=cancelled, setup=undone.clear, check=all_is_undone, max_runs=250)
+    report = explore(restate_steps.app([service]), scenario=cancelled, setup=undone.clear, check=all_is_undone, max_runs=250)
     report.assert_replay_safe()
     assert [str(outcome) for outcome, _ in report.outcomes] == ["TerminalError 409: cancelled"]
     assert report.schedules > 20

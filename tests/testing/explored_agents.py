@@ -31,6 +31,7 @@ from pydantic_ai.models.test import TestModel
 from pydantic_ai.tools import DeferredToolRequests
 from pydantic_ai.toolsets import FunctionToolset
 
+import restate_steps
 from restate_steps import durable_step, gather, race, restate_context, wait_for
 from restate_steps.agents import RestateAgent, RestateDurability
 from restate_steps.testing import Simulator
@@ -46,7 +47,7 @@ class _App:
     _app: Any = None
 
     def __call__(self, *args: Any) -> Any:
-        self._app = self._app or restate.app([service])
+        self._app = self._app or restate_steps.app([service])
         return self._app(*args)
 
 

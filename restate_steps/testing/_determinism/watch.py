@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
-from restate_steps._sdk import AttemptObserver, ambient_context, frames_of, invocation_id, observing
+from restate_steps._loop import frames_of
+from restate_steps._sdk import AttemptObserver, ambient_context, invocation_id, observing
 from restate_steps.testing._determinism.user_code import (
     Place,
     caller,

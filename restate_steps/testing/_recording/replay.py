@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
-from restate_steps._sdk import allow_observers, frames_of, observing
+from restate_steps._loop import frames_of
+from restate_steps._sdk import allow_observers, observing
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.driver import ASGIApp, quiet
 from restate_steps.testing._simulation.loop import SimulatedLoop

@@ -1,0 +1,143 @@
+"""``app``: an application whose handlers run on the handler loop, where plain asyncio is replay-safe."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Literal, TypeVar, cast
+
+import restate
+from restate import TerminalError
+
+from ._loop import ends_the_invocation, running_operation
+from .context import current_invocation
+
+__all__ = ["app", "local"]
+
+T = TypeVar("T")
+
+Service = restate.Service | restate.VirtualObject | restate.Workflow
+
+
+def app(
+    services: Iterable[Service],
+    protocol: Literal["bidi", "request_response"] | None = None,
+    identity_keys: list[str] | None = None,
+    journal_value_codec: Any = None,
+) -> Any:
+    """Make an ASGI application of services, in whose handlers plain asyncio is replay-safe.
+
+    Takes the arguments of :func:`restate.app`, and takes its place. Each attempt of a handler runs on an event loop of
+    its own, whose order comes from the journal: ``asyncio.gather``, ``TaskGroup``, ``timeout``, ``Queue``, anyio, and
+    libraries built on them work over steps and everything else that Restate lets a handler await. The services are not
+    changed; the same service in another application works as before.
+
+    Args:
+        services: The services, virtual objects and workflows.
+        protocol: How Restate talks to the application; found out when it is registered if None.
+        identity_keys: Keys to check that requests come from your Restate.
+        journal_value_codec: Changes what is put into the journal, for example by encrypting it.
+
+    Returns:
+        The ASGI application.
+
+    Example:
+        ```python
+        import asyncio
+
+        import restate
+        import restate_steps
+
+        shop = restate.Service("Shop")
+
+
+        @shop.handler()
+        async def checkout(ctx: restate.Context, order: str) -> list[str]:
+            return await asyncio.gather(charge(order), reserve(order))
+
+
+        app = restate_steps.app([shop])
+        ```
+    """
+    return restate.app([_on_handler_loop(service) for service in services], protocol, identity_keys, journal_value_codec)
+
+
+def _on_handler_loop(service: Service) -> Service:
+    changed = copy.copy(service)
+    changed.handlers = {
+        name: dataclasses.replace(handler, fn=_wrap(handler.fn)) for name, handler in service.handlers.items()
+    }
+    return changed
+
+
+def _wrap(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    async def call(*args: Any) -> Any:
+        return await function(*args)
+
+    @functools.wraps(function)
+    async def handler(*args: Any) -> Any:
+        invocation = current_invocation()
+        assert invocation is not None
+        try:
+            return await invocation.on_handler_loop(functools.partial(call, *args))
+        except BaseException as error:
+            if (terminal := _terminal_of_group(error)) is not None:
+                raise terminal from error
+            raise
+
+    return handler
+
+
+def _terminal_of_group(error: BaseException) -> TerminalError | None:
+    """Return the terminal error to end an invocation with whose handler raised a group of terminal errors.
+
+    The SDK looks for a terminal error along the causes only, and would retry a group.
+    """
+    seen: BaseException | None = error
+    while seen is not None and not isinstance(seen, TerminalError):
+        if isinstance(seen, BaseExceptionGroup) and ends_the_invocation(seen):
+            return _first_terminal(cast("BaseExceptionGroup[BaseException]", seen))
+        seen = seen.__cause__
+    return None
+
+
+def _first_terminal(error: BaseException) -> TerminalError | None:
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TerminalError):
+            return TerminalError(seen.message, seen.status_code, metadata=seen.metadata)
+        if isinstance(seen, BaseExceptionGroup):
+            for each in cast("tuple[BaseException, ...]", seen.exceptions):
+                if (found := _first_terminal(each)) is not None:
+                    return found
+        seen = seen.__cause__
+    return None
+
+
+async def local(awaitable: Awaitable[T]) -> T:
+    """Run something on the server's event loop, in the middle of a handler, and hold the handler's turn meanwhile.
+
+    For I/O in handler code that need not be recorded, such as reading a configuration. It is repeated by every replay,
+    and no other code of the handler runs until it has ended. Steps that it calls are recorded as usual. Elsewhere, and
+    under ``restate.app``, it only awaits.
+
+    Args:
+        awaitable: A coroutine or another awaitable.
+
+    Returns:
+        Its result.
+
+    Example:
+        ```python
+        @shop.handler()
+        async def quote(ctx: restate.Context, order: str) -> str:
+            prices = await restate_steps.local(fetch_prices())
+            return await charge(order, prices)
+        ```
+    """
+    invocation = current_invocation()
+    if invocation is None or invocation.execution is None or running_operation() is not None:
+        return await awaitable
+    return await invocation.execution.local.run(awaitable)

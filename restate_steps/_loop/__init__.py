@@ -1,0 +1,23 @@
+"""The event loop of handlers: plain asyncio in an order that the journal decides."""
+
+from ._execution import CANCELLED, Cancelled, Execution, ends_the_invocation
+from ._frames import describe, frames_of, user_line
+from ._local import running_operation
+from ._loop import EXECUTION, HandlerLoop
+from ._task import HandlerTask
+from ._watchdog import watchdog
+
+__all__ = [
+    "CANCELLED",
+    "EXECUTION",
+    "Cancelled",
+    "Execution",
+    "HandlerLoop",
+    "HandlerTask",
+    "describe",
+    "ends_the_invocation",
+    "frames_of",
+    "running_operation",
+    "user_line",
+    "watchdog",
+]

@@ -1,0 +1,75 @@
+"""The async generators of a handler.
+
+A generator that is dropped half way is closed, as asyncio does it, and closing may run steps. When the reference count
+says so, that is at a place that every attempt repeats. When the garbage collector does, it is not: such a generator is
+closed when the handler ends, like one that is never collected.
+"""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from collections.abc import AsyncGenerator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ._execution import Execution
+
+__all__ = ["AsyncGenerators"]
+
+_collecting = threading.local()
+
+
+def _note_collection(phase: str, info: dict[str, int]) -> None:
+    del info
+    _collecting.now = phase == "start"
+
+
+class AsyncGenerators:
+    """The generators of one execution that have begun, in that order.
+
+    Attributes:
+        hooks: What to give to :func:`sys.set_asyncgen_hooks` while code of the execution runs.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        if _note_collection not in gc.callbacks:
+            gc.callbacks.append(_note_collection)
+        self._execution = execution
+        self._begun = 0
+        self._alive: dict[int, tuple[int, weakref.ref[AsyncGenerator[Any, Any]]]] = {}
+        self._collected: dict[int, AsyncGenerator[Any, Any]] = {}
+        self.hooks = (self._begin, self._finalize)
+
+    def _begin(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._begun += 1
+        self._alive[id(generator)] = (self._begun, weakref.ref(generator))
+
+    def _finalize(self, generator: AsyncGenerator[Any, Any]) -> None:
+        number, _ = self._alive.pop(id(generator), (self._begun, None))
+        execution = self._execution
+        if execution.is_over:
+            return
+        if getattr(_collecting, "now", False) or not execution.driven_by_this_thread():
+            self._collected[number] = generator
+        else:
+            execution.create_task(_close(generator), name=None, context=None)
+
+    def take_first(self) -> AsyncGenerator[Any, Any] | None:
+        """Return the first generator that is still open, and forget it; None if there is none."""
+        open_generators = dict(self._collected)
+        for number, reference in self._alive.values():
+            if (generator := reference()) is not None:
+                open_generators[number] = generator
+        if not open_generators:
+            return None
+        number = min(open_generators)
+        generator = open_generators[number]
+        self._collected.pop(number, None)
+        self._alive.pop(id(generator), None)
+        return generator
+
+
+async def _close(generator: AsyncGenerator[Any, Any]) -> None:
+    await generator.aclose()

@@ -1,0 +1,66 @@
+"""The private names of asyncio that the handler loop needs, and what happens if one moves.
+
+* ``events._set_running_loop`` and ``_get_running_loop``: documented for authors of event loops.
+* ``tasks._swap_current_task``: asyncio keeps one current task per thread from Python 3.14 on, and one per loop before.
+  The loop runs inside the server's task, so that task steps aside for as long as handler code runs.
+* ``futures._set_result_unless_cancelled``: the callback by which ``asyncio.sleep`` wakes up. If it is renamed, a
+  cancelled invocation is told at its next durable wait instead of in ``asyncio.sleep``.
+* ``Task._fut_waiter``: what a suspended task waits for; used for messages, and to tell a task that waits for nothing
+  durable that the invocation was cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+__all__ = ["Running", "get_running_loop_or_none", "is_sleep", "waiting_on"]
+
+_events: Any = asyncio.events
+_futures: Any = asyncio.futures
+_tasks: Any = asyncio.tasks
+
+get_running_loop_or_none: Final = cast("Callable[[], asyncio.AbstractEventLoop | None]", _events._get_running_loop)
+_set_running_loop: Final = cast("Callable[[asyncio.AbstractEventLoop | None], None]", _events._set_running_loop)
+_wake_sleeper: Final[Any] = getattr(_futures, "_set_result_unless_cancelled", None)
+
+
+def is_sleep(callback: Any) -> bool:
+    """Return whether a timer's callback ends an ``asyncio.sleep``; its first argument is the sleeper's future."""
+    return _wake_sleeper is not None and callback is _wake_sleeper
+
+
+def waiting_on(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
+    """Return the future that a suspended task waits for."""
+    return getattr(task, "_fut_waiter", None)
+
+
+class Running:
+    """Makes a loop the running loop of this thread, inside of the loop that runs already; a context manager.
+
+    Args:
+        loop: The loop.
+        hooks: What to give to :func:`sys.set_asyncgen_hooks` meanwhile.
+    """
+
+    __slots__ = ("_hooks", "_loop", "_outer", "_outer_hooks", "_task")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, hooks: tuple[Any, Any]) -> None:
+        self._loop = loop
+        self._hooks = hooks
+
+    def __enter__(self) -> None:
+        self._outer = get_running_loop_or_none()
+        self._outer_hooks = sys.get_asyncgen_hooks()
+        if sys.version_info >= (3, 14):
+            self._task = _tasks._swap_current_task(self._outer, None)
+        _set_running_loop(self._loop)
+        sys.set_asyncgen_hooks(*self._hooks)
+
+    def __exit__(self, *error: object) -> None:
+        sys.set_asyncgen_hooks(*self._outer_hooks)
+        _set_running_loop(self._outer)
+        if sys.version_info >= (3, 14):
+            _tasks._swap_current_task(self._outer, self._task)

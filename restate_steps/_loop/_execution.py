@@ -1,0 +1,719 @@
+"""One execution of handler code: an attempt's handler, or a part of it, driven from the server's task.
+
+The driver runs in the task that the SDK made for the attempt. It runs what is ready; then it asks the VM for the next
+completion, delivers it, and runs what that makes ready. Step bodies run on the server's loop. Invariants, beside those
+of ``_ready`` (R1 to R5), ``_loop`` (L1 to L3), ``_timers`` (T1 to T3) and ``_local`` (O1 to O4):
+
+* **E1** The VM is asked only when nothing is ready and no local operation is in flight, and always for everything that
+  is waited for. One completion is delivered at a time.
+* **E2** Restate tells of an invocation's cancellation once. Everything that waits then is told, in the order in which it
+  began to wait. A task that undoes things because of that is not cancelled for another reason before it has finished.
+* **E3** A handler that returns, or fails for good, has ended when its tasks have: those left are cancelled, may clean up
+  with steps, and are waited for. Then its async generators are closed, in the order in which they were begun.
+* **E4** An attempt that ends for any other reason (suspension, failure, disconnection, refusal) takes no command any
+  more. Whatever waits for something durable receives the SDK's exception, everything else
+  :class:`asyncio.CancelledError`, so that a lock or a semaphore is released. The driver raises, whatever the code caught.
+* **E5** A wake-up from outside is accepted where nothing of the journal could come before or after it: while a local
+  operation is in flight, or while nothing durable is waited for, as when another invocation releases a semaphore that
+  the process shares. Everywhere else it fails the attempt, as does a wake-up from the body of a step.
+* **E6** A handler in which nothing can go on, and that no other invocation could wake, fails with a report of what waits
+  for what. Nothing waits forever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextvars import Context
+from typing import Any, Final, Protocol, TypeVar, cast
+
+from restate import SdkInternalBaseException, TerminalError
+
+from ..errors import ConcurrencyError, StepsError
+from ._asyncgens import AsyncGenerators
+from ._asyncio import Running, get_running_loop_or_none, waiting_on
+from ._frames import describe
+from ._local import LocalOperation, LocalOperations, running_operation
+from ._loop import EXECUTION, HandlerLoop, loop_for
+from ._ready import Handle, ReadyQueue
+from ._task import HandlerTask
+from ._timers import Timers
+from ._watchdog import watchdog
+
+__all__ = ["CANCELLED", "Cancelled", "DurableWait", "Execution", "Port", "ends_the_invocation"]
+
+T = TypeVar("T")
+
+logger = logging.getLogger("restate_steps")
+
+CANCELLED: Final = 409
+"""Status code of the error that tells of the invocation's cancellation, as in the SDK."""
+
+STALL_LIMIT_SECONDS: Final = 60.0
+_CLEAN_UP_ROUNDS: Final = 100
+
+
+class Cancelled(TerminalError):
+    """Tells code that waits of the invocation's cancellation."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled", CANCELLED)
+
+
+class Wait(Protocol):
+    """Something durable that is waited for.
+
+    Attributes:
+        source: What the VM is asked for.
+        context: Context variables that a body runs in that is started for this wait.
+    """
+
+    @property
+    def source(self) -> Any: ...
+    @property
+    def context(self) -> Context: ...
+
+    def complete(self) -> None:
+        """Let whatever waits go on."""
+        ...
+
+
+class Port(Protocol):
+    """What an execution needs of the durable world."""
+
+    def add(self, wait: Any) -> None:
+        """Ask for a wait from now on."""
+        ...
+
+    def discard(self, wait: Any) -> None:
+        """Ask for a wait no longer."""
+        ...
+
+    def __bool__(self) -> bool:
+        """Return whether anything is asked for."""
+        ...
+
+    def waits(self) -> list[Any]:
+        """Return what is asked for, in the order in which it was added."""
+        ...
+
+    def ask(self) -> list[Any] | None:
+        """Go on to the next completion, and return the waits that it ends; None if the invocation was cancelled."""
+        ...
+
+    def sleep(self, seconds: float) -> Any:
+        """Begin a durable sleep, and return what to ask for."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until asking again may give more."""
+        ...
+
+    async def flush(self) -> None:
+        """Send what there is to send."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make :meth:`wait` return."""
+        ...
+
+    def fail(self, error: BaseException) -> None:
+        """Make the attempt fail, so that Restate retries it."""
+        ...
+
+
+class DurableWait:
+    """Code that waits for something durable.
+
+    Attributes:
+        future: What the code awaits.
+        operation: The local operation that the code is a part of, if it is one's.
+    """
+
+    __slots__ = ("context", "future", "operation", "source", "task")
+
+    def __init__(self, source: Any, task: HandlerTask | None, operation: LocalOperation | None) -> None:
+        self.source = source
+        self.task = task
+        self.operation = operation
+        self.context = contextvars.copy_context()
+        self.future: asyncio.Future[None] = asyncio.Future()
+
+    def complete(self) -> None:
+        """Let the code go on."""
+        self.end(None)
+
+    def end(self, error: BaseException | None) -> None:
+        """Let the code go on, or raise ``error`` in it."""
+        operation = self.operation
+        if operation is not None:
+            operation.waits = False
+            operation.execution.local.hold()
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        elif isinstance(error, asyncio.CancelledError):
+            self.future.cancel()
+        else:
+            self.future.set_exception(error)
+
+
+class Execution:
+    """Handler code that runs on the handler loop.
+
+    Args:
+        port: The way to the durable world.
+        server_loop: The loop of the server, on which bodies run.
+
+    Attributes:
+        loop: What the code takes for its event loop.
+        closed: Why the attempt is over, or None.
+        is_over: Whether the code has ended.
+        task_factory: What the code has set as the loop's task factory.
+        exception_handler: What the code has set as the loop's exception handler.
+    """
+
+    def __init__(self, port: Port, server_loop: asyncio.AbstractEventLoop) -> None:
+        self.server_loop = server_loop
+        self.loop: HandlerLoop = loop_for(server_loop)
+        self.closed: BaseException | None = None
+        self.is_over = False
+        self.ready = ReadyQueue(self._callback_failed)
+        self.timers = Timers(self)
+        self.local = LocalOperations(self)
+        self.task_factory: Any = None
+        self.exception_handler: Any = None
+        self.generators = AsyncGenerators(self)
+        self._port = port
+        self._thread = threading.get_ident()
+        self._tasks: list[HandlerTask] = []
+        self._made = 0
+        self._prune_at = 1000
+        self._batch: list[int] = []
+        self._signal: asyncio.Future[None] | None = None
+        self._waits_outside = False
+        self._ends_itself = False
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    async def run(self, coro: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the handler loop until it, and all that it started, has ended.
+
+        Raises:
+            BaseException: What the coroutine raised, or what ended the attempt.
+        """
+        _executions(self.loop).add(self)
+        context = contextvars.copy_context()
+        context.run(EXECUTION.set, self)
+        try:
+            main = self._start(coro, context)
+            await self._until(main.done)
+            failure = None if main.cancelled() else main.exception()
+            if failure is not None and not ends_the_invocation(failure):
+                # The next attempt may take another way, so nothing of a clean-up must get into the journal.
+                raise failure
+            await self._end_what_is_left()
+        except BaseException as error:
+            self._tear_down(error)
+            if self.closed is not error:
+                raise self.closed from error  # type: ignore[misc]
+            raise
+        finally:
+            self.is_over = True
+            _executions(self.loop).discard(self)
+        return main.result()
+
+    def _start(self, coro: Coroutine[Any, Any, Any], context: Context) -> HandlerTask:
+        with self._driving():
+            return self.create_task(coro, name="handler", context=context)
+
+    async def _end_what_is_left(self) -> None:
+        """Cancel the tasks that the handler left, and close its generators (E3)."""
+        while left := self.live_tasks():
+            with self._driving():
+                for task in left:
+                    task.cancel()
+            await self._until(lambda left=left: all(task.done() for task in left))
+        while (generator := self.generators.take_first()) is not None:
+            closing = self._start(_close(generator), self._own_context())
+            await self._until(closing.done)
+            if not closing.cancelled() and (error := closing.exception()) is not None:
+                self.log_error({"message": f"an error occurred while closing {generator!r}", "exception": error})
+
+    def _own_context(self) -> Context:
+        context = contextvars.copy_context()
+        context.run(EXECUTION.set, self)
+        return context
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        port, local = self._port, self.local
+        while True:
+            asked = self._drive(condition)
+            if self.closed is not None:
+                raise self.closed
+            if condition():
+                return
+            if local.in_flight is not None:
+                await self._wait_for_local_operation()
+            elif asked:
+                await port.wait()
+            elif self.ready.unpark():
+                # Something yields again and again, and nothing durable could end that.
+                await self._let_others_run()
+            else:
+                await self._wait_for_others()
+
+    def _drive(self, condition: Callable[[], bool]) -> bool:
+        """Run what is ready, and what completions make ready (E1).
+
+        Returns:
+            Whether the server has to send something before anything can go on.
+        """
+        ready, local, timers, port = self.ready, self.local, self.timers, self._port
+        with self._driving():
+            while True:
+                ready.run()
+                if ready.held:
+                    if local.deliver():
+                        continue
+                    return False
+                if self.closed is not None or condition():
+                    return False
+                if timers:
+                    timers.make_durable()
+                if not port:
+                    if self._release_deferred():
+                        continue
+                    return False
+                try:
+                    done = port.ask()
+                except BaseException as error:  # the SDK's control flow is not an Exception
+                    self.closed = error
+                    return False
+                if done is None:
+                    self._tell_of_cancellation()
+                elif not done:
+                    return True
+                else:
+                    # All of them before anything goes on: the first to go on takes the value, and it is not seen again.
+                    for wait in done:
+                        port.discard(wait)
+                        wait.complete()
+
+    def _driving(self) -> Any:
+        return _Driving(self)
+
+    def driven_by_this_thread(self) -> bool:
+        """Return whether the calling thread is the one that drives it at this moment."""
+        return self.loop.driving is self and threading.get_ident() == self._thread
+
+    # --- waiting for what is not in the journal -----------------------------------------------------------------
+
+    def signal(self) -> None:
+        """Let the driver look again."""
+        if self._signal is not None and not self._signal.done():
+            self._signal.set_result(None)
+
+    async def _wait_for_signal(self, seconds: float | None = None, stalled: Callable[[], None] | None = None) -> None:
+        loop = self.server_loop
+        self._signal = loop.create_future()
+        timers = [] if seconds is None else [loop.call_later(max(seconds, 0.0), self.signal)]
+        if stalled is not None:
+            timers.append(loop.call_later(STALL_LIMIT_SECONDS, watchdog(stalled)))
+        try:
+            await self._signal
+        finally:
+            self._signal = None
+            for timer in timers:
+                timer.cancel()
+
+    async def _wait_for_local_operation(self) -> None:
+        await self._port.flush()
+        operation = self.local.in_flight
+        if operation is None or operation.outer.done():
+            return
+        around = self.timers.next_around(operation.owner)
+        seconds = None if around is None else around[0] - self.server_loop.time()
+        await self._wait_for_signal(seconds, self._local_operation_stalls)
+        if around is not None and not operation.outer.done() and around[0] <= self.server_loop.time() + 1e-6:
+            with self._driving():
+                # T3: only the timer's turn, and what descends from it.
+                self.timers.end(around[1])
+                self.ready.run_descendants()
+
+    def _local_operation_stalls(self) -> None:
+        operation = self.local.in_flight
+        if operation is None or operation.outer.done() or not (self._port or self.ready):
+            return
+        where = describe(operation.owner.get_coro()) if operation.owner is not None else ""
+        self.refuse(
+            f"a local operation has held up the rest of the handler for {STALL_LIMIT_SECONDS:.0f} s: task "
+            f"{_name(operation.owner)} waits{where}. Between steps only one task of a handler runs at a time. If it "
+            "waits for something slow, put that into a step; if it waits for another task, use asyncio's Lock, Event "
+            "or Queue."
+        )
+
+    async def _let_others_run(self) -> None:
+        self._waits_outside = True
+        try:
+            await self._wait_for_signal(0.0)
+        finally:
+            self._waits_outside = False
+
+    async def _wait_for_others(self) -> None:
+        """Wait until another invocation wakes a task, or refuse if none could (E5, E6)."""
+        if len(_executions(self.loop)) < 2:
+            self._refuse_deadlock()
+            return
+        self._waits_outside = True
+        try:
+            await self._port.flush()
+            await self._wait_for_signal(None, self._refuse_deadlock)
+        finally:
+            self._waits_outside = False
+
+    def _refuse_deadlock(self) -> None:
+        if self.ready or self.closed is not None:
+            return
+        waiting = "; ".join(
+            f"task {_name(task)} waits{describe(task.get_coro())}" for task in self.live_tasks()[:10]
+        )
+        self.refuse(
+            f"no task of the handler can go on, because nothing is left that could end the waiting: {waiting}. Release "
+            "the lock, set the event or fill the queue before waiting for it."
+        )
+
+    def wake_from_outside(self, handle: Handle) -> None:
+        """Decide about a callback that was scheduled while no code of the execution runs (E5)."""
+        if self.is_over:
+            return
+        if self.closed is not None:
+            self.ready.append(handle)
+            return
+        from ..context import running_step
+
+        body = running_step.get()
+        if body is None and (self.local.in_flight is not None or self._waits_outside):
+            self.ready.append(handle)
+            self.signal()
+            return
+        task = getattr(handle._callback, "__self__", None)
+        what = f"task {_name(task)}" if isinstance(task, HandlerTask) else "a task"
+        where = describe(task.get_coro()) if isinstance(task, HandlerTask) else ""
+        if body is not None:
+            source = f"the body of step {body.name!r}"
+        elif self.loop.driving is not None:
+            source = "another invocation"
+        else:
+            source = "a thread, a callback or a task of the server's event loop"
+        self.refuse(
+            f"{what} was woken by {source} while it waited{where}. When that happens is not in the journal, so a "
+            "replay could not repeat it. Return the value from a step, or wait for it with an awakeable; share a lock or "
+            "semaphore with other invocations only where the handler runs nothing else at the same time."
+        )
+
+    # --- tasks --------------------------------------------------------------------------------------------------
+
+    def current_task(self) -> HandlerTask | None:
+        """Return the task whose code runs at this moment."""
+        if self.loop.driving is not self:
+            operation = running_operation()
+            return operation.owner if operation is not None else None
+        task = asyncio.current_task(self.loop)
+        return task if isinstance(task, HandlerTask) else None
+
+    def create_task(
+        self,
+        coro: Coroutine[Any, Any, Any],
+        *,
+        name: str | None,
+        context: Context | None,
+        given: tuple[int, int] | None = None,
+        **options: Any,
+    ) -> HandlerTask:
+        """Make a task.
+
+        Args:
+            coro: What it does.
+            name: Its name; made of its number if None.
+            context: Its context variables; a copy of the current ones if None.
+            given: For one of several that are made in an order that means nothing: its position, and their number.
+            **options: More arguments for :class:`asyncio.Task`.
+        """
+        number = self._number(given)
+        outer = self.ready.order
+        if given is not None:
+            self.ready.order = number
+        try:
+            task = HandlerTask(coro, execution=self, number=number, name=name, context=context, **options)
+        finally:
+            self.ready.order = outer
+        self._tasks.append(task)
+        if len(self._tasks) >= self._prune_at:
+            self._tasks = self.live_tasks()
+            self._prune_at = 2 * len(self._tasks) + 1000
+        return task
+
+    def _number(self, given: tuple[int, int] | None) -> int:
+        if given is None:
+            self._made += 1
+            return self._made
+        position, count = given
+        if not self._batch:
+            self._batch = list(range(self._made + 1, self._made + count + 1))
+            self._made += count
+        first = self._made - count + 1
+        self._batch.pop()
+        return first + position
+
+    def live_tasks(self) -> list[HandlerTask]:
+        """Return the tasks that have not ended, in the order in which they were made."""
+        return [task for task in self._tasks if not task.done()]
+
+    # --- durable waits ------------------------------------------------------------------------------------------
+
+    def check(self, operation: str) -> None:
+        """Refuse what may not enter the journal at this moment.
+
+        Raises:
+            BaseException: The attempt is over, or the caller is not code of the execution whose turn it is.
+        """
+        if self.closed is not None:
+            raise self.closed
+        driving = self.loop.driving
+        if driving is self and get_running_loop_or_none() is self.loop:
+            return
+        local = running_operation()
+        if local is not None and local.execution is self and local.in_flight and threading.get_ident() == self._thread:
+            return
+        raise self.refuse(
+            f"{operation} was called beside the handler, by another thread, event loop or task of the server's event "
+            "loop, where its place in the journal would depend on timing. Use the Restate context in the handler, and "
+            "do in the thread or task what belongs into a step."
+        )
+
+    async def wait(self, source: Any) -> None:
+        """Wait for something durable."""
+        self.check("awaiting a durable future")
+        task = self.current_task()
+        if task is not None and task.undoing and sys.exc_info()[1] is None:
+            # It has left the except and finally blocks in which it handled the cancellation of the invocation.
+            task.stop_undoing()
+        operation = None if self.loop.driving is self else running_operation()
+        wait = DurableWait(source, task, operation)
+        self._port.add(wait)
+        if operation is not None:
+            operation.waits = True
+            self.local.hold()
+            self.signal()
+        try:
+            await wait.future
+        except BaseException:
+            self._port.discard(wait)
+            if operation is not None:
+                operation.waits = False
+                self.local.hold()
+            raise
+
+    def watch(self, wait: Wait) -> None:
+        """Ask for a wait from now on."""
+        self._port.add(wait)
+
+    def forget(self, wait: Wait) -> None:
+        """Ask for a wait no longer."""
+        self._port.discard(wait)
+
+    def begin_sleep(self, seconds: float) -> Any:
+        """Begin a durable sleep, and return what to ask for."""
+        return self._port.sleep(seconds)
+
+    async def run_for(self, operation: LocalOperation, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Run a coroutine function on the handler loop, for a local operation that waits for it meanwhile."""
+        self.check("handler code")
+        ended: asyncio.Future[None] = self.server_loop.create_future()
+        context = contextvars.copy_context()
+        tasks: list[HandlerTask] = []
+
+        def start() -> None:
+            task = self.create_task(function(), name=None, context=context)
+            tasks.append(task)
+            task.add_done_callback(end)
+
+        def end(task: asyncio.Task[Any]) -> None:
+            operation.waits = False
+            self.local.hold()
+            if not ended.done():
+                ended.set_result(None)
+
+        operation.waits = True
+        self.ready.prepend(Handle(start, (), self.loop, context))
+        self.local.hold()
+        self.signal()
+        cancelled = False
+        while not ended.done():
+            try:
+                await asyncio.shield(ended)
+            except asyncio.CancelledError:
+                if self.closed is not None:
+                    raise
+                cancelled = True
+                self.ready.prepend(Handle(tasks[0].cancel, (), self.loop, context))
+                self.signal()
+        if cancelled and tasks[0].cancelled():
+            raise asyncio.CancelledError
+        return cast(T, tasks[0].result())
+
+    def _tell_of_cancellation(self) -> None:
+        """Tell everything that waits that the invocation is cancelled (E2)."""
+        told = False
+        for wait in self._port.waits():
+            if isinstance(wait, DurableWait):
+                told = True
+                self._port.discard(wait)
+                _undo(wait.task)
+                wait.end(Cancelled())
+        for timer, future in list(self.timers.sleepers()):
+            told = self._tell(future) or told
+            timer.cancel()
+        if told:
+            return
+        # Only timers are left, around waits for something local.
+        for task in self.timers.makers():
+            while isinstance(inner := waiting_on(task), HandlerTask):
+                task = inner
+            if inner is not None:
+                self._tell(inner, task)
+
+    def _tell(self, future: asyncio.Future[Any], task: HandlerTask | None = None) -> bool:
+        if future.done():
+            return False
+        if task is None:
+            task = next((each for each in self.live_tasks() if waiting_on(each) is future), None)
+        _undo(task)
+        future.set_exception(Cancelled())
+        return True
+
+    def _release_deferred(self) -> bool:
+        """Deliver the cancellations that wait for tasks that undo nothing durable any more; return whether there are any."""
+        deferred = [task for task in self.live_tasks() if task.deferred is not None]
+        for task in deferred:
+            task.stop_undoing()
+        return bool(deferred)
+
+    # --- endings ------------------------------------------------------------------------------------------------
+
+    def refuse(self, reason: str) -> ConcurrencyError:
+        """Fail the attempt because going on could not be replayed, and return the error to raise."""
+        error = ConcurrencyError(reason)
+        self.fail(error)
+        return error
+
+    def fail(self, error: StepsError) -> None:
+        """Fail the attempt with a retryable error, whatever the handler does from now on."""
+        if self.closed is None and not self.is_over:
+            self._port.fail(error)
+            self.closed = error
+            if self.loop.driving is not self:
+                self.signal()
+                self._port.interrupt()
+
+    def _tear_down(self, error: BaseException) -> None:
+        """End everything that is left without a command (E4)."""
+        if self.closed is None:
+            self.closed = error
+        told = self.closed if isinstance(self.closed, SdkInternalBaseException) else asyncio.CancelledError()
+        self.local.abandon()
+        with self._driving():
+            for wait in self._port.waits():
+                self._port.discard(wait)
+                if isinstance(wait, DurableWait):
+                    wait.end(told)
+            for _ in range(_CLEAN_UP_ROUNDS):
+                self.ready.held = False
+                self.ready.run()
+                left = self.live_tasks()
+                for task in left:
+                    task.cancel()
+                if not left:
+                    generator = self.generators.take_first()
+                    if generator is None:
+                        break
+                    self.create_task(_close(generator), name=None, context=self._own_context())
+        for task in self.live_tasks():
+            cast(Any, task)._log_destroy_pending = False
+        self.timers.clear()
+        self.ready.clear()
+
+    def _callback_failed(self, error: BaseException, handle: asyncio.Handle) -> None:
+        self.loop.call_exception_handler(
+            {"message": f"Exception in callback {handle._callback!r}", "exception": error, "handle": handle}
+        )
+
+    def log_error(self, context: dict[str, Any]) -> None:
+        """Log an error that nothing waited for."""
+        if self.closed is None:
+            error = context.get("exception")
+            logger.error("%s", context.get("message") or "Unhandled exception in a handler", exc_info=error)
+
+
+class _Driving(Running):
+    """Makes the handler loop the running loop, for code of one execution."""
+
+    __slots__ = ("_before", "_execution")
+
+    def __init__(self, execution: Execution) -> None:
+        super().__init__(execution.loop, execution.generators.hooks)
+        self._execution = execution
+
+    def __enter__(self) -> None:
+        loop = self._execution.loop
+        self._before, loop.driving = loop.driving, self._execution
+        super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)
+        self._execution.loop.driving = self._before
+
+
+_all: weakref.WeakKeyDictionary[HandlerLoop, set[Execution]] = weakref.WeakKeyDictionary()
+
+
+def _executions(loop: HandlerLoop) -> set[Execution]:
+    """Return the executions that have not ended."""
+    return _all.setdefault(loop, set())
+
+
+async def _close(generator: AsyncGenerator[Any, Any]) -> None:
+    await generator.aclose()
+
+
+def _undo(task: HandlerTask | None) -> None:
+    """Mark a task that is told of the invocation's cancellation, and those that will hear of it through it (E2)."""
+    while task is not None and not task.undoing:
+        task.undoing = True
+        task = task.parent
+
+
+def _name(task: HandlerTask | None) -> str:
+    return repr(task.get_name()) if task is not None else "of the handler"
+
+
+def ends_the_invocation(error: BaseException) -> bool:
+    """Return whether Restate ends the invocation with an error that leaves the handler, instead of retrying."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, TerminalError) or (isinstance(seen, BaseExceptionGroup) and _all_terminal(seen)):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _all_terminal(group: BaseExceptionGroup[Any]) -> bool:
+    errors = cast("tuple[BaseException, ...]", group.exceptions)
+    return all(ends_the_invocation(error) for error in errors)

@@ -1,0 +1,75 @@
+"""Frames of suspended and running code, for error messages."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import sysconfig
+from types import CoroutineType, FrameType
+from typing import Any, Final
+
+__all__ = ["describe", "frames_of", "user_line"]
+
+_LIBRARIES: Final = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+_PLUMBING: Final = frozenset({"anyio", "asyncio", "restate", "restate_steps"})
+
+
+def frames_of(awaitable: Any) -> list[FrameType]:
+    """Return the frames of a suspended coroutine, outermost first, down to the one that waits.
+
+    ``coroutine_wrapper`` (what ``coro.__await__()`` returns) and the awaitables of async generators have no
+    attribute that leads on; the collector's referents do, in constant time.
+    """
+    frames: list[FrameType] = []
+    seen = 0
+    while awaitable is not None and seen < 1000:
+        seen += 1
+        if isinstance(awaitable, CoroutineType):
+            frame, following = awaitable.cr_frame, awaitable.cr_await
+        elif hasattr(awaitable, "gi_frame"):
+            frame, following = awaitable.gi_frame, awaitable.gi_yieldfrom
+        elif hasattr(awaitable, "ag_frame"):
+            frame, following = awaitable.ag_frame, awaitable.ag_await
+        elif type(awaitable).__name__ in ("coroutine_wrapper", "async_generator_asend", "async_generator_athrow"):
+            frame = None
+            referents = gc.get_referents(awaitable)
+            following = next((r for r in referents if hasattr(r, "cr_await") or hasattr(r, "ag_await")), None)
+        else:
+            break
+        if frame is not None:
+            frames.append(frame)
+        awaitable = following
+    return frames
+
+
+def describe(awaitable: Any) -> str:
+    """Say where a suspended coroutine waits: `` for Event.wait in pay at app.py:31``."""
+    frames = frames_of(awaitable)
+    if not frames:
+        return ""
+    own = next((frame for frame in reversed(frames) if not _is_plumbing(frame)), frames[-1])
+    where = f"{own.f_code.co_qualname} at {own.f_code.co_filename}:{own.f_lineno}"
+    if frames[-1] is own:
+        return f" in {where}"
+    return f" for {frames[-1].f_code.co_qualname} in {where}"
+
+
+def user_line() -> str:
+    """Say which line of the user's code the caller was called from: ``app.py:31 (pay)``."""
+    frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
+    nearest: FrameType | None = None
+    while frame is not None:
+        if not _is_plumbing(frame):
+            nearest = nearest or frame
+            if not frame.f_code.co_filename.startswith(_LIBRARIES):
+                return _line(frame)
+        frame = frame.f_back
+    return _line(nearest) if nearest is not None else "an unknown line"
+
+
+def _line(frame: FrameType) -> str:
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_qualname})"
+
+
+def _is_plumbing(frame: FrameType) -> bool:
+    return frame.f_globals.get("__name__", "").partition(".")[0] in _PLUMBING

@@ -1,0 +1,193 @@
+"""Local operations: what handler code awaits that is neither durable nor made by the handler itself.
+
+A thread, a look-up of an address, and what is passed to :func:`restate_steps.local` run outside of the handler loop.
+Their results are not recorded, and every replay repeats them. Invariants:
+
+* **O1** While an operation is in flight no other code of the handler runs, and the VM is not asked: however long it
+  takes, and whether it happens at all in another attempt, the order of everything else is the same.
+* **O2** Operations are delivered in the order in which they began.
+* **O3** A coroutine of :func:`restate_steps.local` that waits for something durable is not in flight meanwhile.
+* **O4** A cancelled operation is waited for until it has ended, except for a thread, which cannot be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from ._asyncio import get_running_loop_or_none
+from ._ready import Handle
+from ._task import HandlerTask
+
+if TYPE_CHECKING:
+    from ._execution import Execution
+
+__all__ = ["OPERATION", "LocalOperation", "LocalOperations", "running_operation"]
+
+T = TypeVar("T")
+
+OPERATION: Final[ContextVar[LocalOperation | None]] = ContextVar("restate_steps_local_operation", default=None)
+"""The local operation that code on the server's loop is a part of."""
+
+
+class LocalOperation:
+    """One operation.
+
+    Args:
+        execution: The execution that it belongs to.
+        can_be_cancelled: Whether cancelling it makes it end.
+
+    Attributes:
+        owner: The task that began it.
+        outer: The future on the server's loop that ends with it.
+        result: What the handler waits for.
+        waits: Whether it waits for something durable (O3).
+    """
+
+    def __init__(self, execution: Execution, *, can_be_cancelled: bool) -> None:
+        self.execution = execution
+        self.can_be_cancelled = can_be_cancelled
+        self.owner: HandlerTask | None = execution.current_task()
+        self.outer: asyncio.Future[Any]
+        self.result: asyncio.Future[Any] = execution.loop.create_future()
+        self.waits = False
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether it holds the turn."""
+        return not self.waits
+
+    def start(self, outer: asyncio.Future[Any]) -> None:
+        """Hold the turn until ``outer`` is done."""
+        self.outer = outer
+        self.execution.local.add(self)
+        outer.add_done_callback(self._ended)
+        self.result.add_done_callback(self._abandoned)
+
+    def _ended(self, outer: asyncio.Future[Any]) -> None:
+        if not outer.cancelled():
+            # Looked at, so that asyncio does not report an error that nothing waits for any more.
+            outer.exception()
+        self.execution.signal()
+
+    def _abandoned(self, result: asyncio.Future[Any]) -> None:
+        if result.cancelled() and not self.outer.done():
+            self.outer.cancel()
+            if not self.can_be_cancelled:
+                self.execution.local.remove(self)
+
+    def deliver(self) -> None:
+        """Hand the result to the handler; called while it is driven."""
+        outer, result = self.outer, self.result
+        if result.done():
+            return
+        if outer.cancelled():
+            result.cancel()
+        elif (error := outer.exception()) is not None:
+            result.set_exception(error)
+        else:
+            result.set_result(outer.result())
+
+
+class LocalOperations:
+    """The operations of one execution that have not been delivered, in the order in which they began (O2)."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self._operations: dict[LocalOperation, None] = {}
+
+    @property
+    def in_flight(self) -> LocalOperation | None:
+        """The first operation that holds the turn, if any does."""
+        for operation in self._operations:
+            if operation.in_flight:
+                return operation
+        return None
+
+    def add(self, operation: LocalOperation) -> None:
+        """Add an operation that has begun."""
+        self._operations[operation] = None
+        self._execution.ready.held = True
+
+    def remove(self, operation: LocalOperation) -> None:
+        """Forget an operation."""
+        self._operations.pop(operation, None)
+        self.hold()
+
+    def hold(self) -> None:
+        """Hold the turn if something is in flight, and only then (O1)."""
+        self._execution.ready.held = self.in_flight is not None
+
+    def deliver(self) -> bool:
+        """Deliver the first operation if it has ended; return whether it has."""
+        operation = self.in_flight
+        if operation is None or not operation.outer.done():
+            return False
+        del self._operations[operation]
+        self.hold()
+        execution = self._execution
+        context = contextvars.Context()
+        execution.ready.prepend(Handle(operation.deliver, (), execution.loop, context))
+        return True
+
+    def abandon(self) -> None:
+        """Cancel all: the attempt is over."""
+        for operation in list(self._operations):
+            if operation.can_be_cancelled:
+                operation.outer.cancel()
+        self._operations.clear()
+        self._execution.ready.held = False
+
+    # --- kinds of operations ------------------------------------------------------------------------------------
+
+    def begin_thread(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Run a function in a thread, and return the future of its result."""
+        self._execution.check("a thread")
+        operation = LocalOperation(self._execution, can_be_cancelled=False)
+        operation.start(self._execution.server_loop.run_in_executor(executor, func, *args))
+        return operation.result
+
+    async def run(self, awaitable: Awaitable[T]) -> T:
+        """Run something on the server's loop, in the context of the caller."""
+        execution = self._execution
+        coro = cast("Coroutine[Any, Any, T]", awaitable if asyncio.iscoroutine(awaitable) else _await(awaitable))
+        try:
+            execution.check("a local operation")
+        except BaseException:
+            coro.close()
+            raise
+        operation = LocalOperation(execution, can_be_cancelled=True)
+        context = contextvars.copy_context()
+        context.run(OPERATION.set, operation)
+        # Not by create_task: a task factory of the server's loop may start it at once, in the handler's turn.
+        operation.start(asyncio.Task(coro, loop=execution.server_loop, context=context))
+        try:
+            return cast(T, await operation.result)
+        except asyncio.CancelledError:
+            # O4: what it does about the cancellation belongs to this turn.
+            while not operation.outer.done() and execution.closed is None:
+                operation.result = execution.loop.create_future()
+                try:
+                    await operation.result
+                except asyncio.CancelledError:
+                    continue
+                except BaseException:
+                    break
+            if operation.outer.done() and not operation.outer.cancelled():
+                return cast(T, operation.outer.result())
+            raise
+
+
+async def _await(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+def running_operation() -> LocalOperation | None:
+    """Return the local operation whose code is running, if any is."""
+    operation = OPERATION.get()
+    if operation is None or operation.outer.done() or get_running_loop_or_none() is operation.execution.loop:
+        return None
+    return operation

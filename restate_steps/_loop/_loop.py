@@ -1,0 +1,341 @@
+"""The event loop that handler code sees.
+
+There is one for each event loop of a server, shared by all handlers that run on it, so that a module-level lock or
+semaphore works across invocations, as asyncio refuses to use one on two loops. What is scheduled on it belongs to one
+:class:`~restate_steps._loop._execution.Execution`, and reaches that one's queue. Invariants:
+
+* **L1** Handler code runs only while its execution is driven, one turn at a time.
+* **L2** What is scheduled while no code of its execution runs came from outside, and the execution decides about it.
+* **L3** Sockets, pipes, subprocesses and signals are refused: when they have something to say is not in the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import weakref
+from asyncio import AbstractEventLoop, TimerHandle
+from collections.abc import Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
+
+from ..errors import ConcurrencyError
+from ._frames import user_line
+from ._ready import Handle
+from ._task import HandlerTask
+
+if TYPE_CHECKING:
+    from ._execution import Execution
+
+__all__ = ["EXECUTION", "HandlerLoop", "loop_for"]
+
+T = TypeVar("T")
+
+EXECUTION: Final[ContextVar[Execution | None]] = ContextVar("restate_steps_execution", default=None)
+"""The execution that code belongs to; inherited by the tasks and callbacks that it makes."""
+
+_as_completed_codes: Final = frozenset(
+    code
+    for function in (
+        asyncio.as_completed,
+        getattr(getattr(asyncio.tasks, "_AsCompletedIterator", None), "__init__", None),
+    )
+    if (code := getattr(function, "__code__", None)) is not None
+)
+
+
+class HandlerLoop(AbstractEventLoop):
+    """An event loop whose ready queue, timers and wake-ups come from the journal.
+
+    Attributes:
+        driving: The execution whose code runs at this moment.
+    """
+
+    def __init__(self) -> None:
+        self.driving: Execution | None = None
+
+    def __repr__(self) -> str:
+        return "<HandlerLoop>"
+
+    def _execution(self, context: Context | None = None) -> Execution:
+        execution = self.driving or (context.get(EXECUTION) if context is not None else EXECUTION.get())
+        if execution is None:
+            raise ConcurrencyError(
+                "the event loop of a Restate handler was used by code that does not belong to the handler. Use "
+                "asyncio.get_running_loop() where the code runs."
+            )
+        return execution
+
+    # --- callbacks ----------------------------------------------------------------------------------------------
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]
+        """Schedule a callback."""
+        handle = Handle(callback, args, self, context)
+        driving = self.driving
+        owner = handle._context.get(EXECUTION)
+        if driving is not None and (owner is driving or owner is None):
+            driving.ready.schedule(handle)
+        else:
+            (owner or self._execution()).wake_from_outside(handle)
+        return handle
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> Handle:  # type: ignore[override]
+        """Schedule a callback from a thread, which only a thread that the handler waits for may do."""
+        if context is None:
+            context = copy_context()
+        execution = context.get(EXECUTION) or _owner_of(callback, args)
+        if execution is not None and execution.driven_by_this_thread():
+            return self.call_soon(callback, *args, context=context)
+        handle = Handle(callback, args, self, context)
+        if execution is not None:
+            execution.server_loop.call_soon_threadsafe(execution.wake_from_outside, handle)
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> TimerHandle:  # type: ignore[override]
+        """Schedule a callback after a durable timer."""
+        return self.call_at(self.time() + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> TimerHandle:  # type: ignore[override]
+        """Schedule a callback at a time of :meth:`time`."""
+        timer = TimerHandle(when, callback, args, self, context)
+        self._execution(timer._context).timers.add(timer)
+        return timer
+
+    def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
+        if (execution := handle._context.get(EXECUTION) if handle._context is not None else None) is not None:
+            execution.timers.discard(handle)
+
+    def time(self) -> float:
+        """Return the time of the latest timer that has ended, in seconds since the handler began."""
+        execution = self.driving or EXECUTION.get()
+        return execution.timers.now if execution is not None else 0.0
+
+    # --- tasks and futures --------------------------------------------------------------------------------------
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """Create a future."""
+        return asyncio.Future(loop=self)
+
+    def create_task(  # type: ignore[override]
+        self,
+        coro: Coroutine[Any, Any, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+        **options: Any,
+    ) -> asyncio.Task[T]:
+        """Create a task."""
+        execution = self._execution(context)
+        factory = execution.task_factory
+        if factory is None or factory is getattr(asyncio, "eager_task_factory", None):
+            if factory is not None:
+                options.setdefault("eager_start", True)
+            given = _position_in_as_completed(coro)
+            return execution.create_task(coro, name=name, context=context, given=given, **options)
+        task = factory(self, coro, context=context, **options) if context else factory(self, coro, **options)
+        if name is not None and hasattr(task, "set_name"):
+            task.set_name(name)
+        return cast("asyncio.Task[T]", task)
+
+    def set_task_factory(self, factory: Any) -> None:
+        """Set the task factory of the running handler."""
+        self._execution().task_factory = factory
+
+    def get_task_factory(self) -> Any:
+        """Return the task factory of the running handler."""
+        return self._execution().task_factory
+
+    # --- threads and other local work ---------------------------------------------------------------------------
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+        """Run a function in a thread, which holds the handler's turn until it ends."""
+        return self._execution().local.begin_thread(executor, func, *args)
+
+    def set_default_executor(self, executor: Any) -> None:
+        """Refuse: threads are those of the server's loop."""
+        del executor
+        self._refuse("set_default_executor")
+
+    async def getaddrinfo(self, *args: Any, **options: Any) -> Any:
+        """Look up an address, as a local operation."""
+        return await self._execution().local.run(self._execution().server_loop.getaddrinfo(*args, **options))
+
+    async def getnameinfo(self, *args: Any, **options: Any) -> Any:
+        """Look up a name, as a local operation."""
+        return await self._execution().local.run(self._execution().server_loop.getnameinfo(*args, **options))
+
+    async def shutdown_asyncgens(self) -> None:
+        """Do nothing: async generators are closed when the handler ends."""
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Do nothing: threads are those of the server's loop."""
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def is_running(self) -> bool:
+        """Return whether handler code runs at this moment."""
+        return self.driving is not None
+
+    def is_closed(self) -> bool:
+        """Return whether the handler of the caller has ended."""
+        execution = self.driving or EXECUTION.get()
+        return execution is not None and execution.is_over
+
+    def get_debug(self) -> bool:
+        """Return False: asyncio's debug mode measures real time."""
+        return False
+
+    def set_debug(self, enabled: bool) -> None:
+        """Do nothing: see :meth:`get_debug`."""
+
+    def get_exception_handler(self) -> Any:
+        """Return the exception handler of the running handler."""
+        return self._execution().exception_handler
+
+    def set_exception_handler(self, handler: Any) -> None:
+        """Set the exception handler of the running handler."""
+        self._execution().exception_handler = handler
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        """Log an error that nothing waited for."""
+        self._execution().log_error(context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Report an error that nothing waited for."""
+        execution = self.driving or EXECUTION.get()
+        if execution is None or execution.is_over:
+            return
+        if execution.exception_handler is not None:
+            execution.exception_handler(self, context)
+        else:
+            execution.log_error(context)
+
+    # --- what is refused ----------------------------------------------------------------------------------------
+
+    def _refuse(self, operation: str, advice: str = "") -> NoReturn:
+        raise self._execution().refuse(
+            f"{operation} was called outside of a step, at {user_line()}. A handler runs on an event loop of its own, "
+            "without sockets, pipes, subprocesses and signals, because when those have something to say is not in the "
+            f"journal. {advice or _IO_ADVICE}"
+        )
+
+    def run_forever(self) -> NoReturn:
+        """Refuse: the loop runs already."""
+        raise RuntimeError("This event loop is already running")
+
+    def run_until_complete(self, future: Any) -> NoReturn:
+        """Refuse: the loop runs already."""
+        raise RuntimeError("This event loop is already running")
+
+    def stop(self) -> NoReturn:
+        """Refuse: the handler ends by returning."""
+        self._refuse("loop.stop()", "Return from the handler instead.")
+
+    def close(self) -> NoReturn:
+        """Refuse: the handler ends by returning."""
+        self._refuse("loop.close()", "Return from the handler instead.")
+
+
+_IO_ADVICE: Final = (
+    "Put the work into a step, whose result is recorded, or run it on the server's event loop with "
+    "`await restate_steps.local(...)`, which repeats it on every replay."
+)
+
+_REFUSED: Final = (
+    "create_connection",
+    "create_unix_connection",
+    "create_server",
+    "create_unix_server",
+    "create_datagram_endpoint",
+    "connect_accepted_socket",
+    "connect_read_pipe",
+    "connect_write_pipe",
+    "subprocess_exec",
+    "subprocess_shell",
+    "sendfile",
+    "start_tls",
+    "sock_recv",
+    "sock_recv_into",
+    "sock_recvfrom",
+    "sock_recvfrom_into",
+    "sock_sendall",
+    "sock_sendto",
+    "sock_connect",
+    "sock_accept",
+    "sock_sendfile",
+)
+
+
+def _refusing(name: str) -> Any:
+    async def refuse(self: HandlerLoop, *args: Any, **options: Any) -> NoReturn:
+        self._refuse(name)  # pyright: ignore[reportPrivateUsage]
+
+    refuse.__name__ = name
+    return refuse
+
+
+def _refusing_at_once(name: str) -> Any:
+    def refuse(self: HandlerLoop, *args: Any, **options: Any) -> NoReturn:
+        self._refuse(name)  # pyright: ignore[reportPrivateUsage]
+
+    refuse.__name__ = name
+    return refuse
+
+
+for _name in _REFUSED:
+    setattr(HandlerLoop, _name, _refusing(_name))
+for _name in ("add_reader", "remove_reader", "add_writer", "remove_writer", "add_signal_handler", "remove_signal_handler"):
+    setattr(HandlerLoop, _name, _refusing_at_once(_name))
+
+
+def _owner_of(callback: Any, args: tuple[Any, ...]) -> Execution | None:
+    """Return the execution that a callback from a thread is meant for, as far as it can be seen."""
+    for thing in (getattr(callback, "__self__", None), *args):
+        if isinstance(thing, HandlerTask):
+            return thing.execution
+    return None
+
+
+def _position_in_as_completed(coro: Any) -> tuple[int, int] | None:
+    """Return the position of a coroutine among those given to ``asyncio.as_completed``, and how many there are.
+
+    ``as_completed`` makes a task for each in the order of a set of coroutines, which is that of their addresses.
+    """
+    frame: Any = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+    if frame.f_code.co_name not in ("ensure_future", "_ensure_future"):
+        return None
+    for _ in range(4):
+        frame = frame.f_back
+        if frame is None:
+            return None
+        if frame.f_code in _as_completed_codes:
+            break
+    else:
+        return None
+    given: Any = frame.f_locals.get("fs", frame.f_locals.get("aws"))
+    if not isinstance(given, (list, tuple)):
+        if isinstance(given, (dict, set, frozenset)) or not hasattr(given, "__len__"):
+            raise EXECUTION.get().refuse(  # type: ignore[union-attr]
+                f"asyncio.as_completed was given coroutines that are not in a list, at {user_line()}. It starts them in "
+                "the order of a set, which differs on replay. Give it a list, or use restate_steps.as_completed."
+            )
+        return None
+    coros = list({id(each): each for each in cast("list[Any]", given) if not asyncio.isfuture(each)}.values())
+    return next(((index, len(coros)) for index, each in enumerate(coros) if each is coro), None)
+
+
+_loops: weakref.WeakKeyDictionary[AbstractEventLoop, HandlerLoop] = weakref.WeakKeyDictionary()
+
+
+def loop_for(server_loop: AbstractEventLoop) -> HandlerLoop:
+    """Return the loop for handlers that are served on ``server_loop``."""
+    loop = _loops.get(server_loop)
+    if loop is None:
+        loop = _loops[server_loop] = HandlerLoop()
+    return loop

@@ -1,0 +1,228 @@
+"""The ready queue of a handler: what runs next, and in which order.
+
+A *turn* is what one callback does until it ends or, for a task, until the task waits for something. Invariants:
+
+* **R1** Turns run one at a time. What a turn schedules runs right after it, in the order in which it was scheduled, and
+  before everything that was ready earlier. So a chain of callbacks, however many hops it has, keeps its place: a helper
+  task or a callback that a library adds does not change the order of others.
+* **R2** A task that yields without waiting for anything (``asyncio.sleep(0)``) goes on with its turn, up to ``KEEP``
+  times in a row. Then everything else that is ready runs first.
+* **R3** Wake-ups that one turn causes by cancelling tasks are ordered by the numbers of the tasks, because anyio
+  cancels in the order of a set. So are tasks that ``asyncio.as_completed`` makes in the order of a set.
+* **R4** What only reschedules itself, a task that spins or anyio's repeated delivery of a cancellation, is *parked*
+  once it has had its chance: it runs again when something else has happened.
+* **R5** Nothing waits in the queue forever: after ``STREAK`` turns that descend from one another, new ones go to the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from typing import Any, Final
+
+__all__ = ["KEEP", "SPIN", "STREAK", "Handle", "ReadyQueue"]
+
+KEEP: Final = 64
+"""How often a task may yield without waiting before others run."""
+
+SPIN: Final = 10_000
+"""How often a task may yield without waiting before it counts as one that waits for something to happen."""
+
+STREAK: Final = 10_000
+"""How many turns in a row may be descendants of one another while others are ready."""
+
+
+class Handle(asyncio.Handle):
+    """A scheduled callback.
+
+    Attributes:
+        order: The number to sort by among the unordered ones of its turn; None if its place is right.
+        spins: How often its task has yielded since something else happened.
+    """
+
+    __slots__ = ("order", "spins")
+
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        args: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        context: Context | None,
+    ) -> None:
+        # Not by the base class, which asks the loop for its debug mode each time.
+        self._context = copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+        self.order: int | None = None
+        self.spins = 0
+
+
+class ReadyQueue:
+    """Callbacks that are ready to run.
+
+    Args:
+        on_error: Called with an exception that a callback raised, and the callback's handle.
+
+    Attributes:
+        turn: What the current turn has scheduled.
+        held: Whether no further turn may begin.
+        order: While tasks are cancelled or made in an order that means nothing, the number to sort their handles by.
+    """
+
+    def __init__(self, on_error: Callable[[BaseException, asyncio.Handle], None]) -> None:
+        self.turn: list[asyncio.Handle] = []
+        self.held = False
+        self.order: int | None = None
+        self._on_error = on_error
+        self._queue: deque[asyncio.Handle] = deque()
+        self._parked: list[asyncio.Handle] = []
+        self._descendants = 0
+        self._streak = 0
+        # Turns that did something, and how many there were when the parked handles had their last chance.
+        self._turns = 0
+        self._turns_seen = 0
+        self._sorting = False
+
+    def __bool__(self) -> bool:
+        return bool(self._queue or self.turn)
+
+    @property
+    def is_spinning(self) -> bool:
+        """Whether something is parked."""
+        return bool(self._parked)
+
+    def schedule(self, handle: asyncio.Handle) -> None:
+        """Add a callback to those that the current turn has scheduled."""
+        if self.order is not None and isinstance(handle, Handle):
+            handle.order = self.order
+            self._sorting = True
+        self.turn.append(handle)
+
+    def append(self, handle: asyncio.Handle) -> None:
+        """Add a callback behind everything that is ready."""
+        self._queue.append(handle)
+
+    def prepend(self, handle: asyncio.Handle) -> None:
+        """Add a callback before everything that is ready."""
+        self._queue.appendleft(handle)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._queue.clear()
+        self._parked.clear()
+        self.turn = []
+
+    def unpark(self) -> bool:
+        """Give what is parked another chance; return whether there is any."""
+        parked, self._parked = self._parked, []
+        self._queue.extend(parked)
+        self._turns_seen = self._turns
+        return bool(parked)
+
+    def run(self) -> None:
+        """Run turns until nothing is ready, or :attr:`held` is set."""
+        queue = self._queue
+        self._end_turn()
+        while not self.held:
+            if not queue:
+                if not self._parked or self._turns == self._turns_seen:
+                    return
+                self.unpark()
+            handle = queue.popleft()
+            if self._descendants:
+                self._descendants -= 1
+                self._streak += 1
+            else:
+                self._streak = 0
+            if not handle._cancelled:
+                self._run_turn(handle)
+
+    def run_descendants(self) -> None:
+        """Run what was just scheduled, and what descends from it, although :attr:`held` is set."""
+        outer, self._descendants = self._descendants, 0
+        self._end_turn()
+        while self._descendants:
+            self._descendants -= 1
+            handle = self._queue.popleft()
+            if not handle._cancelled:
+                self._run_turn(handle)
+        self._descendants = outer
+
+    def _run_turn(self, handle: asyncio.Handle) -> None:
+        task = getattr(handle._callback, "__self__", None)
+        is_task = isinstance(task, asyncio.Task)
+        yields = 0
+        spins: int = getattr(handle, "spins", 0)
+        while True:
+            try:
+                handle._context.run(handle._callback, *handle._args)  # type: ignore[arg-type]
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._on_error(error, handle)
+            turn = self.turn
+            if not turn:
+                break
+            last = turn[-1]
+            if is_task and getattr(last._callback, "__self__", None) is task and not last._cancelled:
+                # R2: it has yielded without waiting.
+                turn.pop()
+                yields += 1
+                if yields < KEEP:
+                    handle = last
+                    continue
+                self._put_off(last, spins + yields, alone=not turn)
+                self._end_turn()
+                return
+            if len(turn) == 1 and not is_task and last._callback == handle._callback and last._args == handle._args:
+                turn.pop()
+                self._put_off(last, SPIN, alone=True)
+                return
+            break
+        self._turns += 1
+        self._end_turn()
+
+    def _put_off(self, handle: asyncio.Handle, spins: int, *, alone: bool) -> None:
+        if not alone:
+            self._turns += 1
+        if isinstance(handle, Handle):
+            handle.spins = spins
+        if spins < SPIN:
+            self._queue.append(handle)
+        else:
+            if isinstance(handle, Handle):
+                handle.spins = 0
+            self._parked.append(handle)
+
+    def _end_turn(self) -> None:
+        turn = self.turn
+        if not turn:
+            return
+        self.turn = []
+        if self._sorting:
+            self._sorting = False
+            turn = _sorted(turn)
+        if self._streak > STREAK:
+            self._queue.extend(turn)
+            return
+        if len(turn) == 1:
+            self._queue.appendleft(turn[0])
+        else:
+            turn.reverse()
+            self._queue.extendleft(turn)
+        self._descendants += len(turn)
+
+
+def _sorted(turn: list[asyncio.Handle]) -> list[asyncio.Handle]:
+    """Sort the unordered handles among the places that they have (R3)."""
+    places = [index for index, handle in enumerate(turn) if getattr(handle, "order", None) is not None]
+    handles = sorted((turn[index] for index in places), key=lambda handle: getattr(handle, "order", 0))
+    for index, handle in zip(places, handles, strict=True):
+        turn[index] = handle
+    return turn

@@ -1,0 +1,121 @@
+"""The timers of a handler, which are durable sleeps.
+
+* **T1** A timer costs nothing until the handler comes to rest with it. Then it becomes a sleep in the journal.
+* **T2** The time is that of the latest timer that has ended, counted from the handler's beginning. It is the same in
+  every attempt, and moves only when a timer ends.
+* **T3** While a local operation holds the turn, nothing of the journal is delivered. Timers that were made around the
+  operation, by its task or one above, go by the server's clock meanwhile, so that a timeout of a client library works.
+"""
+
+from __future__ import annotations
+
+import math
+from asyncio import TimerHandle
+from collections.abc import Iterator
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final
+
+from ._asyncio import is_sleep
+from ._task import HandlerTask
+
+if TYPE_CHECKING:
+    from ._execution import Execution
+
+__all__ = ["DurableTimer", "Timers"]
+
+_LONGEST_SECONDS: Final = 100 * 366 * 86400.0
+
+
+class DurableTimer:
+    """A timer that has become a sleep; one of the port's waits."""
+
+    __slots__ = ("context", "source", "timer", "timers")
+
+    def __init__(self, timers: Timers, timer: TimerHandle, source: Any) -> None:
+        self.timers = timers
+        self.timer = timer
+        self.source = source
+        self.context: Context = timer._context  # type: ignore[attr-defined]
+
+    def complete(self) -> None:
+        """Run the timer's callback: its time has come."""
+        self.timers.end(self.timer)
+
+
+class Timers:
+    """The live timers of one execution.
+
+    Attributes:
+        now: The time, in seconds.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        self.now = 0.0
+        self._execution = execution
+        self._live: dict[TimerHandle, tuple[HandlerTask | None, float]] = {}
+        self._durable: dict[TimerHandle, DurableTimer] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._live)
+
+    def add(self, timer: TimerHandle) -> None:
+        """Add a timer; one that is due runs with what is ready."""
+        if timer.when() <= self.now:
+            self._execution.ready.schedule(timer)
+        elif timer.when() != math.inf:
+            execution = self._execution
+            self._live[timer] = (execution.current_task(), execution.server_loop.time())
+
+    def discard(self, timer: TimerHandle) -> None:
+        """Forget a timer that was cancelled."""
+        self._live.pop(timer, None)
+        if (durable := self._durable.pop(timer, None)) is not None:
+            self._execution.forget(durable)
+
+    def clear(self) -> None:
+        """Forget all."""
+        for timer in list(self._live):
+            self.discard(timer)
+
+    def end(self, timer: TimerHandle) -> None:
+        """Let a timer's callback run, at its time."""
+        self._live.pop(timer, None)
+        self._durable.pop(timer, None)
+        self.now = max(self.now, timer.when())
+        self._execution.ready.schedule(timer)
+
+    def make_durable(self) -> None:
+        """Make a sleep of each timer that is not one yet, in the order in which they were made (T1)."""
+        if len(self._durable) == len(self._live):
+            return
+        # Not in the order in which they end: then a delay with random jitter would change the order of the commands.
+        for timer in [timer for timer in self._live if timer not in self._durable]:
+            seconds = min(timer.when() - self.now, _LONGEST_SECONDS)
+            durable = DurableTimer(self, timer, self._execution.begin_sleep(seconds))
+            self._durable[timer] = durable
+            self._execution.watch(durable)
+
+    def sleepers(self) -> Iterator[tuple[TimerHandle, Any]]:
+        """Yield the timers that end an ``asyncio.sleep``, each with the future that the sleeper waits for."""
+        for timer in list(self._durable):
+            if is_sleep(timer._callback):  # type: ignore[attr-defined]
+                yield timer, timer._args[0]  # type: ignore[attr-defined]
+
+    def makers(self) -> list[HandlerTask]:
+        """Return the tasks that made the live timers, each once."""
+        return list(dict.fromkeys(task for task, _ in self._live.values() if task is not None))
+
+    # --- by the server's clock ----------------------------------------------------------------------------------
+
+    def next_around(self, task: HandlerTask | None) -> tuple[float, TimerHandle] | None:
+        """Return the timer around a task's local operation that ends first by the server's clock, and when (T3)."""
+        around: set[HandlerTask] = set()
+        while task is not None:
+            around.add(task)
+            task = task.parent
+        ends = [
+            (begun + timer.when() - self.now, timer)
+            for timer, (maker, begun) in self._live.items()
+            if maker is None or maker in around
+        ]
+        return min(ends, key=lambda end: end[0]) if ends else None
