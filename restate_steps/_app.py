@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, Literal, TypeVar, cast
+import inspect
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Literal, TypeVar, cast, overload
 
 import restate
 from restate import TerminalError
 
-from ._loop import ends_the_invocation, running_operation
+from ._loop import Execution, LocalContext, ends_the_invocation, running_operation
 from .context import current_invocation
 
 __all__ = ["app", "local"]
@@ -61,14 +63,14 @@ def app(
         app = restate_steps.app([shop])
         ```
     """
-    return restate.app([_on_handler_loop(service) for service in services], protocol, identity_keys, journal_value_codec)
+    wrapped = [_on_handler_loop(service) for service in services]
+    return restate.app(wrapped, protocol, identity_keys, journal_value_codec)
 
 
 def _on_handler_loop(service: Service) -> Service:
     changed = copy.copy(service)
-    changed.handlers = {
-        name: dataclasses.replace(handler, fn=_wrap(handler.fn)) for name, handler in service.handlers.items()
-    }
+    handlers = cast("dict[str, Any]", vars(service)["handlers"])
+    changed.handlers = {name: dataclasses.replace(handler, fn=_wrap(handler.fn)) for name, handler in handlers.items()}
     return changed
 
 
@@ -95,11 +97,16 @@ def _terminal_of_group(error: BaseException) -> TerminalError | None:
 
     The SDK looks for a terminal error along the causes only, and would retry a group.
     """
+    chain: list[BaseException] = []
     seen: BaseException | None = error
-    while seen is not None and not isinstance(seen, TerminalError):
-        if isinstance(seen, BaseExceptionGroup) and ends_the_invocation(seen):
-            return _first_terminal(cast("BaseExceptionGroup[BaseException]", seen))
+    while seen is not None:
+        chain.append(seen)
         seen = seen.__cause__
+    if any(isinstance(each, TerminalError) for each in chain):
+        return None
+    for each in chain:
+        if isinstance(each, BaseExceptionGroup) and ends_the_invocation(cast(BaseException, each)):
+            return _first_terminal(cast(BaseException, each))
     return None
 
 
@@ -109,25 +116,33 @@ def _first_terminal(error: BaseException) -> TerminalError | None:
         if isinstance(seen, TerminalError):
             return TerminalError(seen.message, seen.status_code, metadata=seen.metadata)
         if isinstance(seen, BaseExceptionGroup):
-            for each in cast("tuple[BaseException, ...]", seen.exceptions):
+            for each in cast("BaseExceptionGroup[BaseException]", seen).exceptions:
                 if (found := _first_terminal(each)) is not None:
                     return found
         seen = seen.__cause__
     return None
 
 
-async def local(awaitable: Awaitable[T]) -> T:
+@overload
+def local(what: Awaitable[T], /) -> Coroutine[Any, Any, T]: ...
+@overload
+def local(what: AbstractAsyncContextManager[T, bool | None], /) -> AbstractAsyncContextManager[T, bool | None]: ...
+def local(what: Any, /) -> Any:
     """Run something on the server's event loop, in the middle of a handler, and hold the handler's turn meanwhile.
 
     For I/O in handler code that need not be recorded, such as reading a configuration. It is repeated by every replay,
-    and no other code of the handler runs until it has ended. Steps that it calls are recorded as usual. Elsewhere, and
-    under ``restate.app``, it only awaits.
+    and no other code of the handler runs until it has ended. Steps that it calls, one after another or with
+    :func:`restate_steps.gather`, are recorded as usual. Outside of handlers, and under ``restate.app``, it only awaits.
 
     Args:
-        awaitable: A coroutine or another awaitable.
+        what: A coroutine or another awaitable to await; or an async context manager, such as a client's session, to
+            enter and to exit there.
 
     Returns:
-        Its result.
+        A coroutine of the result, or an async context manager.
+
+    Raises:
+        TypeError: It is neither.
 
     Example:
         ```python
@@ -137,7 +152,23 @@ async def local(awaitable: Awaitable[T]) -> T:
             return await charge(order, prices)
         ```
     """
+    if hasattr(what, "__aenter__") and not inspect.isawaitable(what):
+        execution = _execution_of_caller()
+        return what if execution is None else LocalContext(execution, what)
+    if not inspect.isawaitable(what):
+        raise TypeError(
+            f"local() expected an awaitable or an async context manager, got {what!r}. Call the function: "
+            "local(fetch()), not local(fetch)."
+        )
+    return _local(what)
+
+
+async def _local(awaitable: Awaitable[T]) -> T:
+    execution = _execution_of_caller()
+    return await (awaitable if execution is None else execution.local.run(awaitable))
+
+
+def _execution_of_caller() -> Execution | None:
+    """Return the execution of a caller on the handler loop."""
     invocation = current_invocation()
-    if invocation is None or invocation.execution is None or running_operation() is not None:
-        return await awaitable
-    return await invocation.execution.local.run(awaitable)
+    return None if invocation is None or running_operation() is not None else invocation.execution

@@ -14,6 +14,8 @@ What is used, and what happens if a later SDK no longer has it:
   explicit recovery can be read. Missing: a service with that mark is no longer refused.
 * ``restate.server.ServerInvocationContext`` is the class of every handler's context. :func:`allow_observers` lets the
   testing kit put a subclass in its place, for attempts that it makes itself. Missing: the simulator says so.
+* ``VMWrapper.take_output`` and ``notify_error``: the error message that the VM writes has no way to ask for a pause, so
+  :func:`fail_attempt` adds it. Missing: an error that only a change of code can fix is retried before Restate pauses.
 * ``VMWrapper.vm`` is the compiled VM; for an observer that asks for it, it is wrapped, so that a replay can say what
   the handler asked for, and where. Missing: recorded journals cannot be replayed.
 * ``LazyFuture.task`` caches the task of the first awaiter; when that awaiter is cancelled, :func:`forget_task`
@@ -35,6 +37,7 @@ import importlib
 import logging
 import math
 import random
+import struct
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from datetime import timedelta
@@ -77,11 +80,11 @@ __all__ = [
     "result_of",
     "run_unwatched",
     "running_body",
-    "state_of",
-    "uses_explicit_recovery",
     "set_execution",
     "share_future",
     "share_waits",
+    "state_of",
+    "uses_explicit_recovery",
     "watch_bodies",
 ]
 
@@ -206,12 +209,51 @@ def guard_commands(context: ServerInvocationContext, check: Callable[[str], None
             cast(Any, thing)._check = check
 
 
-def fail_attempt(context: ServerInvocationContext, error: BaseException) -> None:
-    """Make the attempt fail with a retryable error, whatever the handler does from now on.
+_FRAME: Final = struct.Struct(">HHI")
+_ERROR: Final = 0x0002
+_PAUSE: Final = b"\x48\x01"
+"""Field 9 of the service protocol's error message, ``behavior``, with the value 1: pause instead of retrying."""
+
+
+def fail_attempt(context: ServerInvocationContext, error: BaseException, *, pause: bool = False) -> None:
+    """Fail the attempt with a retryable error, even if the handler catches the error.
 
     The VM takes no output after that. So a handler that catches the error cannot end with an answer that rests on it.
+
+    Args:
+        context: The SDK's context.
+        error: The error.
+        pause: Whether Restate is to pause the invocation at once, until it is resumed, because a retry of the same code
+            would fail as well. Understood by restate-server 1.7; others retry.
     """
-    context.vm.notify_error(f"{type(error).__name__}: {error}", "")
+    vm = context.vm
+    if not pause:
+        vm.notify_error(f"{type(error).__name__}: {error}", "")
+        return
+    before = bytes(vm.take_output() or b"")
+    vm.notify_error(f"{type(error).__name__}: {error}", "")
+    _give_back(vm, before + _asking_to_pause(bytes(vm.take_output() or b"")))
+
+
+def _asking_to_pause(output: bytes) -> bytes:
+    """Add the wish to pause to the VM's error message, if that is what it wrote."""
+    if len(output) < _FRAME.size:
+        return output
+    kind, flags, size = _FRAME.unpack_from(output)
+    if kind != _ERROR or _FRAME.size + size != len(output):
+        return output
+    return _FRAME.pack(kind, flags, size + len(_PAUSE)) + output[_FRAME.size :] + _PAUSE
+
+
+def _give_back(vm: VMWrapper, output: bytes) -> None:
+    """Let the SDK take output that was taken from the VM, as the next it takes."""
+
+    def take_output() -> bytes:
+        vars(vm).pop("take_output", None)
+        return output
+
+    if output:
+        cast(Any, vm).take_output = take_output
 
 
 def state_of(context: ServerInvocationContext) -> Any:
@@ -295,7 +337,7 @@ async def result_of(future: RestateDurableFuture[T]) -> T:
             await context.execution.wait(SingleUnresolvedFuture(durable.handle))
         else:
             await _wait_alone(context, durable.handle)
-    return cast(T, await cast("_SharedResult[T]", shared).async_def())
+    return await cast("_SharedResult[T]", shared).async_def()
 
 
 async def _wait_alone(context: Any, handle: int) -> None:
@@ -403,7 +445,8 @@ class _SharedResult(Generic[T]):
         return cast(T, result)
 
     async def _fetch(self) -> None:
-        self._waiting = waiting = []
+        waiting: list[asyncio.Future[None]] = []
+        self._waiting = waiting
         try:
             self._outcome = (await self.async_def(), None)
         except Cancelled as error:
@@ -467,7 +510,7 @@ class _LoopContext(ServerInvocationContext):
         return _shared(handle) if isinstance(handle, _server.ServerSendHandle) else handle
 
     def promise(self, *args: Any, **options: Any) -> Any:
-        promise: Any = super().promise(*args, **options)  # type: ignore[misc]
+        promise: Any = super().promise(*args, **options)
         if type(promise) is _server.ServerDurablePromise:
             promise.__class__ = _SharedPromise
         return promise
@@ -506,7 +549,7 @@ def share_waits(context: ServerInvocationContext) -> None:
     cast(Any, context).execution = None
     cast(Any, context).taken = {}
     if context.journal_codec is not None:
-        context.journal_codec = _LocalCodec(context)
+        cast(Any, context).journal_codec = _LocalCodec(context)
 
 
 def set_execution(context: ServerInvocationContext, execution: Execution | None) -> None:
@@ -715,9 +758,9 @@ class SdkPort:
         async with self._sending:
             await self._context.take_and_send_output()  # type: ignore[no-untyped-call]
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, *, pause: bool = False) -> None:
         """See :func:`fail_attempt`."""
-        fail_attempt(self._context, error)
+        fail_attempt(self._context, error, pause=pause)
 
     def _start_siblings(self) -> None:
         # The VM asks for one body per call, and a call costs time in proportion to what it is given. It has just

@@ -82,6 +82,7 @@ class Invocation:
         self.context = context
         self.id = _sdk.invocation_id(context)
         self.execution: Execution | None = None
+        self._port: _sdk.SdkPort | None = None
         self.awaiting: str | None = None
         self._loop = _sdk.loop_of(context)
         self._failed: StepsError | None = None
@@ -109,7 +110,7 @@ class Invocation:
                 "its place in the journal would depend on timing. Use it in the handler, and do in the thread what "
                 "belongs into a step."
             )
-            self.fail(error)
+            self.fail(error, pause=True)
             raise error
 
     def enter_body(self, handle: int) -> None:
@@ -126,11 +127,11 @@ class Invocation:
             return await function()
         if self.awaiting is not None:
             error = plain_concurrency(self.awaiting)
-            self.fail(error)
+            self.fail(error, pause=True)
             raise error
         _sdk.check_supported()
-        self.port = _sdk.SdkPort(self.context)
-        self.execution = execution = Execution(self.port, self._loop)
+        self._port = _sdk.SdkPort(self.context)
+        self.execution = execution = Execution(self._port, self._loop)
         _sdk.set_execution(self.context, execution)
         try:
             return await execution.run(function())
@@ -144,8 +145,8 @@ class Invocation:
 
     async def hold_back(self) -> None:
         """Wait, in a body that is about to fail the attempt, until those beside it have ended."""
-        if self.execution is not None:
-            await self.port.hold_back()
+        if self.execution is not None and self._port is not None:
+            await self._port.hold_back()
 
     def number(self, kind: str) -> int:
         """Return how many of a kind were counted before this one.
@@ -160,17 +161,21 @@ class Invocation:
         """Return the idempotency key of the next step: a function of its number among the invocation's steps."""
         return f"{self.id}/{self.number('step')}"
 
-    def fail(self, error: StepsError) -> None:
+    def fail(self, error: StepsError, *, pause: bool = False) -> None:
         """Make the attempt fail with a retryable error, and refuse every further command of it.
 
         Code that catches the error cannot make an answer of it.
+
+        Args:
+            error: The error.
+            pause: Whether only a change of code can help, so that Restate should not retry.
         """
         if self._failed is None:
             self._failed = error
             if self.execution is not None:
-                self.execution.fail(error)
+                self.execution.fail(error, pause=pause)
             else:
-                _sdk.fail_attempt(self.context, error)
+                _sdk.fail_attempt(self.context, error, pause=pause)
 
     def __close__(self) -> None:
         """Called by the SDK when the handler has ended."""
@@ -178,8 +183,8 @@ class Invocation:
         if isinstance(sys.exc_info()[1], asyncio.CancelledError) and task is not None and not task.cancelling():
             self.fail(
                 ConcurrencyError(
-                    "the handler ended with asyncio.CancelledError although nothing cancelled it. A task was cancelled, "
-                    "and awaiting it raises that error: catch it, or ask task.cancelled() first."
+                    "the handler ended with asyncio.CancelledError although nothing cancelled it. A task was "
+                    "cancelled, and awaiting it raises that error: catch it, or check task.cancelled() first."
                 )
             )
 

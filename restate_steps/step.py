@@ -128,7 +128,7 @@ class DurableStep(Generic[P, T]):
             return await result_of(self._begin(invocation, args, kwargs, body_runs))
         if invocation.awaiting is not None:
             error = plain_concurrency(invocation.awaiting)
-            invocation.fail(error)
+            invocation.fail(error, pause=True)
             raise error
         future = self._begin(invocation, args, kwargs, body_runs)
         invocation.awaiting = self._default_name

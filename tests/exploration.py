@@ -20,6 +20,7 @@ __all__ = ["VARIANTS", "Subject", "Variant", "explored", "subjects"]
 MODULES = (
     "concurrency.scenarios",
     "concurrency.small_scenarios",
+    "loop.plain_handlers",
     "testing.explored_agents",
     "testing.explored_examples",
     "testing.explored_tour",

@@ -2,7 +2,7 @@
 
 from ._execution import CANCELLED, Cancelled, Execution, ends_the_invocation
 from ._frames import describe, frames_of, user_line
-from ._local import running_operation
+from ._local import LocalContext, running_operation
 from ._loop import EXECUTION, HandlerLoop
 from ._task import HandlerTask
 from ._watchdog import watchdog
@@ -14,6 +14,7 @@ __all__ = [
     "Execution",
     "HandlerLoop",
     "HandlerTask",
+    "LocalContext",
     "describe",
     "ends_the_invocation",
     "frames_of",

@@ -6,24 +6,26 @@ of ``_ready`` (R1 to R5), ``_loop`` (L1 to L3), ``_timers`` (T1 to T3) and ``_lo
 
 * **E1** The VM is asked only when nothing is ready and no local operation is in flight, and always for everything that
   is waited for. One completion is delivered at a time.
-* **E2** Restate tells of an invocation's cancellation once. Everything that waits then is told, in the order in which it
-  began to wait. A task that undoes things because of that is not cancelled for another reason before it has finished.
-* **E3** A handler that returns, or fails for good, has ended when its tasks have: those left are cancelled, may clean up
-  with steps, and are waited for. Then its async generators are closed, in the order in which they were begun.
+* **E2** Restate tells of an invocation's cancellation once. Everything that waits then is told, in the order in which
+  it began to wait. A task that undoes things because of that is not cancelled for another reason before it has finished.
+* **E3** A handler that returns, or fails for good, has ended when its tasks have: those left are cancelled, may clean
+  up with steps, and are waited for. Then its async generators are closed, in the order in which they were begun.
 * **E4** An attempt that ends for any other reason (suspension, failure, disconnection, refusal) takes no command any
   more. Whatever waits for something durable receives the SDK's exception, everything else
-  :class:`asyncio.CancelledError`, so that a lock or a semaphore is released. The driver raises, whatever the code caught.
+  :class:`asyncio.CancelledError`, so that a lock or a semaphore is released. The driver raises, even if the code
+  caught that.
 * **E5** A wake-up from outside is accepted where nothing of the journal could come before or after it: while a local
   operation is in flight, or while nothing durable is waited for, as when another invocation releases a semaphore that
   the process shares. Everywhere else it fails the attempt, as does a wake-up from the body of a step.
-* **E6** A handler in which nothing can go on, and that no other invocation could wake, fails with a report of what waits
-  for what. Nothing waits forever.
+* **E6** A handler in which nothing can go on, and that no other invocation could wake, fails with a report of what
+  waits for what. Nothing waits forever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import logging
 import sys
 import threading
@@ -35,12 +37,13 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from restate import SdkInternalBaseException, TerminalError
 
 from ..errors import ConcurrencyError, StepsError
+from ._anyio import adapt_anyio
 from ._asyncgens import AsyncGenerators
 from ._asyncio import Running, get_running_loop_or_none, waiting_on
 from ._frames import describe
 from ._local import LocalOperation, LocalOperations, running_operation
 from ._loop import EXECUTION, HandlerLoop, loop_for
-from ._ready import Handle, ReadyQueue
+from ._ready import Handle, ReadyQueue, owner_of
 from ._task import HandlerTask
 from ._timers import Timers
 from ._watchdog import watchdog
@@ -122,8 +125,8 @@ class Port(Protocol):
         """Make :meth:`wait` return."""
         ...
 
-    def fail(self, error: BaseException) -> None:
-        """Make the attempt fail, so that Restate retries it."""
+    def fail(self, error: BaseException, *, pause: bool = False) -> None:
+        """Make the attempt fail, so that Restate retries it, or pauses the invocation."""
         ...
 
 
@@ -208,6 +211,7 @@ class Execution:
         Raises:
             BaseException: What the coroutine raised, or what ended the attempt.
         """
+        adapt_anyio()
         _executions(self.loop).add(self)
         context = contextvars.copy_context()
         context.run(EXECUTION.set, self)
@@ -220,14 +224,14 @@ class Execution:
                 raise failure
             await self._end_what_is_left()
         except BaseException as error:
-            self._tear_down(error)
-            if self.closed is not error:
-                raise self.closed from error  # type: ignore[misc]
+            reason = self._tear_down(error)
+            if reason is not error:
+                raise reason from error
             raise
         finally:
             self.is_over = True
             _executions(self.loop).discard(self)
-        return main.result()
+        return cast(T, main.result())
 
     def _start(self, coro: Coroutine[Any, Any, Any], context: Context) -> HandlerTask:
         with self._driving():
@@ -239,7 +243,7 @@ class Execution:
             with self._driving():
                 for task in left:
                     task.cancel()
-            await self._until(lambda left=left: all(task.done() for task in left))
+            await self._until(functools.partial(_all_done, left))
         while (generator := self.generators.take_first()) is not None:
             closing = self._start(_close(generator), self._own_context())
             await self._until(closing.done)
@@ -356,7 +360,8 @@ class Execution:
             f"a local operation has held up the rest of the handler for {STALL_LIMIT_SECONDS:.0f} s: task "
             f"{_name(operation.owner)} waits{where}. Between steps only one task of a handler runs at a time. If it "
             "waits for something slow, put that into a step; if it waits for another task, use asyncio's Lock, Event "
-            "or Queue."
+            "or Queue.",
+            pause=False,
         )
 
     async def _let_others_run(self) -> None:
@@ -381,12 +386,11 @@ class Execution:
     def _refuse_deadlock(self) -> None:
         if self.ready or self.closed is not None:
             return
-        waiting = "; ".join(
-            f"task {_name(task)} waits{describe(task.get_coro())}" for task in self.live_tasks()[:10]
-        )
+        waiting = "; ".join(f"task {_name(task)} waits{describe(task.get_coro())}" for task in self.live_tasks()[:10])
         self.refuse(
             f"no task of the handler can go on, because nothing is left that could end the waiting: {waiting}. Release "
-            "the lock, set the event or fill the queue before waiting for it."
+            "the lock, set the event or fill the queue before waiting for it.",
+            pause=len(_executions(self.loop)) < 2,
         )
 
     def wake_from_outside(self, handle: Handle) -> None:
@@ -403,7 +407,7 @@ class Execution:
             self.ready.append(handle)
             self.signal()
             return
-        task = getattr(handle._callback, "__self__", None)
+        task = owner_of(handle)
         what = f"task {_name(task)}" if isinstance(task, HandlerTask) else "a task"
         where = describe(task.get_coro()) if isinstance(task, HandlerTask) else ""
         if body is not None:
@@ -414,8 +418,9 @@ class Execution:
             source = "a thread, a callback or a task of the server's event loop"
         self.refuse(
             f"{what} was woken by {source} while it waited{where}. When that happens is not in the journal, so a "
-            "replay could not repeat it. Return the value from a step, or wait for it with an awakeable; share a lock or "
-            "semaphore with other invocations only where the handler runs nothing else at the same time."
+            "replay could not repeat it. Return the value from a step, or wait for it with an awakeable; share a lock "
+            "or semaphore with other invocations only where the handler runs nothing else at the same time.",
+            pause=body is not None,
         )
 
     # --- tasks --------------------------------------------------------------------------------------------------
@@ -600,7 +605,7 @@ class Execution:
         return True
 
     def _release_deferred(self) -> bool:
-        """Deliver the cancellations that wait for tasks that undo nothing durable any more; return whether there are any."""
+        """Deliver the cancellations of tasks that undo nothing durable any more; return whether there are any."""
         deferred = [task for task in self.live_tasks() if task.deferred is not None]
         for task in deferred:
             task.stop_undoing()
@@ -608,23 +613,28 @@ class Execution:
 
     # --- endings ------------------------------------------------------------------------------------------------
 
-    def refuse(self, reason: str) -> ConcurrencyError:
-        """Fail the attempt because going on could not be replayed, and return the error to raise."""
+    def refuse(self, reason: str, *, pause: bool = True) -> ConcurrencyError:
+        """Fail the attempt because going on could not be replayed, and return the error to raise.
+
+        Args:
+            reason: What happened, why it cannot be replayed, and what to do.
+            pause: Whether only a change of code can help, so that Restate should not retry.
+        """
         error = ConcurrencyError(reason)
-        self.fail(error)
+        self.fail(error, pause=pause)
         return error
 
-    def fail(self, error: StepsError) -> None:
+    def fail(self, error: StepsError, *, pause: bool = False) -> None:
         """Fail the attempt with a retryable error, whatever the handler does from now on."""
         if self.closed is None and not self.is_over:
-            self._port.fail(error)
+            self._port.fail(error, pause=pause)
             self.closed = error
             if self.loop.driving is not self:
                 self.signal()
                 self._port.interrupt()
 
-    def _tear_down(self, error: BaseException) -> None:
-        """End everything that is left without a command (E4)."""
+    def _tear_down(self, error: BaseException) -> BaseException:
+        """End everything that is left without a command (E4), and return why the attempt is over."""
         if self.closed is None:
             self.closed = error
         told = self.closed if isinstance(self.closed, SdkInternalBaseException) else asyncio.CancelledError()
@@ -649,10 +659,11 @@ class Execution:
             cast(Any, task)._log_destroy_pending = False
         self.timers.clear()
         self.ready.clear()
+        return self.closed
 
     def _callback_failed(self, error: BaseException, handle: asyncio.Handle) -> None:
         self.loop.call_exception_handler(
-            {"message": f"Exception in callback {handle._callback!r}", "exception": error, "handle": handle}
+            {"message": f"Exception in callback {handle!r}", "exception": error, "handle": handle}
         )
 
     def log_error(self, context: dict[str, Any]) -> None:
@@ -689,6 +700,10 @@ def _executions(loop: HandlerLoop) -> set[Execution]:
     return _all.setdefault(loop, set())
 
 
+def _all_done(tasks: list[HandlerTask]) -> bool:
+    return all(task.done() for task in tasks)
+
+
 async def _close(generator: AsyncGenerator[Any, Any]) -> None:
     await generator.aclose()
 
@@ -714,6 +729,6 @@ def ends_the_invocation(error: BaseException) -> bool:
     return False
 
 
-def _all_terminal(group: BaseExceptionGroup[Any]) -> bool:
-    errors = cast("tuple[BaseException, ...]", group.exceptions)
+def _all_terminal(group: Any) -> bool:
+    errors: tuple[BaseException, ...] = group.exceptions
     return all(ends_the_invocation(error) for error in errors)

@@ -15,8 +15,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
 from ._asyncio import get_running_loop_or_none
 from ._ready import Handle
@@ -25,7 +26,7 @@ from ._task import HandlerTask
 if TYPE_CHECKING:
     from ._execution import Execution
 
-__all__ = ["OPERATION", "LocalOperation", "LocalOperations", "running_operation"]
+__all__ = ["OPERATION", "LocalContext", "LocalOperation", "LocalOperations", "running_operation"]
 
 T = TypeVar("T")
 
@@ -179,6 +180,52 @@ class LocalOperations:
             if operation.outer.done() and not operation.outer.cancelled():
                 return cast(T, operation.outer.result())
             raise
+
+
+class LocalContext(Generic[T]):
+    """An async context manager that is entered and exited on the server's loop, in one task.
+
+    Args:
+        execution: The execution in whose code it is used.
+        manager: The context manager.
+    """
+
+    def __init__(self, execution: Execution, manager: AbstractAsyncContextManager[T, bool | None]) -> None:
+        self._execution = execution
+        self._manager = manager
+
+    async def __aenter__(self) -> T:
+        execution = self._execution
+        execution.check("a local operation")
+        loop = execution.server_loop
+        self._entered: asyncio.Future[T] = loop.create_future()
+        self._left: asyncio.Future[tuple[Any, Any, Any]] = loop.create_future()
+        # One task for both: what is entered may hold a cancel scope or a task group of anyio.
+        self._task = asyncio.Task(self._hold(), loop=loop, context=contextvars.copy_context())
+        return await execution.local.run(self._wait_until_entered())
+
+    async def __aexit__(self, *error: Any) -> bool | None:
+        self._leave(error)
+        if self._execution.closed is not None:
+            # The attempt is over, and the task ends by itself.
+            return None
+        return await self._execution.local.run(self._task)
+
+    def _leave(self, error: tuple[Any, ...]) -> None:
+        if not self._left.done():
+            self._left.set_result(cast("tuple[Any, Any, Any]", error))
+
+    async def _wait_until_entered(self) -> T:
+        either: list[asyncio.Future[Any]] = [self._entered, self._task]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if self._task.done():
+            await self._task
+        return self._entered.result()
+
+    async def _hold(self) -> bool | None:
+        value = await self._manager.__aenter__()
+        self._entered.set_result(value)
+        return await self._manager.__aexit__(*await self._left)
 
 
 async def _await(awaitable: Awaitable[T]) -> T:

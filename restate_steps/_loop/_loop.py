@@ -44,7 +44,11 @@ _as_completed_codes: Final = frozenset(
 )
 
 
-class HandlerLoop(AbstractEventLoop):
+# The base class is hidden from type checkers: its methods are overridden with any arguments, or refused.
+_Base: Any = AbstractEventLoop
+
+
+class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedBaseClass]
     """An event loop whose ready queue, timers and wake-ups come from the journal.
 
     Attributes:
@@ -68,11 +72,13 @@ class HandlerLoop(AbstractEventLoop):
 
     # --- callbacks ----------------------------------------------------------------------------------------------
 
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Handle:  # type: ignore[override]
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Context | None = None) -> Handle:
         """Schedule a callback."""
+        if context is None:
+            context = copy_context()
         handle = Handle(callback, args, self, context)
         driving = self.driving
-        owner = handle._context.get(EXECUTION)
+        owner = context.get(EXECUTION)
         if driving is not None and (owner is driving or owner is None):
             driving.ready.schedule(handle)
         else:
@@ -81,34 +87,37 @@ class HandlerLoop(AbstractEventLoop):
 
     def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> Handle:  # type: ignore[override]
+    ) -> Handle:
         """Schedule a callback from a thread, which only a thread that the handler waits for may do."""
         if context is None:
             context = copy_context()
         execution = context.get(EXECUTION) or _owner_of(callback, args)
         if execution is not None and execution.driven_by_this_thread():
             return self.call_soon(callback, *args, context=context)
+        if execution is None:
+            execution = self._execution(context)
         handle = Handle(callback, args, self, context)
-        if execution is not None:
-            execution.server_loop.call_soon_threadsafe(execution.wake_from_outside, handle)
+        execution.server_loop.call_soon_threadsafe(execution.wake_from_outside, handle)
         return handle
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> TimerHandle:  # type: ignore[override]
+    ) -> TimerHandle:
         """Schedule a callback after a durable timer."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
-    ) -> TimerHandle:  # type: ignore[override]
+    ) -> TimerHandle:
         """Schedule a callback at a time of :meth:`time`."""
         timer = TimerHandle(when, callback, args, self, context)
-        self._execution(timer._context).timers.add(timer)
+        self._execution(cast(Any, timer)._context).timers.add(timer)
         return timer
 
     def _timer_handle_cancelled(self, handle: TimerHandle) -> None:
-        if (execution := handle._context.get(EXECUTION) if handle._context is not None else None) is not None:
+        context: Context | None = cast(Any, handle)._context
+        execution = context.get(EXECUTION) if context is not None else None
+        if execution is not None:
             execution.timers.discard(handle)
 
     def time(self) -> float:
@@ -122,7 +131,7 @@ class HandlerLoop(AbstractEventLoop):
         """Create a future."""
         return asyncio.Future(loop=self)
 
-    def create_task(  # type: ignore[override]
+    def create_task(
         self,
         coro: Coroutine[Any, Any, T],
         *,
@@ -153,7 +162,7 @@ class HandlerLoop(AbstractEventLoop):
 
     # --- threads and other local work ---------------------------------------------------------------------------
 
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
         """Run a function in a thread, which holds the handler's turn until it ends."""
         return self._execution().local.begin_thread(executor, func, *args)
 
@@ -208,8 +217,9 @@ class HandlerLoop(AbstractEventLoop):
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
         """Report an error that nothing waited for."""
-        execution = self.driving or EXECUTION.get()
-        if execution is None or execution.is_over:
+        task = context.get("task", context.get("future"))
+        execution = task.execution if isinstance(task, HandlerTask) else self.driving or EXECUTION.get()
+        if execution is None or execution.is_over or execution.closed is not None:
             return
         if execution.exception_handler is not None:
             execution.exception_handler(self, context)
@@ -290,7 +300,14 @@ def _refusing_at_once(name: str) -> Any:
 
 for _name in _REFUSED:
     setattr(HandlerLoop, _name, _refusing(_name))
-for _name in ("add_reader", "remove_reader", "add_writer", "remove_writer", "add_signal_handler", "remove_signal_handler"):
+for _name in (
+    "add_reader",
+    "remove_reader",
+    "add_writer",
+    "remove_writer",
+    "add_signal_handler",
+    "remove_signal_handler",
+):
     setattr(HandlerLoop, _name, _refusing_at_once(_name))
 
 
@@ -322,8 +339,8 @@ def _position_in_as_completed(coro: Any) -> tuple[int, int] | None:
     if not isinstance(given, (list, tuple)):
         if isinstance(given, (dict, set, frozenset)) or not hasattr(given, "__len__"):
             raise EXECUTION.get().refuse(  # type: ignore[union-attr]
-                f"asyncio.as_completed was given coroutines that are not in a list, at {user_line()}. It starts them in "
-                "the order of a set, which differs on replay. Give it a list, or use restate_steps.as_completed."
+                f"asyncio.as_completed was given coroutines that are not in a list, at {user_line()}. It starts them "
+                "in the order of a set, which differs on replay. Give it a list, or use restate_steps.as_completed."
             )
         return None
     coros = list({id(each): each for each in cast("list[Any]", given) if not asyncio.isfuture(each)}.values())

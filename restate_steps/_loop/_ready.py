@@ -11,7 +11,8 @@ A *turn* is what one callback does until it ends or, for a task, until the task 
   cancels in the order of a set. So are tasks that ``asyncio.as_completed`` makes in the order of a set.
 * **R4** What only reschedules itself, a task that spins or anyio's repeated delivery of a cancellation, is *parked*
   once it has had its chance: it runs again when something else has happened.
-* **R5** Nothing waits in the queue forever: after ``STREAK`` turns that descend from one another, new ones go to the end.
+* **R5** Nothing waits in the queue forever: after ``STREAK`` turns that descend from one another, new ones go to the
+  end.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextvars import Context, copy_context
+from contextvars import Context
 from typing import Any, Final
 
-__all__ = ["KEEP", "SPIN", "STREAK", "Handle", "ReadyQueue"]
+__all__ = ["KEEP", "SPIN", "STREAK", "Handle", "ReadyQueue", "owner_of"]
 
 KEEP: Final = 64
 """How often a task may yield without waiting before others run."""
 
-SPIN: Final = 10_000
+SPIN: Final = 1_000
 """How often a task may yield without waiting before it counts as one that waits for something to happen."""
 
 STREAK: Final = 10_000
@@ -49,10 +50,10 @@ class Handle(asyncio.Handle):
         callback: Callable[..., Any],
         args: tuple[Any, ...],
         loop: asyncio.AbstractEventLoop,
-        context: Context | None,
+        context: Context,
     ) -> None:
         # Not by the base class, which asks the loop for its debug mode each time.
-        self._context = copy_context() if context is None else context
+        self._context = context
         self._loop = loop
         self._callback = callback
         self._args = args
@@ -154,14 +155,14 @@ class ReadyQueue:
                 self._run_turn(handle)
         self._descendants = outer
 
-    def _run_turn(self, handle: asyncio.Handle) -> None:
+    def _run_turn(self, handle: Any) -> None:
         task = getattr(handle._callback, "__self__", None)
         is_task = isinstance(task, asyncio.Task)
         yields = 0
         spins: int = getattr(handle, "spins", 0)
         while True:
             try:
-                handle._context.run(handle._callback, *handle._args)  # type: ignore[arg-type]
+                handle._context.run(handle._callback, *handle._args)
             except (SystemExit, KeyboardInterrupt):
                 raise
             except BaseException as error:
@@ -169,7 +170,7 @@ class ReadyQueue:
             turn = self.turn
             if not turn:
                 break
-            last = turn[-1]
+            last: Any = turn[-1]
             if is_task and getattr(last._callback, "__self__", None) is task and not last._cancelled:
                 # R2: it has yielded without waiting.
                 turn.pop()
@@ -217,6 +218,11 @@ class ReadyQueue:
             turn.reverse()
             self._queue.extendleft(turn)
         self._descendants += len(turn)
+
+
+def owner_of(handle: Any) -> Any:
+    """Return the object whose method a callback is, such as the task that it lets go on."""
+    return getattr(handle._callback, "__self__", None)
 
 
 def _sorted(turn: list[asyncio.Handle]) -> list[asyncio.Handle]:

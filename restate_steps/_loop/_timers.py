@@ -13,7 +13,7 @@ import math
 from asyncio import TimerHandle
 from collections.abc import Iterator
 from contextvars import Context
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ._asyncio import is_sleep
 from ._task import HandlerTask
@@ -35,7 +35,7 @@ class DurableTimer:
         self.timers = timers
         self.timer = timer
         self.source = source
-        self.context: Context = timer._context  # type: ignore[attr-defined]
+        self.context: Context = cast(Any, timer)._context
 
     def complete(self) -> None:
         """Run the timer's callback: its time has come."""
@@ -98,8 +98,9 @@ class Timers:
     def sleepers(self) -> Iterator[tuple[TimerHandle, Any]]:
         """Yield the timers that end an ``asyncio.sleep``, each with the future that the sleeper waits for."""
         for timer in list(self._durable):
-            if is_sleep(timer._callback):  # type: ignore[attr-defined]
-                yield timer, timer._args[0]  # type: ignore[attr-defined]
+            wake: Any = timer
+            if is_sleep(wake._callback):
+                yield timer, wake._args[0]
 
     def makers(self) -> list[HandlerTask]:
         """Return the tasks that made the live timers, each once."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
 
@@ -16,21 +16,24 @@ from pydantic_ai.capabilities.abstract import (
     AbstractCapability,
     CapabilityOrdering,
     WrapModelRequestHandler,
+    WrapOutputProcessHandler,
     WrapRunHandler,
 )
 from pydantic_ai.durable_exec import DurabilityEngineSpec, conversation_id_from_run_id
 from pydantic_ai.exceptions import UserError
-from pydantic_ai.messages import AgentStreamEvent, ModelMessage, ModelResponse
+from pydantic_ai.messages import ModelMessage, ModelResponse
 from pydantic_ai.models import Model, ModelRequestContext
-from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext, ToolDefinition
+from pydantic_ai.output import OutputContext
+from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunContext
 from restate import RunOptions
 
+from restate_steps._app import local
 from restate_steps.agents._capabilities import parts_of
 from restate_steps.agents._carried import carrier
 from restate_steps.agents._clock import RunClock, clock_of_run, take_request_timeout
 from restate_steps.agents._codec import UNIT_CODEC, encoding_failure
 from restate_steps.agents._outside import Outside
-from restate_steps.agents._private import EngineBase
+from restate_steps.agents._private import EngineBase, run_callables_locally
 from restate_steps.agents._run import caller, current_run
 from restate_steps.agents._units import TOOL_METADATA_KEY, RetryPolicies, StepBackend
 from restate_steps.context import current_invocation
@@ -114,6 +117,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
         event_retry: RetryPolicy | None = None,
     ) -> None:
         super().__init__(models=models, event_stream_handler=event_stream_handler, name=name)
+        run_callables_locally()
         if max_parallel_tools is not None and (not isinstance(max_parallel_tools, int) or max_parallel_tools < 1):
             raise UserError(f"max_parallel_tools must be at least 1, or None for no limit; got {max_parallel_tools!r}.")
         if on_tool_error not in ("raise", "tell_model") and not callable(on_tool_error):
@@ -225,6 +229,21 @@ class RestateDurability(EngineBase[AgentDepsT]):
             clock.time = max(clock.time, response.timestamp)
         _stamp(ctx.messages, response.timestamp)
         return response
+
+    async def wrap_output_process(
+        self,
+        ctx: RunContext[AgentDepsT],
+        *,
+        output_context: OutputContext,
+        output: Any,
+        handler: WrapOutputProcessHandler,
+    ) -> Any:
+        """Run output functions and validators as a local operation."""
+
+        async def process(value: Any) -> Any:
+            return await (handler(value) if current_run() is None else local(handler(value)))
+
+        return await super().wrap_output_process(ctx, output_context=output_context, output=output, handler=process)
 
     async def before_model_request(
         self, ctx: RunContext[AgentDepsT], request_context: ModelRequestContext

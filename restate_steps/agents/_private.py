@@ -33,6 +33,12 @@ Models are known to a run by name. ``_bind_models`` takes those of ``ModelFallba
 ``_override_model`` of an agent tells the one that overrides its own. Renamed: they have to be given in ``models=``;
 without ``_extra_models`` no agent can be bound.
 
+Instructions, system prompts and hooks are awaited in the handler, where they may talk to a database. They run as local
+operations: ``SystemPromptRunner.run`` of ``pydantic_ai._system_prompt`` and ``_call_func`` of
+``pydantic_ai.capabilities.hooks`` do so inside a durable run, and everywhere else what they did. Custom toolsets are
+wrapped by ``_wrap_other_leaf_toolset``. Renamed: such code runs on the handler's loop, which refuses sockets and names
+``restate_steps.local``.
+
 ``tests/agents/test_private.py`` fails when one of these names changes.
 """
 
@@ -40,20 +46,26 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import importlib
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
+from pydantic_ai._system_prompt import SystemPromptRunner
 from pydantic_ai.agent import WrapperAgent
+from pydantic_ai.capabilities import hooks
 from pydantic_ai.durable_exec import BaseDurabilityCapability
 from pydantic_ai.messages import AgentStreamEvent, ModelResponse
 from pydantic_ai.models import Model
 from pydantic_ai.tools import RunContext
-from pydantic_ai.toolsets import AbstractToolset, CombinedToolset
+from pydantic_ai.toolsets import AbstractToolset, CombinedToolset, WrapperToolset
 
+from restate_steps._app import local
 from restate_steps.agents._capabilities import models_to_fall_back_to
+from restate_steps.agents._local_callables import LocalToolset, is_custom
+from restate_steps.agents._run import current_run
 
 __all__ = [
     "EngineBase",
@@ -63,6 +75,7 @@ __all__ = [
     "forget_tools",
     "mark_streamed",
     "overriding_model",
+    "run_callables_locally",
     "streamed_before",
     "wrap_leaves",
 ]
@@ -122,6 +135,29 @@ def forget_tools(ctx: RunContext[Any], toolset_id: str) -> None:
     found.pop(toolset_id, None)
 
 
+def run_callables_locally() -> None:
+    """Have instructions, system prompts and hooks run as local operations, where a run of an agent is durable."""
+    _run_locally(SystemPromptRunner, "run")
+    _run_locally(hooks, "_call_func")
+
+
+def _run_locally(owner: Any, name: str) -> None:
+    original: Any = getattr(owner, name, None)
+    if original is None or hasattr(original, "runs_locally"):
+        return
+
+    @functools.wraps(original)
+    async def run(*args: Any, **kwargs: Any) -> Any:
+        call: Any = original(*args, **kwargs)
+        # A hook that wraps a part of the run calls back into it, and that part belongs on the handler's loop.
+        if current_run() is None or "handler" in kwargs:
+            return await call
+        return await local(cast("Awaitable[Any]", call))
+
+    cast(Any, run).runs_locally = True
+    setattr(owner, name, run)
+
+
 def streamed_before(error: BaseException) -> ModelResponse | None:
     """Return what a stream delivered before an error ended it, if there was one."""
     found: Any = getattr(_marks(), "streamed_before_failing", None)
@@ -156,6 +192,16 @@ def wrap_leaves(
 ) -> AbstractToolset[AgentDepsT]:
     """Wrap the toolsets of which a toolset is made as the toolsets of an agent are wrapped."""
     return toolset.visit_and_replace(engine._wrap_and_register_leaf)  # pyright: ignore[reportPrivateUsage]
+
+
+class _ExitsLocally(WrapperToolset[AgentDepsT]):
+    async def __aexit__(self, *args: Any) -> bool | None:
+        return await local(super().__aexit__(*args))
+
+
+@functools.cache
+def _exiting_locally(wrapper: type[WrapperToolset[Any]]) -> type[WrapperToolset[Any]]:
+    return type(wrapper.__name__, (_ExitsLocally, wrapper), {})
 
 
 class EngineBase(BaseDurabilityCapability[AgentDepsT]):
@@ -195,6 +241,16 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         if id(ts) not in self._wrappers:
             self._wrappers[id(ts)] = self._wrap_unnamed(ts)
         return self._wrappers[id(ts)]
+
+    def _wrap_leaf_toolset(self, ts: AbstractToolset[AgentDepsT]) -> WrapperToolset[AgentDepsT] | None:
+        wrapper = super()._wrap_leaf_toolset(ts)
+        if wrapper is not None and not isinstance(wrapper, (_ExitsLocally, LocalToolset)):
+            # A step has entered it, on the server's loop.
+            cast(Any, wrapper).__class__ = _exiting_locally(type(wrapper))
+        return wrapper
+
+    def _wrap_other_leaf_toolset(self, ts: AbstractToolset[AgentDepsT]) -> WrapperToolset[AgentDepsT] | None:
+        return LocalToolset(ts) if is_custom(ts) else super()._wrap_other_leaf_toolset(ts)
 
     def _wrap_unnamed(self, ts: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT]:
         named = cast(Any, copy.copy(ts))

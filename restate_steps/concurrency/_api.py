@@ -1,7 +1,7 @@
 """``gather`` and its kin: thin conveniences over asyncio's tasks, with two choices of their own.
 
-A failing task cancels its siblings and waits for them, so that nothing goes on unseen; and the caller gets the user's own
-exception, never an ``ExceptionGroup``.
+A failing task cancels its siblings and waits for them, so that nothing continues unseen; and the caller gets the user's
+own exception, never an ``ExceptionGroup``.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _refuse_under_restate_app(what: str) -> None:
         f"{what} works in a handler only on the handler loop. Serve the handler with restate_steps.app instead of "
         "restate.app, which takes the same arguments, and use it outside of restate_steps.local."
     )
-    invocation.fail(error)
+    invocation.fail(error, pause=True)
     raise error
 
 

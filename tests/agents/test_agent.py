@@ -17,7 +17,7 @@ from documents import ROOT
 from fastmcp.client.transports import PythonStdioTransport
 from harness import InvocationFailed
 from pydantic import BaseModel
-from pydantic_ai import Agent, ModelRetry, RunContext, ToolReturn
+from pydantic_ai import Agent, AgentRunResultEvent, ModelRetry, RunContext, ToolReturn
 from pydantic_ai.exceptions import ModelHTTPError, UnexpectedModelBehavior, UserError
 from pydantic_ai.mcp import MCPToolset
 from pydantic_ai.messages import (
@@ -67,7 +67,7 @@ async def handler(ctx: restate.Context, name: str) -> str:
     return result.output
 
 
-app = restate_steps.app(services=[svc])
+app = restate.app(services=[svc])
 """
 
 STREAMING = """
@@ -97,7 +97,7 @@ async def handler(ctx: restate.Context, prompt: str) -> str:
     return result.output
 
 
-app = restate_steps.app(services=[svc])
+app = restate.app(services=[svc])
 """
 
 
@@ -443,17 +443,64 @@ def test_events_of_tools_are_delivered_once(env_factory: Serve) -> None:
     assert 2 == script.requests
 
 
-@pytest.mark.parametrize("method", ["iter", "run_stream", "run_stream_events"])
-def test_streaming_to_the_handler_is_refused(env_factory: Serve, method: str) -> None:
-    """What hands out parts of an answer cannot be replayed, and the error names what to use."""
+async def the_answer_of(agent: RestateAgent[None, str], method: str) -> str:
+    """Run an agent by one of the methods that hand out parts of an answer."""
+    if method == "iter":
+        async with agent.iter("go") as run:
+            nodes = [type(node).__name__ async for node in run]
+        assert "End" == nodes[-1]
+        assert run.result is not None
+        return run.result.output
+    if method == "run_stream":
+        async with agent.run_stream("go") as stream:
+            texts = [text async for text in stream.stream_text(debounce_by=None)]
+        return texts[-1]
+    async with agent.run_stream_events("go") as events:
+        outputs = [event.result.output async for event in events if isinstance(event, AgentRunResultEvent)]
+    return str(outputs[0])
+
+
+STREAMING_METHODS = ["iter", "run_stream", "run_stream_events"]
+
+
+@pytest.mark.parametrize("method", STREAMING_METHODS)
+def test_methods_that_hand_out_parts_of_an_answer(env_factory: Serve, method: str) -> None:
+    """They work in a handler: the tool and each complete response of the model are recorded as steps."""
+    script = Script(("greet", {"name": "Ada"}))
+    agent = Agent(script.model, name="stream")
+    ran: list[str] = []
+
+    @agent.tool_plain
+    async def greet(name: str) -> str:
+        ran.append(name)
+        return f"Hello {name}!"
+
+    async def handler(ctx: restate.Context) -> str:
+        return await the_answer_of(RestateAgent(agent, restate_context=ctx), method)
+
+    name = "Stream" + method.title().replace("_", "")
+    answer, names = serve_handler(env_factory, name, handler).with_steps()
+
+    assert "Hello Ada!" == answer
+    assert ["Ada"] == ran
+    assert 2 == script.requests
+    assert 3 == len(names)
+
+
+@pytest.mark.parametrize("method", STREAMING_METHODS)
+def test_methods_that_hand_out_parts_of_an_answer_under_restate_app(env_factory: Serve, method: str) -> None:
+    """They are refused there, and the error names the application to use."""
     agent = Agent(TestModel(), name="stream")
 
     async def handler(ctx: restate.Context) -> str:
-        async with getattr(RestateAgent(agent, restate_context=ctx), method)("go"):
-            return "unreachable"
+        return await the_answer_of(RestateAgent(agent, restate_context=ctx), method)
 
-    with pytest.raises(InvocationFailed, match=rf"{method}\(\) does not work .* run\(event_stream_handler="):
-        serve_handler(env_factory, "Stream" + method.title().replace("_", ""), handler)()
+    def serve(service: restate.Service) -> Any:
+        return env_factory(service, app=restate.app)
+
+    name = "Refused" + method.title().replace("_", "")
+    with pytest.raises(InvocationFailed, match=rf"{method}\(\) works .* restate_steps\.app"):
+        serve_handler(serve, name, handler)()
 
 
 # --- tools that make their own steps ----------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from typing import Any
 
 import pytest
 import restate
+import restate_steps
 from agents_kit import SESSIONS_LEFT_OPEN, Crowd, Script, Serve, returned, serve_handler
 from fastmcp.client.transports import FastMCPTransport, PythonStdioTransport
 from harness import Harness, InvocationFailed
@@ -330,7 +331,7 @@ def test_instructions_are_a_step(env_factory: Serve, warm: bool) -> None:
     async def handler(ctx: restate.Context) -> Any:
         if not warm:
             return await plain(ctx)
-        async with toolset:
+        async with restate_steps.local(toolset):
             return await plain(ctx)
 
     answer, names = serve_handler(env_factory, f"Instructed{warm}", handler).with_steps()

@@ -222,6 +222,7 @@ import sys
 from pathlib import Path
 
 import restate
+import restate_steps
 from agents_kit import Script, returned
 from pydantic_ai import Agent
 

@@ -1,0 +1,47 @@
+"""Threads of anyio in handler code.
+
+anyio hands work to threads of its own, and they wake the event loop when they please. On the handler loop its function
+runs as a local operation instead, on the server's loop. That needs one private name, the method
+``AsyncIOBackend.run_sync_in_worker_thread``; everywhere but on the handler loop it does what it did. If it is renamed,
+``anyio.to_thread.run_sync`` in handler code is refused as a wake-up from a thread; ``asyncio.to_thread`` works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import sys
+from typing import Any, Final, cast
+
+from ._loop import HandlerLoop
+
+__all__ = ["adapt_anyio"]
+
+_METHOD: Final = "run_sync_in_worker_thread"
+
+_adapted = False
+
+
+def adapt_anyio() -> None:
+    """Let anyio's threads be local operations on the handler loop, once anyio is imported."""
+    global _adapted
+    if _adapted or "anyio._backends._asyncio" not in sys.modules:
+        return
+    _adapted = True
+    backend: Any = sys.modules["anyio._backends._asyncio"].AsyncIOBackend
+    methods = cast("dict[str, Any]", vars(backend))
+    if _METHOD not in methods:
+        return
+    original = methods[_METHOD]
+    from anyio import CancelScope
+
+    @functools.wraps(original.__func__)
+    async def run(cls: Any, func: Any, args: Any, abandon_on_cancel: bool = False, limiter: Any = None) -> Any:
+        call: Any = original.__get__(None, cls)
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, HandlerLoop) or loop.driving is None:
+            return await call(func, args, abandon_on_cancel, limiter)
+        with CancelScope(shield=not abandon_on_cancel):
+            return await loop.driving.local.run(call(func, args, abandon_on_cancel, limiter))
+
+    setattr(backend, _METHOD, classmethod(run))
