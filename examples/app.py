@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import restate
-
+import restate_steps
 from examples.checkout import shop
 from examples.greeting_agent import greeter
 
-app = restate.app([greeter, shop])
+app = restate_steps.app([greeter, shop])

@@ -1,6 +1,6 @@
 """A chat that remembers: every session is a virtual object, with the conversation in its state.
 
-It asks ``openai:gpt-5`` if there is a key for it and the package ``openai`` is installed, and a scripted model if not.
+The model is ``openai:gpt-5`` if ``OPENAI_API_KEY`` is set and ``openai`` is installed, otherwise a scripted one.
 
     $ restate-steps dev examples.chat:app
     $ curl localhost:8080/Chat/ada/say --json '"I like tea."'
@@ -21,6 +21,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, UserProm
 from pydantic_ai.models import Model, infer_model
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
+import restate_steps
 from restate_steps import typed_handler
 from restate_steps.agents import RestateAgent, RestateConversationStore
 
@@ -77,4 +78,4 @@ async def history(ctx: restate.ObjectSharedContext) -> list[Line]:
     return [] if conversation is None else lines(conversation.messages)
 
 
-app = restate.app([chat])
+app = restate_steps.app([chat])

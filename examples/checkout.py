@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -11,7 +12,7 @@ from pydantic import AwareDatetime, BaseModel
 from examples import payments
 from examples.ledger import note, pretend_to_work
 from examples.payments import CardDeclined
-from restate_steps import RetryPolicy, durable_step, gather, step_info
+from restate_steps import RetryPolicy, durable_step, step_info
 
 
 class Order(BaseModel):
@@ -89,7 +90,7 @@ shop = restate.Service("Shop")
 
 @shop.handler()
 async def checkout(ctx: restate.Context, order: Order) -> Receipt:
-    total, reservation = await gather(add_up(order), reserve(order))
+    total, reservation = await asyncio.gather(add_up(order), reserve(order))
     try:
         payment = await charge(order, total)
     except CardDeclined as declined:

@@ -1,6 +1,6 @@
 """An agent that greets by a tool, durable inside a handler.
 
-It asks ``openai:gpt-5`` if there is a key for it and the package ``openai`` is installed, and a scripted model if not.
+The model is ``openai:gpt-5`` if ``OPENAI_API_KEY`` is set and ``openai`` is installed, otherwise a scripted one.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def append(path: Path, line: str) -> None:
 
 
 def read(path: Path) -> list[Started]:
-    """Return what a ledger holds, oldest first; nothing if there is no such file yet."""
+    """Return what a ledger holds, oldest first; nothing if the file does not exist yet."""
     if not path.exists():
         return []
     # What comes after the last end of a line is still being written.

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Literal, TypeVar, cast, overload
 
@@ -69,9 +69,30 @@ def app(
 
 def _on_handler_loop(service: Service) -> Service:
     changed = copy.copy(service)
-    handlers = cast("dict[str, Any]", vars(service)["handlers"])
-    changed.handlers = {name: dataclasses.replace(handler, fn=_wrap(handler.fn)) for name, handler in handlers.items()}
+    cast(Any, changed).handlers = _Handlers(cast(Any, service).handlers)
     return changed
+
+
+class _Handlers(Mapping[str, Any]):
+    """The handlers of a service, those added later included, each of which runs on the handler loop."""
+
+    def __init__(self, handlers: Mapping[str, Any]) -> None:
+        self._handlers = handlers
+        self._wrapped: dict[str, tuple[Any, Any]] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        handler = self._handlers[name]
+        original, wrapped = self._wrapped.get(name, (None, None))
+        if original is not handler:
+            wrapped = dataclasses.replace(handler, fn=_wrap(handler.fn))
+            self._wrapped[name] = handler, wrapped
+        return wrapped
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._handlers)
+
+    def __len__(self) -> int:
+        return len(self._handlers)
 
 
 def _wrap(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:

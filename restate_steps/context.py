@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from . import _sdk
-from ._loop import Execution, running_operation
+from ._loop import Execution, again, running_operation
 from .errors import ConcurrencyError, ContextInStepError, StepsError
 
 __all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_ended", "step_info"]
@@ -101,7 +101,7 @@ class Invocation:
         if (step := running_step.get()) is not None:
             raise ContextInStepError(f"the Restate context ({operation})", step.name)
         if self._failed is not None:
-            raise self._failed
+            raise again(self._failed)
         if self.execution is not None:
             self.execution.check(f"the Restate context ({operation})")
         elif asyncio._get_running_loop() is not self._loop:

@@ -52,6 +52,10 @@ async def charge(order: Order) -> Receipt:
     return Receipt(order.id)
 
 
+async def fetch_prices() -> list[int]:
+    return [1, 2]
+
+
 async def remind() -> None:
     pass
 
@@ -98,6 +102,7 @@ def names() -> dict[str, Any]:
         "charge": durable_step(charge),
         "client": SimpleNamespace(fetch_user=fetch_user),
         "fetch": fetch,
+        "fetch_prices": fetch_prices,
         "models": ["first", "second"],
         "order": Order("a1", Decimal("9.50")),
         "payments": SimpleNamespace(charge=pay),
@@ -107,6 +112,7 @@ def names() -> dict[str, Any]:
         "reserve": reserve,
         "restate": restate,
         "secondary": "secondary",
+        "shop": restate.Service("shop"),
         "svc": restate.Service("shop"),
         "timedelta": timedelta,
         "trip": "Lisbon",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,8 +33,15 @@ SOON = timedelta(milliseconds=1)
 
 
 def last_failure(env: Env, invocation: str) -> str:
-    """Wait until an attempt has failed, and return what the operator sees."""
-    return str(eventually(lambda: env.server.invocation(invocation).get("last_failure")))
+    """Wait until an attempt has failed, and return what the operator sees: of a retry, or of a paused invocation."""
+
+    def failure() -> Any:
+        paused = f"SELECT event_json FROM sys_journal_events WHERE id = '{invocation}' AND event_type = 'Paused'"
+        for row in env.server.query(paused):
+            return json.loads(row["event_json"])["last_failure"]["error_message"]
+        return env.server.invocation(invocation).get("last_failure")
+
+    return str(eventually(failure))
 
 
 # --- step_info --------------------------------------------------------------------------------------------------
@@ -287,8 +295,8 @@ MISUSES: dict[str, tuple[Callable[[Given], Any], str]] = {
     "sleep": (_sleep, r"the Restate context \(sys_sleep\)"),
     "run_typed": (_run, r"the Restate context \(sys_run\)"),
     "restate_context": (_context, r"restate_context\(\)"),
-    "await": (_await, r"the Restate context \(do_progress\)"),
-    "select": (_select, r"the Restate context \(do_progress\)"),
+    "await": (_await, r"(the Restate context \(do_progress\)|awaiting a durable future)"),
+    "select": (_select, r"(the Restate context \(do_progress\)|awaiting a durable future)"),
     "get": (_get, r"the Restate context \(sys_get_state\)"),
     "set": (_set, r"the Restate context \(sys_set_state\)"),
     "call": (_call, r"the Restate context \(sys_call\)"),

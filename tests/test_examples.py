@@ -11,8 +11,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from agents import ModelResponse, Usage
 from documents import ROOT
 from harness import Env, InvocationFailed
+from langchain_core.messages import AIMessage
+from openai.types.responses import ResponseFunctionToolCall, ResponseReasoningItem
+
+from restate_steps.codec import DEFAULT_CODEC, Codec, verify
 
 Serve = Callable[..., Env]
 
@@ -34,6 +39,8 @@ class Examples:
         self.services = [
             importlib.import_module("examples.greeting_agent").greeter,
             importlib.import_module("examples.checkout").shop,
+            importlib.import_module("examples.langgraph_agent").trips,
+            importlib.import_module("examples.openai_agent").trips,
         ]
         self._folder = folder
 
@@ -73,6 +80,17 @@ def test_greeting_agent(env_factory: Serve, examples: Examples, name: str) -> No
     } == examples.ran(invocation)
 
 
+@pytest.mark.parametrize("service", ["LangGraphTrips", "OpenAITrips"])
+def test_agents_of_other_libraries(env_factory: Serve, examples: Examples, service: str) -> None:
+    """The model is asked twice, and each step of the tools that it calls in parallel runs once."""
+    env = env_factory(*examples.services)
+
+    invocation = env.send(service, "plan", "Lisbon")
+
+    assert env.attach(invocation) == "Lisbon will be sunny; the 9:40 to Lisbon is reserved"
+    assert {"ask_model": 2, "look_up_forecast": 1, "find_flight": 1, "reserve": 1} == examples.ran(invocation)
+
+
 def test_checkout(env_factory: Serve, examples: Examples) -> None:
     """The checkout answers with a receipt; each of its five steps ran once, and the card was charged by its key."""
     env = env_factory(*examples.services)
@@ -87,7 +105,7 @@ def test_checkout(env_factory: Serve, examples: Examples) -> None:
     } == env.attach(invocation)
     steps = ["add_up", "reserve", "charge order-7", "ship", "send_receipt"]
     assert Counter(steps) == examples.ran(invocation)
-    assert {f"{invocation}/0": "payment-1"} == examples.charged()
+    assert {f"{invocation}/2": "payment-1"} == examples.charged()
 
 
 def test_checkout_with_a_declined_card(env_factory: Serve, examples: Examples) -> None:
@@ -113,6 +131,51 @@ async def test_examples_are_plain_code_outside_a_handler(examples: Examples, mon
     first = await examples.payments.charge("4242", Decimal(1), idempotency_key="k")
     assert first == await examples.payments.charge("4242", Decimal(1), idempotency_key="k")
     assert not examples.ran("")
+
+
+@pytest.mark.parametrize("name", ["langgraph_agent", "openai_agent"])
+async def test_agents_of_other_libraries_outside_a_handler(examples: Examples, name: str) -> None:
+    """The agents run without Restate, and note nothing."""
+    module = importlib.import_module(f"examples.{name}")
+
+    assert await module.plan_trip("Lisbon") == "Lisbon will be sunny; the 9:40 to Lisbon is reserved"
+    assert not examples.ran("")
+
+
+def test_responses_of_openai_cross_the_journal_without_loss(examples: Examples) -> None:
+    """A response is sent back to OpenAI as it came: fields that were not set are not set to null."""
+    module = importlib.import_module("examples.openai_agent")
+    call = ResponseFunctionToolCall(type="function_call", call_id="c", name="forecast", arguments="{}")
+    thought = ResponseReasoningItem(type="reasoning", id="r", summary=[], encrypted_content="…")
+    response = ModelResponse(output=[thought, call], usage=Usage(requests=1), response_id="id")
+    codec = module.ResponseCodec()
+
+    def sent_again(codec: Codec) -> list[Any]:
+        read: ModelResponse = codec.load(ModelResponse, codec.dump(ModelResponse, response))
+        return read.to_input_items()
+
+    verify(codec, ModelResponse, response, codec.dump(ModelResponse, response))
+    assert response.to_input_items() == sent_again(codec)
+    assert response.to_input_items() != sent_again(DEFAULT_CODEC), "ResponseCodec is not needed any more"
+
+
+def test_messages_of_langchain_cross_the_journal_without_loss() -> None:
+    """The default codec compares what comes back, and finds no difference."""
+    message = AIMessage(
+        content=[{"type": "reasoning", "summary": [], "id": "r"}, {"type": "text", "text": "…", "annotations": []}],
+        tool_calls=[{"name": "forecast", "args": {"days": 1.5}, "id": "c"}],
+        invalid_tool_calls=[
+            {"type": "invalid_tool_call", "name": "forecast", "args": "{", "id": "d", "error": "not JSON"}
+        ],
+        usage_metadata={"input_tokens": 1, "output_tokens": 2, "total_tokens": 3},
+        response_metadata={"finish_reason": "stop", "logprobs": None},
+        additional_kwargs={"refusal": None},
+        id="run-1",
+    )
+
+    data = DEFAULT_CODEC.dump(AIMessage, message)
+
+    verify(DEFAULT_CODEC, AIMessage, message, data)
 
 
 def test_application_combines_the_services(examples: Examples) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import anyio._backends._asyncio as asyncio_backend
 import pytest
 import restate
 import restate._internal as native
@@ -28,6 +29,7 @@ from restate.vm import (
 )
 
 from restate_steps import ConcurrencyError, _sdk, durable_step, gather
+from restate_steps._loop._asyncio import is_sleep, waiting_on
 
 Serve = Callable[..., Env]
 
@@ -194,8 +196,10 @@ async def test_a_result_is_awaited_in_the_callers_own_task() -> None:
             is_completed = staticmethod(lambda handle: True)
 
     future: Any = server.ServerDurableFuture(Context(), 17, fetch)
+    _sdk.share_future(future)
 
     assert asyncio.current_task() is await _sdk.result_of(future)
+    assert asyncio.current_task() is await future
     assert future.future.task is None
     assert asyncio.current_task() is await _sdk.result_of(fetch())
 
@@ -215,7 +219,7 @@ def test_what_hangs_on_a_context(env_factory: Serve) -> None:
             found.update(vars(ctx), context=ctx, future=future, handles=list(ctx.run_coros_to_execute))  # type: ignore[attr-defined]
         await future
 
-    env_factory(service).call("SeamContext", "run")
+    env_factory(service, app=restate.app).call("SeamContext", "run")
 
     assert server.ServerInvocationContext is type(found["context"])
     assert VMWrapper is type(found["vm"])
@@ -259,10 +263,35 @@ async def test_a_task_tells_what_it_waits_for() -> None:
     task = asyncio.create_task(wait())
     await asyncio.sleep(0)
 
-    assert future is _sdk.waiting_on(task)
+    assert future is waiting_on(task)
     future.set_result(None)
     await task
-    assert _sdk.waiting_on(task) is None
+    assert waiting_on(task) is None
+
+
+def test_a_sleep_ends_by_a_callback_that_is_known() -> None:
+    """``asyncio.sleep`` hands the loop a function of asyncio's own, and the future that the sleeper waits for."""
+    handed: list[tuple[Any, ...]] = []
+
+    class Loop(asyncio.SelectorEventLoop):
+        def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:
+            handed.append((callback, *args))
+            return super().call_at(when, callback, *args, context=context)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(asyncio.sleep(0.001))
+
+    assert [True] == [is_sleep(callback) for callback, *_ in handed]
+    assert isinstance(handed[0][1], asyncio.Future)
+    assert not is_sleep(handed.append)
+
+
+def test_anyio_runs_threads_by_a_method_of_its_backend() -> None:
+    """It is a class method that takes what the adapter hands on."""
+    method = vars(asyncio_backend.AsyncIOBackend)["run_sync_in_worker_thread"]
+
+    assert isinstance(method, classmethod)
+    assert ["func", "args", "abandon_on_cancel", "limiter"] == parameters(method.__func__)[1:]
 
 
 # --- without them -----------------------------------------------------------------------------------------------
@@ -291,16 +320,17 @@ def echoing(name: str) -> restate.Service:
     return service
 
 
-def test_without_the_funnel_branches_are_refused(env_factory: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Were the SDK to rename it, single steps would still work, and a group would say what is missing."""
+def test_without_the_funnel_the_handler_loop_is_refused(env_factory: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the SDK renames it, single steps still work under restate.app, and a group says what is missing."""
     monkeypatch.setattr(_sdk, "_FUNNEL", "renamed_funnel")
-    env = env_factory(echoing("NoFunnel"))
+    env = env_factory(echoing("NoFunnel"), app=restate.app)
 
     assert "a" == env.call("NoFunnel", "alone")
-    invocation = env.send("NoFunnel", "together")
-    failure = str(eventually(lambda: env.server.invocation(invocation).get("last_failure")))
-    assert "the installed restate-sdk has no ServerInvocationContext.renamed_funnel" in failure
-    assert "Install a restate-sdk version that this release of restate-steps was tested with" in failure
+    for served, handler in ((env, "together"), (env_factory(echoing("NoFunnelLoop")), "alone")):
+        invocation = served.send(served.services[0], handler)
+        failure = str(eventually(lambda id=invocation: env.server.invocation(id).get("last_failure")))
+        assert "the installed restate-sdk has no ServerInvocationContext.renamed_funnel" in failure
+        assert "Install a restate-sdk version that this release of restate-steps was tested with" in failure
 
 
 def test_the_check_for_the_funnel_is_an_error_of_this_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import inspect
+import json
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -13,6 +15,7 @@ import restate
 from harness import Env, InvocationFailed, eventually
 from restate.exceptions import RetryableError
 
+import restate_steps
 from restate_steps import ContextInStepError, StepDefinitionError, durable_step, gather, run_step
 
 Serve = Callable[..., Env]
@@ -51,8 +54,15 @@ def step_names(env: Env, invocation: str) -> list[str | None]:
 
 
 def last_failure(env: Env, invocation: str) -> str:
-    """Wait until an attempt has failed, and return what the operator sees."""
-    return str(eventually(lambda: env.server.invocation(invocation).get("last_failure")))
+    """Wait until an attempt has failed, and return what the operator sees: of a retry, or of a paused invocation."""
+
+    def failure() -> Any:
+        paused = f"SELECT event_json FROM sys_journal_events WHERE id = '{invocation}' AND event_type = 'Paused'"
+        for row in env.server.query(paused):
+            return json.loads(row["event_json"])["last_failure"]["error_message"]
+        return env.server.invocation(invocation).get("last_failure")
+
+    return str(eventually(failure))
 
 
 def replayed(seen: list[Any], value: Any) -> Any:
@@ -401,8 +411,8 @@ def test_a_step_in_the_body_of_a_run_is_part_of_it(env_factory: Serve, before: i
 # --- concurrency ------------------------------------------------------------------------------------------------
 
 
-def test_concurrent_steps_with_one_name_have_different_names_in_the_journal(env_factory: Serve) -> None:
-    """Were two of them to swap on a replay, Restate would notice, because it compares names."""
+def test_concurrent_steps_with_one_name_have_that_name_in_the_journal(env_factory: Serve) -> None:
+    """A step's name does not depend on which task calls it, alone or beside others."""
     service = restate.Service("SameNames")
 
     async def branch() -> list[str]:
@@ -417,81 +427,203 @@ def test_concurrent_steps_with_one_name_have_different_names_in_the_journal(env_
 
     env = env_factory(service)
     invocation = env.send("SameNames", "run")
-    env.attach(invocation)
-    names = step_names(env, invocation)
 
-    assert 8 == len(names)
-    assert {"echo": 2, "echo [0]": 2, "echo [1]": 2, "echo [2.0]": 1, "echo [2.1]": 1} == {
-        name: names.count(name) for name in names
-    }
+    assert [["a", "a"]] * 3 == env.attach(invocation)
+    assert ["echo"] * 8 == step_names(env, invocation)
 
 
-async def with_gather() -> None:
-    await asyncio.gather(echo("a"), echo("b"))
+async def with_gather() -> list[str]:
+    return await asyncio.gather(echo("a"), echo("b"))
 
 
-async def with_create_task() -> None:
+async def with_create_task() -> list[str]:
     task = asyncio.create_task(echo("a"))
     await asyncio.sleep(0)
-    await echo("b")
-    await task
+    second = await echo("b")
+    return [await task, second]
 
 
-async def with_task_group() -> None:
+async def with_task_group() -> list[str]:
     async with asyncio.TaskGroup() as group:
-        group.create_task(echo("a"))
-        group.create_task(echo("b"))
+        tasks = [group.create_task(echo("a")), group.create_task(echo("b"))]
+    return [task.result() for task in tasks]
 
 
-@pytest.mark.parametrize("together", [with_gather, with_create_task, with_task_group])
-def test_steps_in_plain_asyncio_tasks_are_refused(env_factory: Serve, together: Callable[[], Awaitable[None]]) -> None:
-    """Their order would depend on timing, so the attempt fails at once and names what to use instead."""
+PLAIN_TASKS = [with_gather, with_create_task, with_task_group]
+
+
+@pytest.mark.parametrize("together", PLAIN_TASKS)
+def test_steps_in_plain_asyncio_tasks_run_at_the_same_time(
+    env_factory: Serve, together: Callable[[], Awaitable[list[str]]]
+) -> None:
+    """Their order comes from the journal, so a replay repeats it."""
     service = restate.Service("PlainTasks")
+    seen: list[Any] = []
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> list[str]:
+        replayed(seen, await together())
+        return await together()
+
+    env = env_factory(service)
+    invocation = env.send("PlainTasks", "run")
+
+    assert ["a", "b"] == env.attach(invocation)
+    assert [["a", "b"]] * len(seen) == seen
+    assert ["echo"] * 4 == step_names(env, invocation)
+
+
+@pytest.mark.parametrize("together", PLAIN_TASKS)
+def test_steps_in_plain_asyncio_tasks_are_refused_under_restate_app(
+    env_factory: Serve, together: Callable[[], Awaitable[list[str]]]
+) -> None:
+    """Their order would depend on timing, so the attempt fails at once and names the application to use instead."""
+    service = restate.Service("RefusedPlainTasks")
 
     @service.handler()
     async def run(ctx: restate.Context) -> None:
         await together()
 
-    env = env_factory(service)
-    failure = last_failure(env, env.send("PlainTasks", "run"))
+    env = env_factory(service, app=restate.app)
+    invocation = env.send("RefusedPlainTasks", "run")
+    failure = last_failure(env, invocation)
 
     assert "is already being awaited by another asyncio task of this handler" in failure
-    assert "Use restate_steps.gather, TaskGroup, race, map or as_completed" in failure
+    assert "Serve the handler with restate_steps.app instead of restate.app" in failure
+    assert "paused" == env.server.invocation(invocation)["status"]
 
 
-async def with_timeout(step: Awaitable[None]) -> None:
+# Not longer: a server that always replays sends nothing before the body has ended.
+@durable_step
+async def slow() -> str:
+    await asyncio.sleep(0.3)
+    return "slow"
+
+
+async def with_timeout(step: Awaitable[str]) -> None:
     async with asyncio.timeout(0.01):
         await step
 
 
-async def with_wait_for(step: Awaitable[None]) -> None:
+async def with_wait_for(step: Awaitable[str]) -> None:
     await asyncio.wait_for(step, 0.01)
 
 
-@pytest.mark.parametrize("limited", [with_timeout, with_wait_for])
-def test_a_local_timeout_around_a_step_is_refused(
-    env_factory: Serve, limited: Callable[[Awaitable[None]], Awaitable[None]]
-) -> None:
-    """When it fires depends on the clock, so the step after it is refused, with the two ways to have a time limit."""
-    service = restate.Service("LocalTimeout")
+LIMITED = [with_timeout, with_wait_for]
 
-    @durable_step
-    async def endless() -> None:
-        await asyncio.Event().wait()
+
+@pytest.mark.parametrize("limited", LIMITED)
+def test_a_plain_timeout_around_a_step(
+    env_factory: Serve, limited: Callable[[Awaitable[str]], Awaitable[None]]
+) -> None:
+    """It is a durable timer: it fires once, and a replay takes the same path."""
+    service = restate.Service("PlainTimeout")
+    seen: list[Any] = []
 
     @service.handler()
     async def run(ctx: restate.Context) -> str:
         try:
-            await limited(endless())
+            await limited(slow())
+        except TimeoutError:
+            return replayed(seen, await echo("too late"))  # type: ignore[no-any-return]
+        return "unexpected"
+
+    env = env_factory(service)
+    invocation = env.send("PlainTimeout", "run")
+
+    assert "too late" == env.attach(invocation)
+    assert {"Command: Sleep": 1, "Command: Run": 2} == {
+        kind: [entry.type for entry in env.server.journal(invocation)].count(kind)
+        for kind in ("Command: Sleep", "Command: Run")
+    }
+
+
+@pytest.mark.parametrize("limited", LIMITED)
+def test_a_plain_timeout_around_a_step_is_refused_under_restate_app(
+    env_factory: Serve, limited: Callable[[Awaitable[str]], Awaitable[None]]
+) -> None:
+    """When it fires depends on the clock, so the step after it is refused, with the ways to have a time limit."""
+    service = restate.Service("LocalTimeout")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> str:
+        try:
+            await limited(slow())
         except TimeoutError:
             return await echo("too late")
         return "unexpected"
 
-    env = env_factory(service)
+    env = env_factory(service, app=restate.app)
     failure = last_failure(env, env.send("LocalTimeout", "run"))
 
-    assert "step 'endless' was cancelled by something local" in failure
-    assert "Use restate_steps.wait_for for a timeout, or the step's own timeout= option" in failure
+    assert "step 'slow' was cancelled by a local timer or task" in failure
+    assert "Serve the handler with restate_steps.app instead of restate.app" in failure
+    assert "use restate_steps.wait_for for a timeout, or the step's own timeout= option" in failure
+
+
+@pytest.mark.parametrize("app", [restate.app, restate_steps.app], ids=["restate.app", "restate_steps.app"])
+def test_the_concurrency_functions_work_in_both_applications(env_factory: Serve, app: Any) -> None:
+    """Those that end what they start open a handler loop for their own duration where there is none."""
+    service = restate.Service("BothApps")
+    seen: list[Any] = []
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> list[Any]:
+        first = await echo("first")
+        found = [
+            first,
+            list(await gather(echo("a"), echo("b"))),
+            await restate_steps.map(echo, ["c", "d"], limit=1),
+            await restate_steps.race(echo("e"), slow()),
+            await restate_steps.wait_for(echo("f"), timedelta(hours=1)),
+        ]
+        await echo("last")
+        return replayed(seen, found)  # type: ignore[no-any-return]
+
+    expected = ["first", ["a", "b"], ["c", "d"], "e", "f"]
+
+    assert expected == env_factory(service, app=app).call("BothApps", "run")
+    assert [expected] * len(seen) == seen
+
+
+async def in_a_group(coro: Coroutine[Any, Any, str]) -> None:
+    try:
+        async with restate_steps.TaskGroup() as group:
+            group.create_task(coro)
+    finally:
+        coro.close()
+
+
+async def as_completed(coro: Coroutine[Any, Any, str]) -> None:
+    restate_steps.as_completed([coro])
+
+
+@pytest.mark.parametrize(
+    ("function", "name"),
+    [(in_a_group, "restate_steps.TaskGroup"), (as_completed, "restate_steps.as_completed")],
+    ids=["TaskGroup", "as_completed"],
+)
+def test_tasks_that_outlive_the_call_are_refused_under_restate_app(
+    env_factory: Serve, function: Callable[[Coroutine[Any, Any, str]], Awaitable[None]], name: str
+) -> None:
+    """They need a handler loop for longer than a call, so the error names the application that has one."""
+    service = restate.Service("Outlive")
+    given: list[Coroutine[Any, Any, str]] = []
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> None:
+        given.append(echo("a"))
+        await function(given[-1])
+
+    env = env_factory(service, app=restate.app)
+    failure = last_failure(env, env.send("Outlive", "run"))
+    states = [inspect.getcoroutinestate(coro) for coro in given]
+    for coro in given:
+        coro.close()
+
+    assert f"{name} works in a handler only on the handler loop" in failure
+    assert "Serve the handler with restate_steps.app instead of restate.app" in failure
+    assert {inspect.CORO_CLOSED} == set(states)
 
 
 def test_request_response_mode(env_factory: Serve) -> None:

@@ -3,7 +3,7 @@
 | program | what it shows |
 |---|---|
 | [chat](chat.py) | a conversation in the state of a virtual object |
-| [error_handling](error_handling.py) | three attempts of a tool; then the handler or the model goes on |
+| [error_handling](error_handling.py) | three attempts of a tool; then the handler or the model takes over |
 | [human_approval](human_approval.py) | a tool that waits for a person, suspended, and is answered over HTTP |
 | [human_approval_with_timeout](human_approval_with_timeout.py) | the same, denied when a durable timer ends |
 | [multi_agent](multi_agent.py) | agents that hand over to each other in one handler |

@@ -16,6 +16,7 @@ import restate
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelMessage, ModelRetry
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
 from restate_steps import JsonCodec, serde
 from restate_steps.agents import RestateAgent
@@ -68,4 +69,4 @@ async def say(ctx: restate.ObjectContext, text: str) -> str:
     return result.output
 
 
-app = restate.app([chat])
+app = restate_steps.app([chat])

@@ -1,4 +1,4 @@
-"""A parcel desk whose carrier is sometimes down: three attempts, and then a person, or the model, goes on.
+"""A parcel desk whose carrier is sometimes down: three attempts, and then a person or the model takes over.
 
 ``track`` catches what is left after three attempts, and opens a ticket. ``answer`` leaves it to the model, which learns
 that the tool has failed. The carrier never answers for parcels whose number starts with X.
@@ -16,6 +16,7 @@ from datetime import timedelta
 import restate
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
 from restate_steps import RetryPolicy, durable_step
 from restate_steps.agents import RestateAgent
@@ -75,4 +76,4 @@ async def answer(ctx: restate.Context, parcel: str) -> str:
     return (await durable_agent.run(f"Where is parcel {parcel}")).output
 
 
-app = restate.app([desk])
+app = restate_steps.app([desk])

@@ -1,7 +1,7 @@
 """An insurance agent that pays small claims itself, and asks an adjuster before it pays a large one.
 
 While the adjuster thinks, the handler is suspended: nothing of it is in memory, and it may take days. Whoever has the
-token answers over HTTP, and the agent goes on where it was. The request for approval is printed, with how to answer.
+token answers over HTTP, and the agent continues where it was. The request for approval is printed, with how to answer.
 
     $ restate-steps dev examples.tour.human_approval:app
     $ curl localhost:8080/Claims/handle --json '{"id": "C-7", "reason": "a burst pipe", "amount": "4200"}'
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, ApprovalRequired, DeferredToolRequests, RunContext
 from pydantic_ai.capabilities import RequestInput
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
 from restate_steps.agents import RestateAgent
 
@@ -72,4 +73,4 @@ async def handle(ctx: restate.Context, claim: Claim) -> str:
     return result.output
 
 
-app = restate.app([claims])
+app = restate_steps.app([claims])

@@ -1,7 +1,7 @@
-"""A refund that a manager has to approve within a day, or it is denied, and the model goes on with that.
+"""A refund that a manager has to approve within a day, or it is denied and the model is told.
 
-The timer is durable: it runs while the handler is suspended, and while the process is down, and a crash does not start
-it anew. Every call of a tool that requires approval waits for the manager.
+The timer is durable: it runs while the handler is suspended, and while the process is down, and a crash does not
+restart it. Every call of a tool that requires approval waits for the manager.
 
     $ restate-steps dev examples.tour.human_approval_with_timeout:app
     $ curl localhost:8080/Refunds/request --json '{"order": "A-9", "amount": "35", "answer_within": "PT1M"}'
@@ -18,6 +18,7 @@ from pydantic import BaseModel
 from pydantic_ai import Agent, DeferredToolRequests, RunContext
 from pydantic_ai.capabilities import RequestInput
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
 from restate_steps.agents import RestateAgent
 
@@ -67,4 +68,4 @@ async def request(ctx: restate.Context, refund: Refund) -> str:
     return result.output
 
 
-app = restate.app([refunds])
+app = restate_steps.app([refunds])

@@ -1,4 +1,4 @@
-"""A support desk of three agents, which hand a customer on to each other, in one handler.
+"""A support desk of three agents that hand over a customer to each other, in one handler.
 
 An agent answers, or hands over to a colleague: both are types of its output. Each has instructions and tools of its
 own. All is in one journal, so a crash in the third agent repeats nothing of the first two.
@@ -16,6 +16,7 @@ import restate
 from pydantic import BaseModel
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
 from restate_steps.agents import RestateAgent
 
@@ -93,7 +94,7 @@ async def ask(ctx: restate.Context, question: str) -> Answer:
             return Answer(text=output, desks=["triage", *desks])
         handoff = output
         desks.append(handoff.to)
-    raise restate.TerminalError(f"nobody feels responsible: {desks}")
+    raise restate.TerminalError(f"no desk is responsible: {desks}")
 
 
-app = restate.app([desk])
+app = restate_steps.app([desk])

@@ -15,6 +15,7 @@ import restate
 from pydantic import BaseModel
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
 from restate_steps.agents import RestateAgent
 
@@ -84,4 +85,4 @@ async def evaluate(ctx: restate.Context, claim: Claim) -> Verdict:
     return (await RestateAgent(agent, restate_context=ctx).run(claim.model_dump_json())).output
 
 
-app = restate.app([checks])
+app = restate_steps.app([checks])

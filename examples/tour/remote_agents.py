@@ -13,6 +13,7 @@ import restate
 from pydantic import BaseModel
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
 from restate_steps.agents import RestateAgent, remote_tool
 
@@ -89,4 +90,4 @@ async def plan(ctx: restate.Context, trip: Trip) -> str:
     return (await RestateAgent(planner_agent, restate_context=ctx).run(trip.model_dump_json())).output
 
 
-app = restate.app([planner, flights, hotels])
+app = restate_steps.app([planner, flights, hotels])

@@ -11,14 +11,16 @@ tool uses the Restate context, so it is left out of the steps that the agent mak
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 
 import restate
 from pydantic import BaseModel
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
-from restate_steps import durable_step, gather, restate_context, serde
+from restate_steps import durable_step, restate_context, serde
 from restate_steps.agents import RestateAgent
 
 PRICES = {"stove": Decimal(700), "sink": Decimal(250)}
@@ -63,7 +65,7 @@ async def price(part: str) -> Decimal:
 async def inspect(ctx: restate.WorkflowContext, claim: Claim) -> Estimate:
     await ask_inspector(claim)
     findings = await ctx.promise("findings", serde=serde(Findings)).value()
-    prices = await gather(*[price(part) for part in findings.broken])
+    prices = await asyncio.gather(*[price(part) for part in findings.broken])
     return Estimate(broken=findings.broken, total=sum(prices, Decimal(0)))
 
 
@@ -102,4 +104,4 @@ async def handle(ctx: restate.Context, claim: Claim) -> str:
     return (await RestateAgent(agent, restate_context=ctx).run(claim.model_dump_json())).output
 
 
-app = restate.app([claims, inspection])
+app = restate_steps.app([claims, inspection])

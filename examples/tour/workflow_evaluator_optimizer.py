@@ -13,6 +13,7 @@ import restate
 from pydantic import BaseModel
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, scripted
 from restate_steps.agents import RestateAgent
 
@@ -71,4 +72,4 @@ async def write(ctx: restate.Context, product: str) -> ProductText:
         remarks += verdict.remarks
 
 
-app = restate.app([texts])
+app = restate_steps.app([texts])

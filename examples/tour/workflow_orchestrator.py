@@ -9,6 +9,7 @@ plan is in the journal, so a replay starts the same workers.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Literal
 
@@ -16,8 +17,8 @@ import restate
 from pydantic import BaseModel, TypeAdapter
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, call, scripted
-from restate_steps import gather
 from restate_steps.agents import RestateAgent
 
 SOLD = {"Austria": 240_000, "Belgium": 310_000}
@@ -89,8 +90,8 @@ async def study(ctx: restate.Context, subject: str) -> str:
         return Finding(task=task, answer=result.output)
 
     plan = (await RestateAgent(planner, restate_context=ctx).run(subject)).output
-    findings = await gather(*[work(task) for task in plan.tasks])
+    findings = await asyncio.gather(*[work(task) for task in plan.tasks])
     return (await RestateAgent(editor, restate_context=ctx).run(FINDINGS.dump_json(findings).decode())).output
 
 
-app = restate.app([studies])
+app = restate_steps.app([studies])

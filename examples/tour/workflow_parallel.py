@@ -1,7 +1,7 @@
 """A contract is reviewed clause by clause, all clauses at the same time, and the reviews are merged by another agent.
 
-``gather`` runs whole agents side by side, and a replay repeats the order in which they went on. Reviews that are
-recorded are not asked for again, if the process dies while others are still under way.
+``asyncio.gather`` runs whole agents concurrently, and a replay repeats the order in which they continued. If the
+process dies while some reviews are in flight, those that were recorded are not requested again.
 
     $ restate-steps dev examples.tour.workflow_parallel:app
     $ curl localhost:8080/ContractReview/review \\
@@ -10,14 +10,16 @@ recorded are not asked for again, if the process dies while others are still und
 
 from __future__ import annotations
 
+import asyncio
 from typing import Literal
 
 import restate
 from pydantic import BaseModel, TypeAdapter
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, scripted
-from restate_steps import gather, typed_handler
+from restate_steps import typed_handler
 from restate_steps.agents import RestateAgent
 
 WARNINGS = {"at any time": "asks for notice in advance", "three years": "should be three months"}
@@ -57,8 +59,8 @@ async def review(ctx: restate.Context, clauses: list[str]) -> str:
     async def review_one(clause: str) -> Review:
         return (await RestateAgent(lawyer, restate_context=ctx).run(clause)).output
 
-    reviews = await gather(*[review_one(clause) for clause in clauses])
+    reviews = await asyncio.gather(*[review_one(clause) for clause in clauses])
     return (await RestateAgent(editor, restate_context=ctx).run(REVIEWS.dump_json(reviews).decode())).output
 
 
-app = restate.app([contracts])
+app = restate_steps.app([contracts])

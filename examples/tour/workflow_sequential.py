@@ -1,7 +1,7 @@
 """Three agents in a row, each of which works on what the one before has made: a prompt chain.
 
 The notes of an incident become facts, which are typed; the facts become a text for customers; the text is translated.
-It is plain code, in which every agent's request is a step. A crash between two of them goes on with the next one.
+It is plain code, in which every agent's request is a step. After a crash between two of them, the next one runs.
 
     $ restate-steps dev examples.tour.workflow_sequential:app
     $ curl localhost:8080/IncidentReport/write --json '"10:02 login was down, 10:40 it worked again, a bad certificate"'
@@ -15,6 +15,7 @@ import restate
 from pydantic import BaseModel
 from pydantic_ai import Agent
 
+import restate_steps
 from examples.tour._scripted import Reply, Seen, scripted
 from restate_steps.agents import RestateAgent
 
@@ -67,4 +68,4 @@ async def write(ctx: restate.Context, notes: str) -> Report:
     return Report(english=english, german=german)
 
 
-app = restate.app([incidents])
+app = restate_steps.app([incidents])

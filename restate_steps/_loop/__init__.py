@@ -1,7 +1,8 @@
 """The event loop of handlers: plain asyncio in an order that the journal decides."""
 
-from ._execution import CANCELLED, Cancelled, Execution, ends_the_invocation
+from ._execution import CANCELLED, Cancelled, Execution, again, ends_the_invocation
 from ._frames import describe, frames_of, user_line
+from ._inspect import frames_above, handler_tasks
 from ._local import LocalContext, running_operation
 from ._loop import EXECUTION, HandlerLoop
 from ._task import HandlerTask
@@ -15,9 +16,12 @@ __all__ = [
     "HandlerLoop",
     "HandlerTask",
     "LocalContext",
+    "again",
     "describe",
     "ends_the_invocation",
+    "frames_above",
     "frames_of",
+    "handler_tasks",
     "running_operation",
     "user_line",
     "watchdog",

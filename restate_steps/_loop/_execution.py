@@ -4,10 +4,10 @@ The driver runs in the task that the SDK made for the attempt. It runs what is r
 completion, delivers it, and runs what that makes ready. Step bodies run on the server's loop. Invariants, beside those
 of ``_ready`` (R1 to R5), ``_loop`` (L1 to L3), ``_timers`` (T1 to T3) and ``_local`` (O1 to O4):
 
-* **E1** The VM is asked only when nothing is ready and no local operation is in flight, and always for everything that
-  is waited for. One completion is delivered at a time.
+* **E1** The VM is asked only when nothing is ready and no local operation is in flight, and always for everything
+  that is waited for. One completion is delivered at a time.
 * **E2** Restate tells of an invocation's cancellation once. Everything that waits then is told, in the order in which
-  it began to wait. A task that undoes things because of that is not cancelled for another reason before it has finished.
+  it began to wait. A task that undoes things because of that is not cancelled for another reason meanwhile.
 * **E3** A handler that returns, or fails for good, has ended when its tasks have: those left are cancelled, may clean
   up with steps, and are waited for. Then its async generators are closed, in the order in which they were begun.
 * **E4** An attempt that ends for any other reason (suspension, failure, disconnection, refusal) takes no command any
@@ -48,7 +48,7 @@ from ._task import HandlerTask
 from ._timers import Timers
 from ._watchdog import watchdog
 
-__all__ = ["CANCELLED", "Cancelled", "DurableWait", "Execution", "Port", "ends_the_invocation"]
+__all__ = ["CANCELLED", "Cancelled", "DurableWait", "Execution", "Port", "again", "ends_the_invocation", "executions"]
 
 T = TypeVar("T")
 
@@ -212,7 +212,7 @@ class Execution:
             BaseException: What the coroutine raised, or what ended the attempt.
         """
         adapt_anyio()
-        _executions(self.loop).add(self)
+        executions(self.loop).add(self)
         context = contextvars.copy_context()
         context.run(EXECUTION.set, self)
         try:
@@ -230,7 +230,7 @@ class Execution:
             raise
         finally:
             self.is_over = True
-            _executions(self.loop).discard(self)
+            executions(self.loop).discard(self)
         return cast(T, main.result())
 
     def _start(self, coro: Coroutine[Any, Any, Any], context: Context) -> HandlerTask:
@@ -373,13 +373,14 @@ class Execution:
 
     async def _wait_for_others(self) -> None:
         """Wait until another invocation wakes a task, or refuse if none could (E5, E6)."""
-        if len(_executions(self.loop)) < 2:
+        if len(executions(self.loop)) < 2:
             self._refuse_deadlock()
             return
         self._waits_outside = True
         try:
             await self._port.flush()
-            await self._wait_for_signal(None, self._refuse_deadlock)
+            if not self.ready and self.closed is None:
+                await self._wait_for_signal(None, self._refuse_deadlock)
         finally:
             self._waits_outside = False
 
@@ -390,7 +391,7 @@ class Execution:
         self.refuse(
             f"no task of the handler can go on, because nothing is left that could end the waiting: {waiting}. Release "
             "the lock, set the event or fill the queue before waiting for it.",
-            pause=len(_executions(self.loop)) < 2,
+            pause=len(executions(self.loop)) < 2,
         )
 
     def wake_from_outside(self, handle: Handle) -> None:
@@ -490,7 +491,7 @@ class Execution:
             BaseException: The attempt is over, or the caller is not code of the execution whose turn it is.
         """
         if self.closed is not None:
-            raise self.closed
+            raise again(self.closed)
         driving = self.loop.driving
         if driving is self and get_running_loop_or_none() is self.loop:
             return
@@ -519,11 +520,18 @@ class Execution:
             self.signal()
         try:
             await wait.future
-        except BaseException:
+        except BaseException as error:
             self._port.discard(wait)
-            if operation is not None:
-                operation.waits = False
-                self.local.hold()
+            if operation is None:
+                raise
+            operation.waits = False
+            self.local.hold()
+            if isinstance(error, asyncio.CancelledError) and not operation.is_cancelled and self.closed is None:
+                raise self.refuse(
+                    "a local operation cancelled its own wait for something durable, as asyncio.timeout and "
+                    "asyncio.wait_for do. Inside of restate_steps.local timers are not durable, so a replay could not "
+                    "repeat it. Put the timeout around restate_steps.local, or use restate_steps.wait_for."
+                ) from error
             raise
 
     def watch(self, wait: Wait) -> None:
@@ -567,7 +575,8 @@ class Execution:
             except asyncio.CancelledError:
                 if self.closed is not None:
                     raise
-                cancelled = True
+                cancelled = operation.waits = True
+                self.local.hold()
                 self.ready.prepend(Handle(tasks[0].cancel, (), self.loop, context))
                 self.signal()
         if cancelled and tasks[0].cancelled():
@@ -630,6 +639,7 @@ class Execution:
             self._port.fail(error, pause=pause)
             self.closed = error
             if self.loop.driving is not self:
+                # The driver waits for the server, or for something local.
                 self.signal()
                 self._port.interrupt()
 
@@ -643,7 +653,7 @@ class Execution:
             for wait in self._port.waits():
                 self._port.discard(wait)
                 if isinstance(wait, DurableWait):
-                    wait.end(told)
+                    wait.end(again(told))
             for _ in range(_CLEAN_UP_ROUNDS):
                 self.ready.held = False
                 self.ready.run()
@@ -695,7 +705,7 @@ class _Driving(Running):
 _all: weakref.WeakKeyDictionary[HandlerLoop, set[Execution]] = weakref.WeakKeyDictionary()
 
 
-def _executions(loop: HandlerLoop) -> set[Execution]:
+def executions(loop: HandlerLoop) -> set[Execution]:
     """Return the executions that have not ended."""
     return _all.setdefault(loop, set())
 
@@ -717,6 +727,19 @@ def _undo(task: HandlerTask | None) -> None:
 
 def _name(task: HandlerTask | None) -> str:
     return repr(task.get_name()) if task is not None else "of the handler"
+
+
+def again(error: BaseException) -> BaseException:
+    """Return a copy of an exception, to be raised in another place.
+
+    The same exception raised in several places gets a context that leads back to itself, and code that follows it, such
+    as :class:`contextlib.AsyncExitStack`, never comes to an end.
+    """
+    copied = type(error).__new__(type(error), *error.args)
+    copied.args = error.args
+    vars(copied).update(vars(error))
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def ends_the_invocation(error: BaseException) -> bool:

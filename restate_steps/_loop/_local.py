@@ -46,6 +46,7 @@ class LocalOperation:
         outer: The future on the server's loop that ends with it.
         result: What the handler waits for.
         waits: Whether it waits for something durable (O3).
+        is_cancelled: Whether the handler has cancelled it.
     """
 
     def __init__(self, execution: Execution, *, can_be_cancelled: bool) -> None:
@@ -55,6 +56,7 @@ class LocalOperation:
         self.outer: asyncio.Future[Any]
         self.result: asyncio.Future[Any] = execution.loop.create_future()
         self.waits = False
+        self.is_cancelled = False
 
     @property
     def in_flight(self) -> bool:
@@ -75,10 +77,15 @@ class LocalOperation:
         self.execution.signal()
 
     def _abandoned(self, result: asyncio.Future[Any]) -> None:
-        if result.cancelled() and not self.outer.done():
-            self.outer.cancel()
-            if not self.can_be_cancelled:
-                self.execution.local.remove(self)
+        if not result.cancelled() or self.outer.done():
+            return
+        self.is_cancelled = True
+        self.waits = False
+        self.outer.cancel()
+        if self.can_be_cancelled:
+            self.execution.local.hold()
+        else:
+            self.execution.local.remove(self)
 
     def deliver(self) -> None:
         """Hand the result to the handler; called while it is driven."""
@@ -168,8 +175,8 @@ class LocalOperations:
         try:
             return cast(T, await operation.result)
         except asyncio.CancelledError:
-            # O4: what it does about the cancellation belongs to this turn.
             while not operation.outer.done() and execution.closed is None:
+                # O4: what it does about the cancellation belongs to this turn.
                 operation.result = execution.loop.create_future()
                 try:
                     await operation.result

@@ -481,7 +481,7 @@ def test_methods_that_hand_out_parts_of_an_answer(env_factory: Serve, method: st
     name = "Stream" + method.title().replace("_", "")
     answer, names = serve_handler(env_factory, name, handler).with_steps()
 
-    assert "Hello Ada!" == answer
+    assert "Hello Ada!" == answer.strip()
     assert ["Ada"] == ran
     assert 2 == script.requests
     assert 3 == len(names)

@@ -5,6 +5,7 @@ A handler that shall do something else gets another name, and the old one stays.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -14,6 +15,7 @@ from functools import partial
 from typing import Any, Literal
 from uuid import UUID
 
+import anyio
 import restate
 from pydantic import BaseModel
 from pydantic_ai import Agent, ModelMessage, ModelResponse, ModelRetry
@@ -507,4 +509,75 @@ async def agent_with_durable_tools(ctx: restate.Context, question: str) -> str:
     return (await durable.run(question)).output
 
 
-app = restate.app([service, counter, approval])
+# --- plain asyncio ----------------------------------------------------------------------------------------------
+
+
+@service.handler()
+async def asyncio_gathered(ctx: restate.Context) -> list[Any]:
+    """A chain, a chain with a time limit (a child task on Python 3.11, none on 3.12), and a timer."""
+
+    async def chain(tag: str) -> str:
+        return await work(f"{tag}1") + await work(f"{tag}2")
+
+    return list(
+        await asyncio.gather(asyncio.wait_for(chain("a"), 3600), chain("b"), asyncio.sleep(0.001, "slept"), double(1))
+    )
+
+
+@service.handler()
+async def asyncio_group(ctx: restate.Context) -> list[str]:
+    """A group, a queue and a lock."""
+    queue: asyncio.Queue[str | None] = asyncio.Queue(1)
+    lock = asyncio.Lock()
+    found: list[str] = []
+
+    async def produce() -> None:
+        for tag in ("x", "y", "z"):
+            await queue.put(await work(tag))
+        await queue.put(None)
+
+    async def consume() -> None:
+        while (tag := await queue.get()) is not None:
+            async with lock:
+                found.append(await work(f"{tag}!"))
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(produce())
+        group.create_task(consume())
+        async with lock:
+            found.append(await work("first"))
+    return found
+
+
+@service.handler()
+async def asyncio_too_late(ctx: restate.Context) -> str:
+    """A timeout around something that never comes, and a clean-up with a step."""
+    try:
+        async with asyncio.timeout(0.001):
+            try:
+                await ctx.awakeable()[1]
+            finally:
+                await work("cleaned")
+    except TimeoutError:
+        return await work("late")
+    return "in time"
+
+
+@service.handler()
+async def anyio_scopes(ctx: restate.Context) -> list[str]:
+    """Task groups and scopes of anyio, the inner one of which is cancelled."""
+    found: list[str] = []
+
+    async def child(tag: str) -> None:
+        found.append(await work(tag))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(child, "a")
+        group.start_soon(child, "b")
+        with anyio.move_on_after(0.001):
+            await ctx.awakeable()[1]
+        found.append(await work("moved on"))
+    return sorted(found)
+
+
+app = rs.app([service, counter, approval])

@@ -134,6 +134,10 @@ CASES: Sequence[Case] = [
             "slept",
             "signalled",
             "random_and_time",
+            "asyncio_gathered",
+            "asyncio_group",
+            "asyncio_too_late",
+            "anyio_scopes",
         )
     ),
     Case("values", "values", 4),

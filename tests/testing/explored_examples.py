@@ -6,6 +6,7 @@ import importlib
 import sys
 from typing import Any
 
+import pytest
 from documents import ROOT
 from exploration import Subject, explored
 
@@ -15,8 +16,13 @@ if str(ROOT) not in sys.path:
     # The examples are a package in the root of the repository.
     sys.path.append(str(ROOT))
 
-payments: Any = importlib.import_module("examples.payments")
-APP: Any = importlib.import_module("examples.app").app
+with pytest.MonkeyPatch.context() as without_key:
+    # A key would make the examples call real models.
+    without_key.delenv("OPENAI_API_KEY", raising=False)
+    payments: Any = importlib.import_module("examples.payments")
+    APP: Any = importlib.import_module("examples.app").app
+    LANGGRAPH: Any = importlib.import_module("examples.langgraph_agent").app
+    OPENAI: Any = importlib.import_module("examples.openai_agent").app
 
 ORDER = {"id": "order-7", "card": "4242", "prices": ["10.00", "0.50"], "placed_at": "2026-03-01T12:00:00Z"}
 RECEIPT = {
@@ -25,6 +31,7 @@ RECEIPT = {
     "total": "10.50",
     "delivered_on": "2026-03-04T12:00:00Z",
 }
+PLAN = "Lisbon will be sunny; the 9:40 to Lisbon is reserved"
 
 
 def begin(seed: int) -> None:
@@ -58,6 +65,14 @@ def is_given_back(sim: Simulator) -> None:
 
 explored(
     Subject("examples/greeting_agent", APP, "Greeter/greet", arg="Ada", answers=["Hello Ada!"], setup=begin, runs=20)
+)
+explored(
+    Subject(
+        "examples/langgraph_agent", LANGGRAPH, "LangGraphTrips/plan", arg="Lisbon", answers=[PLAN], setup=begin, runs=20
+    )
+)
+explored(
+    Subject("examples/openai_agent", OPENAI, "OpenAITrips/plan", arg="Lisbon", answers=[PLAN], setup=begin, runs=20)
 )
 explored(
     Subject(

@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 import restate
 
-from restate_steps import durable_step, gather
+from restate_steps import durable_step, gather, local
 
 T = TypeVar("T")
 
@@ -276,13 +276,16 @@ async def asks_a_database(ctx: restate.Context, path: str) -> int:
 
 @faulty.handler()
 async def asks_over_http(ctx: restate.Context, port: int) -> str:
+    async def ask() -> str:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)  # culprit
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+        return answer.decode().splitlines()[0]
+
     await step(ctx, "quote")
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)  # culprit
-    writer.write(b"GET / HTTP/1.0\r\n\r\n")
-    answer = await reader.read()
-    writer.close()
-    await writer.wait_closed()
-    return answer.decode().splitlines()[0]
+    return await local(ask())
 
 
 @faulty.handler()

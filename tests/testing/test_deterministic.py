@@ -20,6 +20,7 @@ import pytest
 import restate
 from restate.entry_codec import JournalValueCodec
 
+import restate_steps
 from restate_steps.testing import (
     DeterminismReport,
     Nondeterminism,
@@ -327,7 +328,7 @@ class Sealed(JournalValueCodec):
 
 def test_no_false_alarm_for_values_that_are_encrypted() -> None:
     """The same value is encrypted otherwise each time; it is not compared, as the SDK does not compare it either."""
-    app = restate.app([deterministic.sound], journal_value_codec=Sealed())
+    app = restate_steps.app([deterministic.sound], journal_value_codec=Sealed())
     report = check_deterministic(deterministic.steps_of_the_sdk, "tea", app=app, interpreters=0)
 
     assert [] == report.findings, str(report)
@@ -342,7 +343,7 @@ async def test_a_scenario() -> None:
         await sim.resolve_awakeable(invocation.awakeables[0], "yes")
         return (await invocation.result()).value
 
-    app = restate.app([deterministic.sound, nondeterministic.faulty])
+    app = restate_steps.app([deterministic.sound, nondeterministic.faulty])
     finding = only(check_deterministic(app=app, scenario=approve, interpreters=0))
 
     assert "Faulty/tosses_a_coin" == finding.handler
@@ -410,7 +411,7 @@ def test_an_application_that_another_process_cannot_find() -> None:
         for name in {"apples", "pears", "plums"}:
             await ctx.run_typed(name, lambda: 1)
 
-    report = check_deterministic(walks, app=restate.app([local]))
+    report = check_deterministic(walks, app=restate_steps.app([local]))
 
     assert [] == report.findings
     [reason] = report.not_checked

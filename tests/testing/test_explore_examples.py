@@ -28,7 +28,7 @@ def subject(name: str) -> Subject:
 def test_every_example_is_explored() -> None:
     """Each handler of the application of the examples is in the list."""
     handlers = {each.handler for each in subjects() if each.name.startswith("examples/")}
-    assert {"Greeter/greet", "Shop/checkout"} == handlers
+    assert {"Greeter/greet", "LangGraphTrips/plan", "OpenAITrips/plan", "Shop/checkout"} == handlers
 
 
 def test_a_charge_without_a_key_would_be_doubled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_a_mismatch_says_what_to_look_for() -> None:
 
     [finding] = explore(restate.app([gathering]), gathers).findings
 
-    assert "restate_steps.gather in place of asyncio.gather" in finding.why
+    assert "serve the handler with restate_steps.app" in finding.why
     assert "check_deterministic" in finding.why
 
 

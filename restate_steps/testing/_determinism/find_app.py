@@ -15,6 +15,7 @@ from typing import Any, Final, cast
 import restate
 from restate.handler import handler_from_callable
 
+import restate_steps
 from restate_steps.testing._determinism.user_code import file_of, is_user_code
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._simulation.driver import ASGIApp
@@ -48,7 +49,7 @@ def app_of(handler: HandlerRef | None) -> ASGIApp:
             f"the service {known.service_tag.name!r} of {_shown(handler)} is not a global variable of its module, so "
             "its application cannot be found. Pass it: app=restate.app([service])."
         )
-    return restate.app(found)
+    return restate_steps.app(found)
 
 
 def _shown(handler: Callable[..., Any]) -> str:
@@ -133,7 +134,7 @@ def load_app(name: AppName) -> ASGIApp:
     found = _services(list(vars(module).values()))
     if not any(service.service_tag.name == name.service for service in found):
         raise LookupError(f"the module {name.module} has no service {name.service!r} there")
-    return restate.app(found)
+    return restate_steps.app(found)
 
 
 def _load(name: AppName) -> ModuleType:

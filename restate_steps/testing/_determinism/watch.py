@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
-from restate_steps._loop import frames_of
+from restate_steps._loop import frames_above, frames_of
 from restate_steps._sdk import AttemptObserver, ambient_context, invocation_id, observing
 from restate_steps.testing._determinism.user_code import (
     Place,
@@ -185,6 +185,7 @@ class Watch:
         Such a branch is a step that was handed to ``gather``, for example.
         """
         waiting = frames_of(self._task.get_coro()) if self._task is not None else []
+        waiting += frames_above()
         places = tuple(place_of(frame) for frame in waiting if is_user_code(frame.f_code.co_filename))
         return places or (() if self._handler is None else (self._handler,))
 

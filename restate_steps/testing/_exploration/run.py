@@ -45,8 +45,8 @@ _ADVICE: Final = {
 }
 
 _MEND_MISMATCH: Final = (
-    "Branches of asyncio do not go on in the order of the journal: use restate_steps.gather in place of "
-    "asyncio.gather, and so on. A clock, random numbers and the like outside of steps are found by check_deterministic."
+    "Under restate.app, asyncio's tasks do not follow the order of the journal: serve the handler with "
+    "restate_steps.app. A clock, random numbers and the like outside of steps are found by check_deterministic."
 )
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Final, NamedTuple
 
-from restate_steps._loop import frames_of
+from restate_steps._loop import frames_above, frames_of, handler_tasks
 from restate_steps._sdk import allow_observers, observing
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.driver import ASGIApp, quiet
@@ -174,10 +174,11 @@ class _Connection:
 
     def _place(self) -> tuple[Place, ...]:
         """Return where the running branch stands; one that is nothing but a step, where the handler waits for it."""
-        return _own_places() or _waiting_in(self.handler)
+        return _own_places() or tuple(_places(reversed(frames_above()))) or _waiting_in(self.handler)
 
     def _waiting(self) -> list[tuple[Place, ...]]:
-        return sorted({found for task in asyncio.all_tasks(self._loop) if (found := _waiting_in(task))})
+        tasks = {*asyncio.all_tasks(self._loop), *handler_tasks(self._loop)}
+        return sorted({found for task in tasks if (found := _waiting_in(task))})
 
 
 def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True) -> Attempt:

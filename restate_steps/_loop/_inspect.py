@@ -1,0 +1,28 @@
+"""Views of running handlers, for the testing kit."""
+
+from __future__ import annotations
+
+import asyncio
+from types import FrameType
+
+from ._execution import executions
+from ._frames import frames_of
+from ._loop import EXECUTION, loop_for
+from ._task import HandlerTask
+
+__all__ = ["frames_above", "handler_tasks"]
+
+
+def handler_tasks(server_loop: asyncio.AbstractEventLoop) -> list[HandlerTask]:
+    """Return the tasks of all handlers that run on a server's loop, and have not ended."""
+    return [task for execution in executions(loop_for(server_loop)) for task in execution.live_tasks()]
+
+
+def frames_above() -> list[FrameType]:
+    """Return where the tasks wait that made the running one, outermost first: its callers, in a way."""
+    execution = EXECUTION.get()
+    task = execution.current_task() if execution is not None else None
+    frames: list[FrameType] = []
+    while task is not None and (task := task.parent) is not None:
+        frames = [*frames_of(task.get_coro()), *frames]
+    return frames
