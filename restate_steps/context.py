@@ -10,35 +10,17 @@ import asyncio
 import contextvars
 import sys
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from . import _sdk
 from ._loop import Execution, again, running_operation
+from ._step_info import StepInfo, running_step
 from .errors import ConcurrencyError, ContextInStepError, StepsError
 
 __all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_ended", "step_info"]
 
 T = TypeVar("T")
 
-
-@dataclass(frozen=True, slots=True)
-class StepInfo:
-    """What a step's body may know about itself.
-
-    Attributes:
-        name: The step's name in the journal.
-        invocation_id: The id of the invocation it belongs to; empty outside a handler.
-        idempotency_key: The same on every attempt and replay of this step, and different for every other step of
-            every invocation. Hand it to a payment API, and a repeated attempt charges once. Empty outside a handler.
-    """
-
-    name: str
-    invocation_id: str
-    idempotency_key: str
-
-
-running_step: contextvars.ContextVar[StepInfo | None] = contextvars.ContextVar("restate_steps_step", default=None)
 
 step_ended: contextvars.ContextVar[Callable[[bool], None] | None] = contextvars.ContextVar(
     "restate_steps_step_ended", default=None

@@ -9,9 +9,9 @@ from contextlib import ExitStack
 from typing import Any, Protocol
 
 import pytest
-import restate_steps
 from harness import Env, Harness
 
+import restate_steps
 from restate_steps.server import RestateServer
 
 

@@ -36,7 +36,8 @@ from typing import Any, Final, Protocol, TypeVar, cast
 
 from restate import SdkInternalBaseException, TerminalError
 
-from ..errors import ConcurrencyError, StepsError
+from .._step_info import running_step
+from ..errors import ConcurrencyError, ContextInStepError, StepsError
 from ._anyio import adapt_anyio
 from ._asyncgens import AsyncGenerators
 from ._asyncio import Running, get_running_loop_or_none, waiting_on
@@ -401,8 +402,6 @@ class Execution:
         if self.closed is not None:
             self.ready.append(handle)
             return
-        from ..context import running_step
-
         body = running_step.get()
         if body is None and (self.local.in_flight is not None or self._waits_outside):
             self.ready.append(handle)
@@ -498,6 +497,8 @@ class Execution:
         local = running_operation()
         if local is not None and local.execution is self and local.in_flight and threading.get_ident() == self._thread:
             return
+        if (step := running_step.get()) is not None:
+            raise ContextInStepError(operation, step.name)
         raise self.refuse(
             f"{operation} was called beside the handler, by another thread, event loop or task of the server's event "
             "loop, where its place in the journal would depend on timing. Use the Restate context in the handler, and "

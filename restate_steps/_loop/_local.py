@@ -175,6 +175,10 @@ class LocalOperations:
         try:
             return cast(T, await operation.result)
         except asyncio.CancelledError:
+            # Cancelled again and again, as anyio does it, the task would never come to wait.
+            owner = operation.owner
+            if owner is not None:
+                owner.is_leaving = True
             while not operation.outer.done() and execution.closed is None:
                 # O4: what it does about the cancellation belongs to this turn.
                 operation.result = execution.loop.create_future()
@@ -184,6 +188,8 @@ class LocalOperations:
                     continue
                 except BaseException:
                     break
+            if owner is not None:
+                owner.is_leaving = False
             if operation.outer.done() and not operation.outer.cancelled():
                 return cast(T, operation.outer.result())
             raise

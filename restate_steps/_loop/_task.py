@@ -23,6 +23,7 @@ class HandlerTask(asyncio.Task[Any]):
         execution: What it is a part of.
         number: Its number among the tasks of the execution, in the order in which they were made.
         parent: The task that made it.
+        is_leaving: Whether it has been cancelled in a local operation, and waits for that to end.
         undoing: Whether it has been told, or will be by a task that it made, and may still be undoing things.
         deferred: A cancellation that waits until that is over, as the message given to :meth:`cancel`, in a tuple.
     """
@@ -41,7 +42,7 @@ class HandlerTask(asyncio.Task[Any]):
         self.execution = execution
         self.number = number
         self.parent = execution.current_task()
-        self.undoing = False
+        self.is_leaving = self.undoing = False
         self.deferred: tuple[Any] | None = None
         super().__init__(coro, loop=execution.loop, name=name or f"Task-{number}", context=context, **options)
 
@@ -55,6 +56,8 @@ class HandlerTask(asyncio.Task[Any]):
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancel the task, but let it finish what it does about the cancellation of the invocation."""
+        if self.is_leaving and self.execution.closed is None:
+            return True
         if self.undoing and not self.done() and self.execution.closed is None:
             self.deferred = (msg,)
             return True
@@ -78,7 +81,7 @@ class HandlerTask(asyncio.Task[Any]):
 
     def stop_undoing(self) -> None:
         """Take note that it has handled the cancellation of the invocation, and let a later one come through."""
-        self.undoing = False
+        self.is_leaving = self.undoing = False
         if self.deferred is not None:
             (msg,), self.deferred = self.deferred, None
             self.cancel(msg)

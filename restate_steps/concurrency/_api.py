@@ -57,9 +57,14 @@ async def _on_handler_loop(function: Callable[[], Coroutine[Any, Any, T]], await
         return await invocation.on_handler_loop(function)
     finally:
         # If that was refused, they have not been awaited, and Python complains about coroutines then.
-        for awaitable in awaitables:
-            if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
-                awaitable.close()
+        _close(awaitables)
+
+
+def _close(awaitables: Iterable[Awaitable[Any]]) -> None:
+    """Close the coroutines that have not begun."""
+    for awaitable in awaitables:
+        if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
+            awaitable.close()
 
 
 def _refuse_under_restate_app(what: str) -> None:
@@ -399,10 +404,14 @@ class AsCompleted(Generic[T]):
     """What :func:`as_completed` returns; iterate over it with ``for`` or ``async for``."""
 
     def __init__(self, awaitables: Iterable[Awaitable[T]], timeout: float | timedelta | None) -> None:
-        _refuse_under_restate_app("restate_steps.as_completed")
+        given = list(awaitables)
+        try:
+            _refuse_under_restate_app("restate_steps.as_completed")
+        except BaseException:
+            _close(given)
+            raise
         self._taken = 0
         self._timer = None if timeout is None or timeout == math.inf else _Timer(timeout)
-        given = list(awaitables)
         self._count = len(given)
         self._scope = _start([*given, self._timer.run()] if self._timer is not None else given, fail_fast=False)
 

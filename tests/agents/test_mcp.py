@@ -30,7 +30,6 @@ from typing import Any
 
 import pytest
 import restate
-import restate_steps
 from agents_kit import SESSIONS_LEFT_OPEN, Crowd, Script, Serve, returned, serve_handler
 from fastmcp.client.transports import FastMCPTransport, PythonStdioTransport
 from harness import Harness, InvocationFailed
@@ -45,6 +44,7 @@ from pydantic_ai.messages import ModelMessage, ModelRequest, ToolReturnPart
 from pydantic_ai.tools import ToolDefinition
 from pydantic_ai.toolsets import FunctionToolset
 
+import restate_steps
 from restate_steps import step_info
 from restate_steps.agents import RestateAgent
 from restate_steps.server import AppServer

@@ -42,14 +42,22 @@ EXPLORED = VARIANTS[0]
 RUNS = 80
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def garbage() -> Iterator[None]:
-    """Collect what the test leaves behind while it is still the one to blame for a warning."""
+    """Collect garbage while these tests are still the ones to blame for a warning."""
     yield
     gc.collect()
 
 
-# --- handlers that show what those of plain_handlers do not ---------------------------------------------------------
+@pytest.fixture(autouse=True)
+def no_automatic_collection() -> Iterator[None]:
+    """Let only handlers collect garbage, so that a schedule reproduces when they do."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+# --- handlers for defects that the plain handlers do not show ---------------------------------------------------------
 
 service = restate.Service(
     "Defects",
@@ -108,7 +116,7 @@ async def nothing() -> None:
 
 @scenario(["a", "b", "c"])
 async def helper_tasks_at_random(ctx: restate.Context) -> list[str]:
-    """Whether code needs a helper task depends on what a cache holds; each helper takes a turn of the loop."""
+    """Code that needs a helper task or not, as a cache is cold or warm; each helper takes a turn of the loop."""
 
     async def uses(tag: str) -> str:
         for number in range(2):
@@ -332,7 +340,7 @@ async def contend(simulator: Simulator) -> list[Any]:
 
 
 def is_quick(simulator: Simulator) -> bool:
-    """Return whether no attempt had to be given up, after a minute, to go on."""
+    """Return whether it ended before the engine refuses an attempt that waits for a minute."""
     return simulator.now < timedelta(seconds=30)
 
 
@@ -347,7 +355,7 @@ SUBJECTS["a_lock_of_the_process"] = Subject(
 )
 
 
-# --- what the engine does, undone -----------------------------------------------------------------------------------
+# --- the defects -----------------------------------------------------------------------------------
 
 
 def turns_are_not_kept(patch: Patch) -> None:
@@ -356,7 +364,7 @@ def turns_are_not_kept(patch: Patch) -> None:
 
 
 def the_queue_is_first_in_first_out(patch: Patch) -> None:
-    """R1: what a turn schedules goes behind everything that is ready, so that each hop costs a place."""
+    """R1: new turns go behind everything that is ready, so that each hop costs a place."""
 
     def end_turn(self: Any) -> None:
         self._queue.extend(self.turn)
@@ -380,8 +388,8 @@ def as_completed_is_unordered(patch: Patch) -> None:
     patch.setattr(_loop, "_position_in_as_completed", lambda coro: None)
 
 
-def what_spins_is_never_parked(patch: Patch) -> None:
-    """R4: what only reschedules itself is always ready, so that the VM is never asked.
+def spinning_code_is_never_parked(patch: Patch) -> None:
+    """R4: code that only reschedules itself is always ready, so that the VM is never asked.
 
     Control would never return to the exploration, so the defect gives up after many turns.
     """
@@ -398,8 +406,8 @@ def what_spins_is_never_parked(patch: Patch) -> None:
 GIVE_UP = 50
 
 
-def what_spins_is_never_resumed(patch: Patch) -> None:
-    """R4: what only reschedules itself is dropped instead of parked."""
+def spinning_code_is_never_resumed(patch: Patch) -> None:
+    """R4: code that only reschedules itself is dropped instead of parked."""
     original = ReadyQueue._put_off
 
     def put_off(self: Any, *args: Any, **options: Any) -> None:
@@ -461,7 +469,7 @@ def bodies_wake_tasks(patch: Patch) -> None:
 
 
 def timers_are_local(patch: Patch) -> None:
-    """T1: a timer goes by the server's clock, and begins anew in every attempt."""
+    """T1: a timer goes by the server's clock, and starts from scratch in every attempt."""
 
     def make_local(self: Any) -> None:
         execution = self._execution
@@ -520,7 +528,7 @@ def the_cancellation_sticks(patch: Patch) -> None:
 
 
 def undoing_is_interrupted(patch: Patch) -> None:
-    """E2: a task that undoes something is cancelled by a sibling that has finished to."""
+    """E2: a task that undoes something is cancelled by a sibling that has finished doing so."""
     patch.setattr(_execution, "_undo", lambda task: None)
 
 
@@ -530,7 +538,7 @@ def tasks_clean_up_after_a_retryable_failure(patch: Patch) -> None:
 
 
 def local_waits_receive_the_exception_of_the_sdk(patch: Patch) -> None:
-    """E4: a task that waits for a lock does not pass it on, because only CancelledError makes it."""
+    """E4: a task that waits for a lock does not pass it on, because asyncio does so only for CancelledError."""
     tear_down = Execution._tear_down
 
     def tell_and_tear_down(self: Any, error: BaseException) -> Any:
@@ -570,7 +578,7 @@ def bodies_run_in_the_context_of_the_poller(patch: Patch) -> None:
 
 
 def completions_are_delivered_at_once(patch: Patch) -> None:
-    """E1: all that the server has sent is delivered before anything goes on."""
+    """E1: everything that the server has sent is delivered before any task continues."""
     ask = _sdk.SdkPort.ask
 
     def ask_for_all(self: Any) -> Any:
@@ -605,10 +613,10 @@ DEFECTS: list[tuple[Defect, str, set[str]]] = [
     (tasks_are_hashed_by_identity, "a_set_of_many_tasks", {"mismatch"}),
     (cancellations_are_unordered, "scopes_in_a_cancelled_scope", {"mismatch"}),
     (as_completed_is_unordered, "as_completed_of_many", {"mismatch"}),
-    (what_spins_is_never_parked, "a_spin_until_a_task_is_done", {"paused"}),
-    (what_spins_is_never_parked, "a_scope_that_cancels_again", {"paused"}),
-    (what_spins_is_never_resumed, "a_spin_until_a_task_is_done", {"paused"}),
-    (what_spins_is_never_resumed, "a_scope_that_cancels_again", {"paused"}),
+    (spinning_code_is_never_parked, "a_spin_until_a_task_is_done", {"paused"}),
+    (spinning_code_is_never_parked, "a_scope_that_cancels_again", {"paused"}),
+    (spinning_code_is_never_resumed, "a_spin_until_a_task_is_done", {"paused"}),
+    (spinning_code_is_never_resumed, "a_scope_that_cancels_again", {"paused"}),
     (local_operations_do_not_hold_the_turn, "local_operations_beside_steps", {"mismatch"}),
     (local_results_come_in_order_of_completion, "local_operations_that_wait_for_one_step", {"mismatch"}),
     (timers_are_local, "a_timeout_around_a_chain", {"mismatch"}),

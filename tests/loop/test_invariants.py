@@ -126,13 +126,13 @@ def me() -> HandlerTask:
 
 @pytest.fixture
 def log() -> list[Any]:
-    """What has happened, in that order."""
+    """A list of events, in the order in which they happened."""
     return []
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def garbage() -> Iterator[None]:
-    """Collect what the test leaves behind while it is still the one to blame for a warning."""
+    """Collect garbage while these tests are still the ones to blame for a warning."""
     yield
     gc.collect()
 
@@ -140,7 +140,7 @@ def garbage() -> Iterator[None]:
 # --- the ready queue ------------------------------------------------------------------------------------------------
 
 
-async def test_what_a_turn_schedules_runs_before_what_was_ready_earlier(log: list[Any]) -> None:
+async def test_new_turns_run_before_those_that_were_ready_earlier(log: list[Any]) -> None:
     """R1: a chain of callbacks keeps its place, however long it is."""
 
     async def code() -> None:
@@ -159,7 +159,7 @@ async def test_what_a_turn_schedules_runs_before_what_was_ready_earlier(log: lis
 
 
 async def test_one_turn_schedules_in_its_order(log: list[Any]) -> None:
-    """R1: what one turn schedules runs in the order in which it was scheduled."""
+    """R1: callbacks of one turn run in the order in which it scheduled them."""
 
     async def code() -> None:
         event = asyncio.Event()
@@ -687,13 +687,13 @@ async def test_the_vm_is_asked_for_all_that_is_waited_for(log: list[Any]) -> Non
         async def second() -> None:
             log.append(await durable("b"))
             await asyncio.sleep(0)
-            log.append("b goes on")
+            log.append("b continues")
 
         await asyncio.gather(first(), second())
 
     await run(code, port)
     assert port.asked == [["a", "b"], ["a"], ["a2"]]
-    assert log == ["b", "b goes on", "a", "a2"]
+    assert log == ["b", "b continues", "a", "a2"]
 
 
 async def test_the_cancellation_is_told_once_to_all_that_wait(log: list[Any]) -> None:
@@ -715,7 +715,7 @@ async def test_the_cancellation_is_told_once_to_all_that_wait(log: list[Any]) ->
     assert log == ["b 409", "a 409", "s 409", "undo a", "undo b", "undo s"]
 
 
-async def test_what_the_handler_left_may_clean_up(log: list[Any]) -> None:
+async def test_tasks_that_the_handler_left_may_clean_up(log: list[Any]) -> None:
     """E3: a handler that returns has ended when its tasks have."""
 
     async def code() -> str:
@@ -743,7 +743,7 @@ async def test_nothing_cleans_up_after_a_retryable_failure(log: list[Any]) -> No
     assert ["clean up"] not in port.asked
 
 
-async def test_what_is_left_may_clean_up_after_a_terminal_failure(log: list[Any]) -> None:
+async def test_tasks_may_clean_up_after_a_terminal_failure(log: list[Any]) -> None:
     """E3: it ends the invocation."""
 
     async def code() -> None:

@@ -998,7 +998,8 @@ def test_plugin_costs_nothing_where_it_is_not_used(pytester: pytest.Pytester) ->
             assert not {"restate_steps", "restate", "httpx", "pydantic", "hypercorn"} & set(sys.modules)
         """
     )
-    pytester.runpytest_subprocess("-W", "error", "-p", "no:asyncio").assert_outcomes(passed=1)
+    others = ("-p", "no:asyncio", "-p", "no:langsmith_plugin")
+    pytester.runpytest_subprocess("-W", "error", *others).assert_outcomes(passed=1)
 
 
 @pytest.mark.parametrize(
