@@ -56,11 +56,12 @@ from restate.vm import (
     VMWrapper,
 )
 
-from ._loop import Cancelled, watchdog
+from ._loop import Cancelled, running_operation, watchdog
 from .errors import ConcurrencyError
 
 if TYPE_CHECKING:
     from ._loop import Execution
+    from ._loop._local import LocalOperation
 
 __all__ = [
     "AttemptObserver",
@@ -424,7 +425,7 @@ class _SharedResult(Generic[T]):
         self.async_def = async_def
         self.task: asyncio.Task[T] | None = None
         self._outcome: tuple[T | None, BaseException | None] | None = None
-        self._waiting: list[asyncio.Future[None]] | None = None
+        self._waiting: list[tuple[asyncio.Future[None], LocalOperation | None]] | None = None
 
     def done(self) -> bool:
         """Return whether the result is there."""
@@ -437,7 +438,10 @@ class _SharedResult(Generic[T]):
                 await self._fetch()
             else:
                 waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._waiting.append(waiting)
+                operation = running_operation()
+                self._waiting.append((waiting, operation))
+                if operation is not None:
+                    operation.begin_wait()
                 await waiting
         result, error = self._outcome
         if error is not None:
@@ -445,21 +449,25 @@ class _SharedResult(Generic[T]):
         return cast(T, result)
 
     async def _fetch(self) -> None:
-        waiting: list[asyncio.Future[None]] = []
+        waiting: list[tuple[asyncio.Future[None], LocalOperation | None]] = []
         self._waiting = waiting
         try:
             self._outcome = (await self.async_def(), None)
         except Cancelled as error:
             # Those who wait now are told; the future itself may still be awaited.
-            for each in waiting:
+            for each, operation in waiting:
                 if not each.done():
+                    if operation is not None:
+                        operation.end_wait()
                     each.set_exception(error)
             raise
         except Exception as error:
             self._outcome = (None, error)
         finally:
             self._waiting = None
-            for each in waiting:
+            for each, operation in waiting:
+                if operation is not None and not each.done():
+                    operation.end_wait()
                 _settle(each)
 
     def __await__(self) -> Generator[Any, Any, T]:

@@ -63,6 +63,17 @@ class LocalOperation:
         """Whether it holds the turn."""
         return not self.waits
 
+    def begin_wait(self) -> None:
+        """Give the turn away: what it waits for comes from the journal (O3)."""
+        self.waits = True
+        self.execution.local.hold()
+        self.execution.signal()
+
+    def end_wait(self) -> None:
+        """Hold the turn again."""
+        self.waits = False
+        self.execution.local.hold()
+
     def start(self, outer: asyncio.Future[Any]) -> None:
         """Hold the turn until ``outer`` is done."""
         self.outer = outer
@@ -106,6 +117,7 @@ class LocalOperations:
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
         self._operations: dict[LocalOperation, None] = {}
+        self._ended: list[LocalOperation] = []
 
     @property
     def in_flight(self) -> LocalOperation | None:
@@ -126,8 +138,13 @@ class LocalOperations:
         self.hold()
 
     def hold(self) -> None:
-        """Hold the turn if something is in flight, and only then (O1)."""
-        self._execution.ready.held = self.in_flight is not None
+        """Hold the turn if something is in flight, and only then (O1); what has ended is delivered in its order (O2)."""
+        execution = self._execution
+        execution.ready.held = self.in_flight is not None
+        if not execution.ready.held:
+            ended, self._ended = self._ended, []
+            for operation in reversed(ended):
+                execution.ready.prepend(Handle(operation.deliver, (), execution.loop, contextvars.Context()))
 
     def deliver(self) -> bool:
         """Deliver the first operation if it has ended; return whether it has."""
@@ -135,10 +152,8 @@ class LocalOperations:
         if operation is None or not operation.outer.done():
             return False
         del self._operations[operation]
+        self._ended.append(operation)
         self.hold()
-        execution = self._execution
-        context = contextvars.Context()
-        execution.ready.prepend(Handle(operation.deliver, (), execution.loop, context))
         return True
 
     def abandon(self) -> None:
@@ -147,6 +162,7 @@ class LocalOperations:
             if operation.can_be_cancelled:
                 operation.outer.cancel()
         self._operations.clear()
+        self._ended.clear()
         self._execution.ready.held = False
 
     # --- kinds of operations ------------------------------------------------------------------------------------
