@@ -334,8 +334,9 @@ async def result_of(future: RestateDurableFuture[T]) -> T:
         return await future
     if not durable.is_completed():
         context = durable.context
-        if context.execution is not None:
-            await context.execution.wait(SingleUnresolvedFuture(durable.handle))
+        if (execution := context.execution) is not None:
+            if not execution.has(durable.handle):
+                await execution.wait(SingleUnresolvedFuture(durable.handle))
         else:
             await _wait_alone(context, durable.handle)
     return await cast("_SharedResult[T]", shared).async_def()
@@ -601,27 +602,27 @@ HOLD_BACK_SECONDS: Final = 60.0
 """How long a failing body waits for others, at most: theirs may wait for something that only its retry brings."""
 
 
-class _Group(dict[Wait, Any]):
+class _Group:
     """Some waits, each with what the VM takes for it.
 
     All waits are handed to the VM each time, a group as one future, so that only groups that have changed are built.
+
+    Attributes:
+        waits: The waits.
+        built: What the VM takes for all of them; None after a change.
     """
 
-    _built: Any = None
+    __slots__ = ("built", "waits")
 
-    def __setitem__(self, wait: Wait, converted: Any) -> None:
-        super().__setitem__(wait, converted)
-        self._built = None
-
-    def __delitem__(self, wait: Wait) -> None:
-        super().__delitem__(wait)
-        self._built = None
+    def __init__(self) -> None:
+        self.waits: dict[Wait, Any] = {}
+        self.built: Any = None
 
     def any(self) -> Any:
         """Return the future that is completed as soon as one of the waits is."""
-        if self._built is None:
-            self._built = _native.PyUnresolvedFuture.first_completed(list(self.values()))
-        return self._built
+        if self.built is None:
+            self.built = _native.PyUnresolvedFuture.first_completed(list(self.waits.values()))
+        return self.built
 
 
 class SdkPort:
@@ -654,13 +655,15 @@ class SdkPort:
 
     def add(self, wait: Wait) -> None:
         """Poll for ``wait`` from now on."""
-        if not self._groups or len(self._groups[-1]) == _GROUP_SIZE:
-            self._groups.append(_Group())
-        group = self._waits[wait] = self._groups[-1]
-        group[wait] = _convert(wait.source)
-        if not isinstance(wait.source, SingleUnresolvedFuture):
-            self._composites[wait] = wait.source
-        for handle in _handles(wait.source):
+        groups, source = self._groups, wait.source
+        if not groups or len(groups[-1].waits) == _GROUP_SIZE:
+            groups.append(_Group())
+        group = self._waits[wait] = groups[-1]
+        group.waits[wait] = _convert(source)
+        group.built = None
+        if not isinstance(source, SingleUnresolvedFuture):
+            self._composites[wait] = source
+        for handle in _handles(source):
             self._by_handle.setdefault(handle, []).append(wait)
 
     def discard(self, wait: Wait) -> None:
@@ -668,8 +671,9 @@ class SdkPort:
         group = self._waits.pop(wait, None)
         if group is None:
             return
-        del group[wait]
-        if not group:
+        del group.waits[wait]
+        group.built = None
+        if not group.waits:
             self._groups.remove(group)
         for handle in _handles(wait.source):
             sharing = self._by_handle[handle]
@@ -703,10 +707,26 @@ class SdkPort:
             else:
                 return None if isinstance(progress, _native.PyDoProgressCancelSignalReceived) else []
 
+    def ask_for(self, handle: int) -> bool | None:
+        """Ask once for the only future that is waited for: as :meth:`ask`, without the cost of a wait if it is there.
+
+        Returns:
+            Whether it is there. A body is not started, which :meth:`ask` does. None when the invocation was cancelled.
+
+        Raises:
+            BaseException: As :meth:`ask`.
+        """
+        if handle in self._context.run_coros_to_execute:
+            return False
+        progress = _progress(self._vm, _native.PyUnresolvedFuture.single(handle))
+        if isinstance(progress, _native.PyDoProgressAnyCompleted):
+            return True
+        return None if isinstance(progress, _native.PyDoProgressCancelSignalReceived) else False
+
     def _awaited(self) -> Any:
         if len(self._waits) == 1:
             [(wait, group)] = self._waits.items()
-            return group[wait]
+            return group.waits[wait]
         return _native.PyUnresolvedFuture.first_completed([group.any() for group in self._groups])
 
     def sleep(self, seconds: float) -> UnresolvedFuture:
@@ -748,7 +768,8 @@ class SdkPort:
                 done.append(wait)
             elif rest != source:
                 self._composites[wait] = rest
-                self._waits[wait][wait] = _convert(rest)
+                group = self._waits[wait]
+                group.waits[wait], group.built = _convert(rest), None
         return done
 
     def _rest(self, source: UnresolvedFuture) -> UnresolvedFuture | None:
@@ -763,8 +784,11 @@ class SdkPort:
 
     async def flush(self) -> None:
         """Send the VM's output to the server, in the order in which the VM produced it."""
-        async with self._sending:
-            await self._context.take_and_send_output()  # type: ignore[no-untyped-call]
+        await self._sending.acquire()
+        try:
+            await ServerInvocationContext.take_and_send_output(self._context)  # type: ignore[no-untyped-call]
+        finally:
+            self._sending.release()
 
     def fail(self, error: BaseException, *, pause: bool = False) -> None:
         """See :func:`fail_attempt`."""
@@ -794,7 +818,8 @@ class SdkPort:
             await run()
             # The result leaves at once: if it waited for the next poll, a crash in between would repeat the body. What
             # ends in the same turn of the event loop leaves with it, as sending is most of what a short step costs.
-            await asyncio.sleep(0)
+            if self._working > 1:
+                await asyncio.sleep(0)
             await self.flush()
         finally:
             self._working -= 1
@@ -832,10 +857,8 @@ def _settle(future: asyncio.Future[None]) -> None:
 
 def _handles(source: UnresolvedFuture) -> Iterable[int]:
     if isinstance(source, SingleUnresolvedFuture):
-        yield source.handle
-    else:
-        for child in source.children:
-            yield from _handles(child)
+        return (source.handle,)
+    return [handle for child in source.children for handle in _handles(child)]
 
 
 def _convert(source: UnresolvedFuture) -> Any:

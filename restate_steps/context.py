@@ -113,7 +113,7 @@ class Invocation:
             raise error
         _sdk.check_supported()
         self._port = _sdk.SdkPort(self.context)
-        self.execution = execution = Execution(self._port, self._loop)
+        self.execution = execution = Execution(self._port, self._loop, self.id)
         _sdk.set_execution(self.context, execution)
         try:
             return await execution.run(function())

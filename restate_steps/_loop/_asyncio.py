@@ -2,11 +2,14 @@
 
 * ``events._set_running_loop`` and ``_get_running_loop``: documented for authors of event loops.
 * ``tasks._swap_current_task``: asyncio keeps one current task per thread from Python 3.14 on, and one per loop before.
-  The loop runs inside the server's task, so that task steps aside for as long as handler code runs.
+  The loop runs inside the server's task, so that task steps aside for as long as handler code runs. So does the task
+  that makes another which starts eagerly.
 * ``futures._set_result_unless_cancelled``: the callback by which ``asyncio.sleep`` wakes up. If it is renamed, a
   cancelled invocation is told at its next durable wait instead of in ``asyncio.sleep``.
 * ``Task._fut_waiter``: what a suspended task waits for; used for messages, and to tell a task that waits for nothing
   durable that the invocation was cancelled.
+* ``Task._must_cancel``: whether the running task was cancelled and will be told when it next waits. If it is renamed,
+  each wait takes its time, as one does that has to wait.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-__all__ = ["Running", "get_running_loop_or_none", "is_sleep", "waiting_on"]
+__all__ = ["Running", "get_running_loop_or_none", "is_sleep", "must_cancel", "swap_current_task", "waiting_on"]
 
 _events: Any = asyncio.events
 _futures: Any = asyncio.futures
@@ -37,8 +40,18 @@ def waiting_on(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
     return getattr(task, "_fut_waiter", None)
 
 
+def must_cancel(task: asyncio.Task[Any]) -> bool:
+    """Return whether a running task was cancelled, and is told of it when it next waits."""
+    return bool(getattr(task, "_must_cancel", True))
+
+
+def swap_current_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
+    """Make a task the current one of a loop, and return the one that was (from Python 3.12 on)."""
+    return cast("asyncio.Task[Any] | None", _tasks._swap_current_task(loop, task))
+
+
 class Running:
-    """Makes a loop the running loop of this thread, inside of the loop that runs already; a context manager.
+    """Makes a loop the running loop of this thread, inside of the loop that runs already.
 
     Args:
         loop: The loop.
@@ -51,7 +64,8 @@ class Running:
         self._loop = loop
         self._hooks = hooks
 
-    def __enter__(self) -> None:
+    def start(self) -> None:
+        """Make it the running loop."""
         self._outer = get_running_loop_or_none()
         self._outer_hooks = sys.get_asyncgen_hooks()
         if sys.version_info >= (3, 14):
@@ -59,7 +73,8 @@ class Running:
         _set_running_loop(self._loop)
         sys.set_asyncgen_hooks(*self._hooks)
 
-    def __exit__(self, *error: object) -> None:
+    def stop(self) -> None:
+        """Make the loop that ran before the running loop again."""
         sys.set_asyncgen_hooks(*self._outer_hooks)
         _set_running_loop(self._outer)
         if sys.version_info >= (3, 14):

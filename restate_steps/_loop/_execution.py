@@ -30,6 +30,7 @@ import logging
 import sys
 import threading
 import weakref
+import zlib
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, Protocol, TypeVar, cast
@@ -40,7 +41,7 @@ from .._step_info import running_step
 from ..errors import ConcurrencyError, ContextInStepError, StepsError
 from ._anyio import adapt_anyio
 from ._asyncgens import AsyncGenerators
-from ._asyncio import Running, get_running_loop_or_none, waiting_on
+from ._asyncio import Running, get_running_loop_or_none, must_cancel, swap_current_task, waiting_on
 from ._frames import describe
 from ._local import LocalOperation, LocalOperations, running_operation
 from ._loop import EXECUTION, HandlerLoop, loop_for
@@ -60,6 +61,8 @@ CANCELLED: Final = 409
 
 STALL_LIMIT_SECONDS: Final = 60.0
 _CLEAN_UP_ROUNDS: Final = 100
+_STARTS_EAGERLY: Final = sys.version_info >= (3, 12)
+"""Whether a task may run inside of another's turn."""
 
 
 class Cancelled(TerminalError):
@@ -110,6 +113,10 @@ class Port(Protocol):
         """Go on to the next completion, and return the waits that it ends; None if the invocation was cancelled."""
         ...
 
+    def ask_for(self, handle: int) -> bool | None:
+        """Return whether the only thing that is waited for is there; None if the invocation was cancelled."""
+        ...
+
     def sleep(self, seconds: float) -> Any:
         """Begin a durable sleep, and return what to ask for."""
         ...
@@ -137,20 +144,25 @@ class DurableWait:
     Attributes:
         future: What the code awaits.
         operation: The local operation that the code is a part of, if it is one's.
+        is_awaited: Whether it is known that the task waits for it, and nothing in between.
     """
 
-    __slots__ = ("context", "future", "operation", "source", "task")
+    __slots__ = ("context", "future", "is_awaited", "operation", "source", "task")
 
     def __init__(self, source: Any, task: HandlerTask | None, operation: LocalOperation | None) -> None:
         self.source = source
         self.task = task
         self.operation = operation
+        self.is_awaited = operation is not None
         self.context = contextvars.copy_context()
         self.future: asyncio.Future[None] = asyncio.Future()
 
     def complete(self) -> None:
         """Let the code go on."""
-        self.end(None)
+        if self.operation is not None:
+            self.end(None)
+        elif not self.future.done():
+            self.future.set_result(None)
 
     def end(self, error: BaseException | None) -> None:
         """Let the code go on, or raise ``error`` in it."""
@@ -174,8 +186,10 @@ class Execution:
     Args:
         port: The way to the durable world.
         server_loop: The loop of the server, on which bodies run.
+        name: A name that is the same in each attempt, and different for each invocation.
 
     Attributes:
+        first_hash: What the numbers of tasks are added to for their hashes.
         loop: What the code takes for its event loop.
         closed: Why the attempt is over, or None.
         is_over: Whether the code has ended.
@@ -183,7 +197,8 @@ class Execution:
         exception_handler: What the code has set as the loop's exception handler.
     """
 
-    def __init__(self, port: Port, server_loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, port: Port, server_loop: asyncio.AbstractEventLoop, name: str = "") -> None:
+        self.first_hash = zlib.crc32(name.encode()) << 24
         self.server_loop = server_loop
         self.loop: HandlerLoop = loop_for(server_loop)
         self.closed: BaseException | None = None
@@ -203,6 +218,8 @@ class Execution:
         self._signal: asyncio.Future[None] | None = None
         self._waits_outside = False
         self._ends_itself = False
+        self._driving = _Driving(self)
+        self._condition: Callable[[], bool] = bool
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -231,17 +248,21 @@ class Execution:
             raise
         finally:
             self.is_over = True
+            # Tasks refer to the execution: without the cycle they go at once, and leave asyncio's set of all tasks.
+            self._tasks.clear()
+            self.ready.clear()
+            self._condition = bool
             executions(self.loop).discard(self)
         return cast(T, main.result())
 
     def _start(self, coro: Coroutine[Any, Any, Any], context: Context) -> HandlerTask:
-        with self._driving():
+        with self._driving:
             return self.create_task(coro, name="handler", context=context)
 
     async def _end_what_is_left(self) -> None:
         """Cancel the tasks that the handler left, and close its generators (E3)."""
         while left := self.live_tasks():
-            with self._driving():
+            with self._driving:
                 for task in left:
                     task.cancel()
             await self._until(functools.partial(_all_done, left))
@@ -258,6 +279,7 @@ class Execution:
 
     async def _until(self, condition: Callable[[], bool]) -> None:
         port, local = self._port, self.local
+        self._condition = condition
         while True:
             asked = self._drive(condition)
             if self.closed is not None:
@@ -267,7 +289,9 @@ class Execution:
             if local.in_flight is not None:
                 await self._wait_for_local_operation()
             elif asked:
-                await port.wait()
+                self._refuse_driving_by_hand()
+                if self.closed is None:
+                    await port.wait()
             elif self.ready.unpark():
                 # Something yields again and again, and nothing durable could end that.
                 await self._let_others_run()
@@ -281,7 +305,7 @@ class Execution:
             Whether the server has to send something before anything can go on.
         """
         ready, local, timers, port = self.ready, self.local, self.timers, self._port
-        with self._driving():
+        with self._driving:
             while True:
                 ready.run()
                 if ready.held:
@@ -310,9 +334,6 @@ class Execution:
                     for wait in done:
                         port.discard(wait)
                         wait.complete()
-
-    def _driving(self) -> Any:
-        return _Driving(self)
 
     def driven_by_this_thread(self) -> bool:
         """Return whether the calling thread is the one that drives it at this moment."""
@@ -347,7 +368,7 @@ class Execution:
         seconds = None if around is None else around[0] - self.server_loop.time()
         await self._wait_for_signal(seconds, self._local_operation_stalls)
         if around is not None and not operation.outer.done() and around[0] <= self.server_loop.time() + 1e-6:
-            with self._driving():
+            with self._driving:
                 # T3: only the timer's turn, and what descends from it.
                 self.timers.end(around[1])
                 self.ready.run_descendants()
@@ -364,6 +385,19 @@ class Execution:
             "or Queue.",
             pause=False,
         )
+
+    def _refuse_driving_by_hand(self) -> None:
+        """Refuse coroutines that code resumes by itself: :meth:`has` would resume them in another order on replay."""
+        for wait in self._port.waits():
+            if not isinstance(wait, DurableWait) or wait.is_awaited:
+                continue
+            wait.is_awaited = True
+            if wait.task is not None and waiting_on(wait.task) is not wait.future:
+                self.refuse(
+                    f"task {_name(wait.task)} resumes a coroutine that waits for something durable by itself, with "
+                    f"send(), instead of awaiting it{describe(wait.task.get_coro())}. When the coroutine goes on would "
+                    "differ on replay. Await it, or make a task of it with asyncio.create_task."
+                )
 
     async def _let_others_run(self) -> None:
         self._waits_outside = True
@@ -440,6 +474,7 @@ class Execution:
         name: str | None,
         context: Context | None,
         given: tuple[int, int] | None = None,
+        eager_start: bool | None = False,
         **options: Any,
     ) -> HandlerTask:
         """Make a task.
@@ -449,6 +484,7 @@ class Execution:
             name: Its name; made of its number if None.
             context: Its context variables; a copy of the current ones if None.
             given: For one of several that are made in an order that means nothing: its position, and their number.
+            eager_start: Whether to run it at once, until it first waits for something.
             **options: More arguments for :class:`asyncio.Task`.
         """
         number = self._number(given)
@@ -463,6 +499,13 @@ class Execution:
         if len(self._tasks) >= self._prune_at:
             self._tasks = self.live_tasks()
             self._prune_at = 2 * len(self._tasks) + 1000
+        if eager_start and self.loop.driving is self:
+            # Not by asyncio, whose eager tasks end their turn when they yield without waiting (R2).
+            creator = swap_current_task(self.loop, None)
+            try:
+                self.ready.run_within_turn()
+            finally:
+                swap_current_task(self.loop, creator)
         return task
 
     def _number(self, given: tuple[int, int] | None) -> int:
@@ -534,6 +577,39 @@ class Execution:
                     "repeat it. Put the timeout around restate_steps.local, or use restate_steps.wait_for."
                 ) from error
             raise
+
+    def has(self, handle: int) -> bool:
+        """Return whether a durable future is there, if the code may go on with it at once.
+
+        It may where nothing could run before the driver would ask the VM for that future alone, as in a handler that
+        does one step after another. It saves most of what a wait costs. If it returns False, :meth:`wait` says more.
+        """
+        task = self.ready.last
+        if (
+            task is None
+            or (_STARTS_EAGERLY and task is not asyncio.current_task())
+            or self.loop.driving is not self
+            or get_running_loop_or_none() is not self.loop
+            or self.closed is not None
+            or self._port
+            or self.timers
+            or task.undoing
+            or must_cancel(task)
+            or self._condition()
+        ):
+            return False
+        try:
+            found = self._port.ask_for(handle)
+        except BaseException as error:  # the SDK's control flow is not an Exception
+            self.closed = error
+            return False
+        if found is False:
+            return False
+        self.ready.begin_turn()
+        if found is None:
+            _undo(task)
+            raise Cancelled
+        return True
 
     def watch(self, wait: Wait) -> None:
         """Ask for a wait from now on."""
@@ -650,7 +726,7 @@ class Execution:
             self.closed = error
         told = self.closed if isinstance(self.closed, SdkInternalBaseException) else asyncio.CancelledError()
         self.local.abandon()
-        with self._driving():
+        with self._driving:
             for wait in self._port.waits():
                 self._port.discard(wait)
                 if isinstance(wait, DurableWait):
@@ -684,23 +760,23 @@ class Execution:
             logger.error("%s", context.get("message") or "Unhandled exception in a handler", exc_info=error)
 
 
-class _Driving(Running):
-    """Makes the handler loop the running loop, for code of one execution."""
+class _Driving:
+    """Makes the handler loop the running loop, for code of one execution; a context manager, to be used again."""
 
-    __slots__ = ("_before", "_execution")
+    __slots__ = ("_before", "_execution", "_loop", "_running")
 
     def __init__(self, execution: Execution) -> None:
-        super().__init__(execution.loop, execution.generators.hooks)
         self._execution = execution
+        self._loop = execution.loop
+        self._running = Running(execution.loop, execution.generators.hooks)
 
     def __enter__(self) -> None:
-        loop = self._execution.loop
-        self._before, loop.driving = loop.driving, self._execution
-        super().__enter__()
+        self._before, self._loop.driving = self._loop.driving, self._execution
+        self._running.start()
 
     def __exit__(self, *error: object) -> None:
-        super().__exit__(*error)
-        self._execution.loop.driving = self._before
+        self._running.stop()
+        self._loop.driving = self._before
 
 
 _all: weakref.WeakKeyDictionary[HandlerLoop, set[Execution]] = weakref.WeakKeyDictionary()

@@ -21,7 +21,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
+
+if TYPE_CHECKING:
+    from ._task import HandlerTask
 
 __all__ = ["KEEP", "SPIN", "STREAK", "Handle", "ReadyQueue", "owner_of"]
 
@@ -89,6 +92,10 @@ class ReadyQueue:
         self._turns = 0
         self._turns_seen = 0
         self._sorting = False
+        # The task whose turn it is, and how often it has yielded, in this turn and in those before it.
+        self._running: HandlerTask | None = None
+        self._yields = 0
+        self._spins = 0
 
     def __bool__(self) -> bool:
         return bool(self._queue or self.turn)
@@ -97,6 +104,16 @@ class ReadyQueue:
     def is_spinning(self) -> bool:
         """Whether something is parked."""
         return bool(self._parked)
+
+    @property
+    def last(self) -> HandlerTask | None:
+        """The task whose turn it is, if nothing is ready to run after it."""
+        return None if self.turn or self._queue or self._parked or self.held else self._running
+
+    def begin_turn(self) -> None:
+        """Let what the running task does from now on be a turn of its own."""
+        self._turns += 1
+        self._streak = self._yields = self._spins = 0
 
     def schedule(self, handle: asyncio.Handle) -> None:
         """Add a callback to those that the current turn has scheduled."""
@@ -118,6 +135,7 @@ class ReadyQueue:
         self._queue.clear()
         self._parked.clear()
         self.turn = []
+        self._running = None
 
     def unpark(self) -> bool:
         """Give what is parked another chance; return whether there is any."""
@@ -132,6 +150,7 @@ class ReadyQueue:
         self._end_turn()
         while not self.held:
             if not queue:
+                self._streak = 0
                 if not self._parked or self._turns == self._turns_seen:
                     return
                 self.unpark()
@@ -155,11 +174,31 @@ class ReadyQueue:
                 self._run_turn(handle)
         self._descendants = outer
 
+    def run_within_turn(self) -> None:
+        """Run what was scheduled last as a part of the turn that is running, and so what it schedules."""
+        handle: Any = self.turn.pop()
+        outer, self.turn = self.turn, []
+        task = handle._callback.__self__
+        for _ in range(KEEP):
+            try:
+                handle._context.run(handle._callback, *handle._args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except BaseException as error:
+                self._on_error(error, handle)
+            if not self.turn or getattr(cast(Any, self.turn[-1])._callback, "__self__", None) is not task:
+                break
+            handle = self.turn.pop()
+        else:
+            self.turn.append(handle)
+        self.turn = [*outer, *self.turn]
+
     def _run_turn(self, handle: Any) -> None:
         task = getattr(handle._callback, "__self__", None)
         is_task = isinstance(task, asyncio.Task)
-        yields = 0
-        spins: int = getattr(handle, "spins", 0)
+        self._running = task if is_task else None
+        self._yields = 0
+        self._spins = getattr(handle, "spins", 0)
         while True:
             try:
                 handle._context.run(handle._callback, *handle._args)
@@ -174,11 +213,11 @@ class ReadyQueue:
             if is_task and getattr(last._callback, "__self__", None) is task and not last._cancelled:
                 # R2: it has yielded without waiting.
                 turn.pop()
-                yields += 1
-                if yields < KEEP:
+                self._yields += 1
+                if self._yields < KEEP:
                     handle = last
                     continue
-                self._put_off(last, spins + yields, alone=not turn)
+                self._put_off(last, self._spins + self._yields, alone=not turn)
                 self._end_turn()
                 return
             if len(turn) == 1 and not is_task and last._callback == handle._callback and last._args == handle._args:

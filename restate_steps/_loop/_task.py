@@ -16,8 +16,8 @@ __all__ = ["HandlerTask"]
 class HandlerTask(asyncio.Task[Any]):
     """A task on the handler loop.
 
-    Its hash is its number, so that sets of tasks have the same order in every attempt: anyio and
-    ``asyncio.as_completed`` iterate over such sets.
+    Its hash is made of the invocation and its number, so that sets of tasks have the same order in every attempt: anyio
+    and ``asyncio.as_completed`` iterate over such sets. asyncio has one set for the tasks of all invocations.
 
     Attributes:
         execution: What it is a part of.
@@ -47,7 +47,7 @@ class HandlerTask(asyncio.Task[Any]):
         super().__init__(coro, loop=execution.loop, name=name or f"Task-{number}", context=context, **options)
 
     def __hash__(self) -> int:
-        return self.number
+        return self.execution.first_hash + self.number
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
         """Return the handler loop; other handlers, which share it, do not find this task by it."""
