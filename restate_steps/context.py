@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from . import _sdk
-from ._loop import Execution, again, running_operation
+from ._loop import Driver, Execution, again, running_operation
 from ._step_info import StepInfo, running_step
 from .errors import ConcurrencyError, ContextInStepError, StepsError
 
@@ -116,7 +116,7 @@ class Invocation:
         self.execution = execution = Execution(self._port, self._loop, self.id)
         _sdk.set_execution(self.context, execution)
         try:
-            return await execution.run(function())
+            return await Driver(execution).run(function())
         except ConcurrencyError as error:
             if error is execution.closed:
                 self._failed = error

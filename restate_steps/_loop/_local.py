@@ -138,7 +138,7 @@ class LocalOperations:
         self.hold()
 
     def hold(self) -> None:
-        """Hold the turn if something is in flight, and only then (O1); what has ended is delivered in its order (O2)."""
+        """Hold the turn while something is in flight (O1), and deliver what has ended in its order (O2)."""
         execution = self._execution
         execution.ready.held = self.in_flight is not None
         if not execution.ready.held:

@@ -196,7 +196,7 @@ class ReadyQueue:
     def _run_turn(self, handle: Any) -> None:
         task = getattr(handle._callback, "__self__", None)
         is_task = isinstance(task, asyncio.Task)
-        self._running = task if is_task else None
+        self._running = cast(Any, task) if is_task else None
         self._yields = 0
         self._spins = getattr(handle, "spins", 0)
         while True:

@@ -17,7 +17,7 @@ import restate
 
 import restate_steps
 from restate_steps import ConcurrencyError, TaskGroup, durable_step, gather, race, wait_for
-from restate_steps._loop import _execution
+from restate_steps._loop import _driver
 from restate_steps.testing import explore, simulate
 
 
@@ -506,7 +506,7 @@ async def test_a_handler_that_waits_for_an_event_that_nothing_sets() -> None:
 
 async def test_a_local_operation_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
     """A local wait that only another task could end is refused after a while."""
-    monkeypatch.setattr(_execution, "STALL_LIMIT_SECONDS", 0.03)
+    monkeypatch.setattr(_driver, "STALL_LIMIT_SECONDS", 0.03)
 
     async def body(ctx: restate.Context) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -26,8 +26,9 @@ import restate_steps
 from loop import plain_handlers
 from loop.plain_handlers import MOMENT, begin, chain, hop, pace, work
 from restate_steps import _sdk, durable_step
-from restate_steps._loop import Cancelled, HandlerTask, _asyncgens, _execution, _local, _loop, _ready
+from restate_steps._loop import Cancelled, HandlerTask, _asyncgens, _cancellation, _driver, _local, _loop, _ready
 from restate_steps._loop._asyncio import waiting_on
+from restate_steps._loop._driver import Driver
 from restate_steps._loop._execution import Execution
 from restate_steps._loop._local import LocalOperations
 from restate_steps._loop._ready import ReadyQueue
@@ -419,11 +420,12 @@ def spinning_code_is_never_resumed(patch: Patch) -> None:
 
 def local_operations_do_not_hold_the_turn(patch: Patch) -> None:
     """O1, E1: other tasks go on and the VM is asked while an operation is in flight."""
-    drive = Execution._drive
+    drive = Driver._drive
 
     def deliver_and_drive(self: Any, condition: Any) -> bool:
-        with self._driving():
-            self.local.deliver()
+        execution = self._execution
+        with execution.driving:
+            execution.local.deliver()
         return drive(self, condition)
 
     add, hold = LocalOperations.add, LocalOperations.hold
@@ -436,7 +438,7 @@ def local_operations_do_not_hold_the_turn(patch: Patch) -> None:
         hold(self)
         self._execution.ready.held = False
 
-    patch.setattr(Execution, "_drive", deliver_and_drive)
+    patch.setattr(Driver, "_drive", deliver_and_drive)
     patch.setattr(LocalOperations, "hold", go_on)
     patch.setattr(LocalOperations, "add", add_and_go_on)
 
@@ -463,7 +465,7 @@ def bodies_wake_tasks(patch: Patch) -> None:
     def accept(self: Any, handle: Any) -> None:
         self.ready.append(handle)
         self.signal()
-        self._port.interrupt()
+        self.port.interrupt()
 
     patch.setattr(Execution, "wake_from_outside", accept)
 
@@ -479,10 +481,10 @@ def timers_are_local(patch: Patch) -> None:
 
     def end(self: Any, timer: Any) -> None:
         if timer in self._live:
-            with self._execution._driving():
+            with self._execution.driving:
                 self.end(timer)
             self._execution.signal()
-            self._execution._port.interrupt()
+            self._execution.port.interrupt()
 
     patch.setattr(Timers, "make_durable", make_local)
 
@@ -512,48 +514,49 @@ def timers_are_made_in_the_order_of_their_ends(patch: Patch) -> None:
 def the_cancellation_sticks(patch: Patch) -> None:
     """E2: after the cancellation every later wait fails with it, so that nothing can be undone."""
     told: set[Any] = set()
-    tell, wait = Execution._tell_of_cancellation, Execution.wait
+    tell, wait = _driver.tell_of_cancellation, Execution.wait
 
-    def tell_and_note(self: Any) -> None:
-        told.add(self)
-        tell(self)
+    def tell_and_note(execution: Any) -> None:
+        told.add(execution)
+        tell(execution)
 
     async def wait_unless_told(self: Any, source: Any) -> None:
         if self in told:
             raise Cancelled
         await wait(self, source)
 
-    patch.setattr(Execution, "_tell_of_cancellation", tell_and_note)
+    patch.setattr(_driver, "tell_of_cancellation", tell_and_note)
     patch.setattr(Execution, "wait", wait_unless_told)
 
 
 def undoing_is_interrupted(patch: Patch) -> None:
     """E2: a task that undoes something is cancelled by a sibling that has finished doing so."""
-    patch.setattr(_execution, "_undo", lambda task: None)
+    patch.setattr(_cancellation, "undo", lambda task: None)
 
 
 def tasks_clean_up_after_a_retryable_failure(patch: Patch) -> None:
     """E3: steps of a clean-up enter the journal, and the next attempt may take another way."""
-    patch.setattr(_execution, "ends_the_invocation", lambda error: True)
+    patch.setattr(_driver, "ends_the_invocation", lambda error: True)
 
 
 def local_waits_receive_the_exception_of_the_sdk(patch: Patch) -> None:
     """E4: a task that waits for a lock does not pass it on, because asyncio does so only for CancelledError."""
-    tear_down = Execution._tear_down
+    tear_down = Driver._tear_down
 
     def tell_and_tear_down(self: Any, error: BaseException) -> Any:
+        execution = self._execution
         if isinstance(error, restate.SdkInternalBaseException):
-            with self._driving():
-                for wait in self._port.waits():
-                    self._port.discard(wait)
+            with execution.driving:
+                for wait in execution.port.waits():
+                    execution.port.discard(wait)
                     wait.end(error)
-                for task in self.live_tasks():
+                for task in execution.live_tasks():
                     future = waiting_on(task)
                     if future is not None and not isinstance(future, asyncio.Task) and not future.done():
                         future.set_exception(error)
         return tear_down(self, error)
 
-    patch.setattr(Execution, "_tear_down", tell_and_tear_down)
+    patch.setattr(Driver, "_tear_down", tell_and_tear_down)
 
 
 def generators_are_closed_when_collected(patch: Patch) -> None:

@@ -21,7 +21,7 @@ from restate import TerminalError
 from restate.exceptions import SdkInternalException, SuspendedException
 
 from restate_steps import ConcurrencyError
-from restate_steps._loop import EXECUTION, Cancelled, Execution, HandlerTask, _execution, _ready
+from restate_steps._loop import EXECUTION, Cancelled, Driver, Execution, HandlerTask, _driver, _ready
 from restate_steps._loop._ready import KEEP, Handle
 from restate_steps.context import StepInfo, running_step
 
@@ -103,7 +103,7 @@ Code = Callable[[], Coroutine[Any, Any, Any]]
 
 async def run(code: Code, port: Port | None = None) -> Any:
     """Run code as a handler."""
-    return await Execution(Port() if port is None else port, asyncio.get_running_loop()).run(code())
+    return await Driver(Execution(Port() if port is None else port, asyncio.get_running_loop())).run(code())
 
 
 def current() -> Execution:
@@ -916,7 +916,7 @@ async def test_a_deadlock_is_reported() -> None:
 
 async def test_a_handler_that_waits_for_another_in_vain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """E6: nothing waits forever, even if another invocation could end the waiting."""
-    monkeypatch.setattr(_execution, "STALL_LIMIT_SECONDS", 0.02)
+    monkeypatch.setattr(_driver, "STALL_LIMIT_SECONDS", 0.02)
     end = asyncio.Event()
 
     async def other() -> None:
@@ -978,7 +978,7 @@ async def test_a_callback_of_an_ended_handler_is_ignored(log: list[Any]) -> None
 
     await run(code)
     [execution] = executions
-    context = execution._own_context()
+    context = execution.own_context()
     execution.wake_from_outside(Handle(log.append, ("late",), execution.loop, context))
     execution.loop.call_soon(log.append, "later", context=context)
     await asyncio.sleep(0)

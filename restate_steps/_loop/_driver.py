@@ -1,0 +1,301 @@
+"""One execution of handler code: an attempt's handler, or a part of it, driven from the server's task.
+
+The driver runs in the task that the SDK made for the attempt. It runs what is ready; then it asks the VM for the next
+completion, delivers it, and runs what that makes ready. Step bodies run on the server's loop. Invariants, beside those
+of ``_ready`` (R1 to R5), ``_loop`` (L1 to L3), ``_timers`` (T1 to T3) and ``_local`` (O1 to O4):
+
+* **E1** The VM is asked only when nothing is ready and no local operation is in flight, and always for everything
+  that is waited for. One completion is delivered at a time.
+* **E2** Restate tells of an invocation's cancellation once. Everything that waits then is told, in the order in which
+  it began to wait. A task that undoes things because of that is not cancelled for another reason meanwhile.
+* **E3** A handler that returns, or fails for good, has ended when its tasks have: those left are cancelled, may clean
+  up with steps, and are waited for. Then its async generators are closed, in the order in which they were begun.
+* **E4** An attempt that ends for any other reason (suspension, failure, disconnection, refusal) takes no command any
+  more. Whatever waits for something durable receives the SDK's exception, everything else
+  :class:`asyncio.CancelledError`, so that a lock or a semaphore is released. The driver raises, even if the code
+  caught that.
+* **E5** A wake-up from outside is accepted where nothing of the journal could come before or after it: while a local
+  operation is in flight, or while nothing durable is waited for, as when another invocation releases a semaphore that
+  the process shares. Everywhere else it fails the attempt, as does a wake-up from the body of a step.
+* **E6** A handler in which nothing can go on, and that no other invocation could wake, fails with a report of what
+  waits for what. Nothing waits forever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextvars import Context
+from typing import Any, Final, TypeVar, cast
+
+from restate import SdkInternalBaseException
+
+from ._anyio import adapt_anyio
+from ._asyncio import waiting_on
+from ._cancellation import release_deferred, tell_of_cancellation
+from ._endings import again, ends_the_invocation
+from ._execution import Execution, executions, name_of
+from ._frames import describe
+from ._loop import EXECUTION
+from ._task import HandlerTask
+from ._waits import DurableWait
+from ._watchdog import watchdog
+
+__all__ = ["Driver"]
+
+T = TypeVar("T")
+
+STALL_LIMIT_SECONDS: Final = 60.0
+_CLEAN_UP_ROUNDS: Final = 100
+
+
+class Driver:
+    """Drives an execution from the server's task.
+
+    Args:
+        execution: The execution.
+    """
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+
+    async def run(self, coro: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the handler loop until it, and all that it started, has ended.
+
+        Raises:
+            BaseException: What the coroutine raised, or what ended the attempt.
+        """
+        execution = self._execution
+        adapt_anyio()
+        executions(execution.loop).add(execution)
+        context = contextvars.copy_context()
+        context.run(EXECUTION.set, execution)
+        try:
+            main = self._start(coro, context)
+            await self._until(main.done)
+            failure = None if main.cancelled() else main.exception()
+            if failure is not None and not ends_the_invocation(failure):
+                # The next attempt may take another way, so nothing of a clean-up must get into the journal.
+                raise failure
+            await self._end_what_is_left()
+        except BaseException as error:
+            reason = self._tear_down(error)
+            if reason is not error:
+                raise reason from error
+            raise
+        finally:
+            execution.is_over = True
+            # So that they leave asyncio's set of all tasks.
+            execution.forget_tasks()
+            execution.ready.clear()
+            execution.condition = bool
+            executions(execution.loop).discard(execution)
+        return cast(T, main.result())
+
+    def _start(self, coro: Coroutine[Any, Any, Any], context: Context) -> HandlerTask:
+        execution = self._execution
+        with execution.driving:
+            return execution.create_task(coro, name="handler", context=context)
+
+    async def _end_what_is_left(self) -> None:
+        """Cancel the tasks that the handler left, and close its generators (E3)."""
+        execution = self._execution
+        while left := execution.live_tasks():
+            with execution.driving:
+                for task in left:
+                    task.cancel()
+            await self._until(functools.partial(_all_done, left))
+        while (generator := execution.generators.take_first()) is not None:
+            closing = self._start(_close(generator), execution.own_context())
+            await self._until(closing.done)
+            if not closing.cancelled() and (error := closing.exception()) is not None:
+                execution.log_error({"message": f"an error occurred while closing {generator!r}", "exception": error})
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        execution = self._execution
+        port, local = execution.port, execution.local
+        execution.condition = condition
+        while True:
+            asked = self._drive(condition)
+            if execution.closed is not None:
+                raise execution.closed
+            if condition():
+                return
+            if local.in_flight is not None:
+                await self._wait_for_local_operation()
+            elif asked:
+                self._refuse_driving_by_hand()
+                if execution.closed is None:
+                    await port.wait()
+            elif execution.ready.unpark():
+                # Something yields again and again, and nothing durable could end that.
+                await self._let_others_run()
+            else:
+                await self._wait_for_others()
+
+    def _drive(self, condition: Callable[[], bool]) -> bool:
+        """Run what is ready, and what completions make ready (E1).
+
+        Returns:
+            Whether the server has to send something before anything can go on.
+        """
+        execution = self._execution
+        ready, local, timers, port = execution.ready, execution.local, execution.timers, execution.port
+        with execution.driving:
+            while True:
+                ready.run()
+                if ready.held:
+                    if local.deliver():
+                        continue
+                    return False
+                if execution.closed is not None or condition():
+                    return False
+                if timers:
+                    timers.make_durable()
+                if not port:
+                    if release_deferred(execution):
+                        continue
+                    return False
+                try:
+                    done = port.ask()
+                except BaseException as error:  # the SDK's control flow is not an Exception
+                    execution.closed = error
+                    return False
+                if done is None:
+                    tell_of_cancellation(execution)
+                elif not done:
+                    return True
+                else:
+                    # All of them before anything goes on: the first to go on takes the value, and it is not seen again.
+                    for wait in done:
+                        port.discard(wait)
+                        wait.complete()
+
+    async def _wait_for_signal(self, seconds: float | None = None, stalled: Callable[[], None] | None = None) -> None:
+        execution = self._execution
+        loop = execution.server_loop
+        timers = [] if seconds is None else [loop.call_later(max(seconds, 0.0), execution.signal)]
+        if stalled is not None:
+            timers.append(loop.call_later(STALL_LIMIT_SECONDS, watchdog(stalled)))
+        try:
+            await execution.signalled()
+        finally:
+            for timer in timers:
+                timer.cancel()
+
+    async def _wait_for_local_operation(self) -> None:
+        execution = self._execution
+        await execution.port.flush()
+        operation = execution.local.in_flight
+        if operation is None or operation.outer.done():
+            return
+        around = execution.timers.next_around(operation.owner)
+        seconds = None if around is None else around[0] - execution.server_loop.time()
+        await self._wait_for_signal(seconds, self._local_operation_stalls)
+        if around is not None and not operation.outer.done() and around[0] <= execution.server_loop.time() + 1e-6:
+            with execution.driving:
+                # T3: only the timer's turn, and what descends from it.
+                execution.timers.end(around[1])
+                execution.ready.run_descendants()
+
+    def _local_operation_stalls(self) -> None:
+        execution = self._execution
+        operation = execution.local.in_flight
+        if operation is None or operation.outer.done() or not (execution.port or execution.ready):
+            return
+        where = describe(operation.owner.get_coro()) if operation.owner is not None else ""
+        execution.refuse(
+            f"a local operation has held up the rest of the handler for {STALL_LIMIT_SECONDS:.0f} s: task "
+            f"{name_of(operation.owner)} waits{where}. Between steps only one task of a handler runs at a time. If it "
+            "waits for something slow, put that into a step; if it waits for another task, use asyncio's Lock, Event "
+            "or Queue.",
+            pause=False,
+        )
+
+    def _refuse_driving_by_hand(self) -> None:
+        """Refuse coroutines that code resumes by itself: :meth:`has` would resume them in another order on replay."""
+        execution = self._execution
+        for wait in execution.port.waits():
+            if not isinstance(wait, DurableWait) or wait.is_awaited:
+                continue
+            wait.is_awaited = True
+            if wait.task is not None and waiting_on(wait.task) is not wait.future:
+                execution.refuse(
+                    f"task {name_of(wait.task)} resumes a coroutine that waits for something durable by itself, with "
+                    f"send(), instead of awaiting it{describe(wait.task.get_coro())}. When the coroutine goes on would "
+                    "differ on replay. Await it, or make a task of it with asyncio.create_task."
+                )
+
+    async def _let_others_run(self) -> None:
+        execution = self._execution
+        execution.waits_outside = True
+        try:
+            await self._wait_for_signal(0.0)
+        finally:
+            execution.waits_outside = False
+
+    async def _wait_for_others(self) -> None:
+        """Wait until another invocation wakes a task, or refuse if none could (E5, E6)."""
+        execution = self._execution
+        if len(executions(execution.loop)) < 2:
+            self._refuse_deadlock()
+            return
+        execution.waits_outside = True
+        try:
+            await execution.port.flush()
+            if not execution.ready and execution.closed is None:
+                await self._wait_for_signal(None, self._refuse_deadlock)
+        finally:
+            execution.waits_outside = False
+
+    def _refuse_deadlock(self) -> None:
+        execution = self._execution
+        if execution.ready or execution.closed is not None:
+            return
+        waiting = "; ".join(
+            f"task {name_of(task)} waits{describe(task.get_coro())}" for task in execution.live_tasks()[:10]
+        )
+        execution.refuse(
+            f"no task of the handler can go on, because nothing is left that could end the waiting: {waiting}. Release "
+            "the lock, set the event or fill the queue before waiting for it.",
+            pause=len(executions(execution.loop)) < 2,
+        )
+
+    def _tear_down(self, error: BaseException) -> BaseException:
+        """End everything that is left without a command (E4), and return why the attempt is over."""
+        execution = self._execution
+        if execution.closed is None:
+            execution.closed = error
+        told = execution.closed if isinstance(execution.closed, SdkInternalBaseException) else asyncio.CancelledError()
+        execution.local.abandon()
+        with execution.driving:
+            for wait in execution.port.waits():
+                execution.port.discard(wait)
+                if isinstance(wait, DurableWait):
+                    wait.end(again(told))
+            for _ in range(_CLEAN_UP_ROUNDS):
+                execution.ready.held = False
+                execution.ready.run()
+                left = execution.live_tasks()
+                for task in left:
+                    task.cancel()
+                if not left:
+                    generator = execution.generators.take_first()
+                    if generator is None:
+                        break
+                    execution.create_task(_close(generator), name=None, context=execution.own_context())
+        for task in execution.live_tasks():
+            cast(Any, task)._log_destroy_pending = False
+        execution.timers.clear()
+        execution.ready.clear()
+        return execution.closed
+
+
+def _all_done(tasks: list[HandlerTask]) -> bool:
+    return all(task.done() for task in tasks)
+
+
+async def _close(generator: AsyncGenerator[Any, Any]) -> None:
+    await generator.aclose()

@@ -1,0 +1,135 @@
+"""What is waited for, and the port through which it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from contextvars import Context
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from restate import TerminalError
+
+from ._task import HandlerTask
+
+if TYPE_CHECKING:
+    from ._local import LocalOperation
+
+__all__ = ["CANCELLED", "Cancelled", "DurableWait", "Port", "Wait"]
+
+CANCELLED: Final = 409
+"""Status code of the error that tells of the invocation's cancellation, as in the SDK."""
+
+
+class Cancelled(TerminalError):
+    """Tells code that waits of the invocation's cancellation."""
+
+    def __init__(self) -> None:
+        super().__init__("cancelled", CANCELLED)
+
+
+class Wait(Protocol):
+    """Something durable that is waited for.
+
+    Attributes:
+        source: What the VM is asked for.
+        context: Context variables that a body runs in that is started for this wait.
+    """
+
+    @property
+    def source(self) -> Any: ...
+    @property
+    def context(self) -> Context: ...
+
+    def complete(self) -> None:
+        """Let whatever waits go on."""
+        ...
+
+
+class Port(Protocol):
+    """What an execution needs of the durable world."""
+
+    def add(self, wait: Any) -> None:
+        """Ask for a wait from now on."""
+        ...
+
+    def discard(self, wait: Any) -> None:
+        """Ask for a wait no longer."""
+        ...
+
+    def __bool__(self) -> bool:
+        """Return whether anything is asked for."""
+        ...
+
+    def waits(self) -> list[Any]:
+        """Return what is asked for, in the order in which it was added."""
+        ...
+
+    def ask(self) -> list[Any] | None:
+        """Go on to the next completion, and return the waits that it ends; None if the invocation was cancelled."""
+        ...
+
+    def ask_for(self, handle: int) -> bool | None:
+        """Return whether the only thing that is waited for is there; None if the invocation was cancelled."""
+        ...
+
+    def sleep(self, seconds: float) -> Any:
+        """Begin a durable sleep, and return what to ask for."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait until asking again may give more."""
+        ...
+
+    async def flush(self) -> None:
+        """Send what there is to send."""
+        ...
+
+    def interrupt(self) -> None:
+        """Make :meth:`wait` return."""
+        ...
+
+    def fail(self, error: BaseException, *, pause: bool = False) -> None:
+        """Make the attempt fail, so that Restate retries it, or pauses the invocation."""
+        ...
+
+
+class DurableWait:
+    """Code that waits for something durable.
+
+    Attributes:
+        future: What the code awaits.
+        operation: The local operation that the code is a part of, if it is one's.
+        is_awaited: Whether it is known that the task waits for it, and nothing in between.
+    """
+
+    __slots__ = ("context", "future", "is_awaited", "operation", "source", "task")
+
+    def __init__(self, source: Any, task: HandlerTask | None, operation: LocalOperation | None) -> None:
+        self.source = source
+        self.task = task
+        self.operation = operation
+        self.is_awaited = operation is not None
+        self.context = contextvars.copy_context()
+        self.future: asyncio.Future[None] = asyncio.Future()
+
+    def complete(self) -> None:
+        """Let the code go on."""
+        if self.operation is not None:
+            self.end(None)
+        elif not self.future.done():
+            self.future.set_result(None)
+
+    def end(self, error: BaseException | None) -> None:
+        """Let the code go on, or raise ``error`` in it."""
+        operation = self.operation
+        if operation is not None:
+            operation.waits = False
+            operation.execution.local.hold()
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(None)
+        elif isinstance(error, asyncio.CancelledError):
+            self.future.cancel()
+        else:
+            self.future.set_exception(error)
