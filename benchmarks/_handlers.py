@@ -20,6 +20,7 @@ from pydantic import BaseModel, TypeAdapter
 from restate import RunOptions
 from restate.serde import BytesSerde, Serde
 
+import restate_steps
 from restate_steps import DurableStep, durable_step, gather
 
 __all__ = ["SERVICE", "application"]
@@ -143,4 +144,4 @@ def application() -> Any:
     service = restate.Service(SERVICE)
     for name, handler in HANDLERS.items():
         service.handler(name)(handler)
-    return restate.app([service])
+    return restate_steps.app([service])

@@ -32,12 +32,13 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from restate.ext.pydantic import RestateAgent as SdkAgent
 
+import restate_steps
 from restate_steps.agents import RestateAgent
 from restate_steps.server import RestateServer, serve_app
 
 from ._measure import Ratio, by_turns, print_table, ratio, spread
 
-SERVICE = "Agents"
+SERVICES = {"ours": "Agents", "sdk": "AgentsOfTheSdk"}
 OURS, SDK, ON_DBOS, PLAIN = "restate_steps", "restate.ext.pydantic", "DBOS with SQLite", "not durable"
 
 PAUSE = 0.05
@@ -96,13 +97,13 @@ def agent_of(script: Script, name: str, tool: Tool, *capabilities: Any) -> Agent
     return Agent(FunctionModel(answer), name=name, tools=[tool], capabilities=capabilities)
 
 
-def application(agents: dict[str, Agent[None, str]]) -> Any:
-    """Return an ASGI application with a handler for each script, by this package and by the SDK's."""
-    service = restate.Service(SERVICE)
+def applications(agents: dict[str, Agent[None, str]]) -> list[Any]:
+    """Return ASGI applications with a handler for each script: this package's, and that of the SDK's integration."""
+    ours, theirs = restate.Service(SERVICES["ours"]), restate.Service(SERVICES["sdk"])
     for name, agent in agents.items():
-        service.handler(f"ours_{name}")(by_steps(agent))
-        service.handler(f"sdk_{name}")(by_sdk(agent))
-    return restate.app([service])
+        ours.handler(f"ours_{name}")(by_steps(agent))
+        theirs.handler(f"sdk_{name}")(by_sdk(agent))
+    return [restate_steps.app([ours]), restate.app([theirs])]
 
 
 def by_steps(agent: Agent[None, str]) -> Callable[[restate.Context, str], Awaitable[str]]:
@@ -172,7 +173,7 @@ def on_restate(server: RestateServer, client: httpx.AsyncClient, prefix: str) ->
     def calling(name: str) -> Run:
         async def run(prompt: str) -> str:
             nonlocal last
-            answer = await client.post(f"{server.ingress_url}/{SERVICE}/{prefix}_{name}", json=prompt)
+            answer = await client.post(f"{server.ingress_url}/{SERVICES[prefix]}/{prefix}_{name}", json=prompt)
             answer.raise_for_status()
             last = answer.headers["x-restate-id"]
             return str(answer.json())
@@ -208,7 +209,8 @@ def variants(runner: asyncio.Runner) -> Generator[dict[str, Variant], None, None
     with ExitStack() as stack:
         agents = {name: agent_of(script, name, TOOLS[script.tool]) for name, script in SCRIPTS.items()}
         server = stack.enter_context(RestateServer())
-        stack.enter_context(serve_app(application(agents), server))
+        for application in applications(agents):
+            stack.enter_context(serve_app(application, server))
         # Proxies of the environment are not for loopback.
         client = httpx.AsyncClient(trust_env=False, timeout=60)
         stack.callback(lambda: runner.run(client.aclose()))

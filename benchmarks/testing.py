@@ -20,6 +20,7 @@ from typing import Any
 
 import restate
 
+import restate_steps
 from restate_steps import durable_step, gather
 from restate_steps.testing import Report, Simulator, explore, record, replay
 from restate_steps.testing._simulation.driver import Driver, read_manifest
@@ -182,7 +183,7 @@ def main() -> int:
     logging.getLogger("restate").setLevel(logging.CRITICAL)
     gc.collect()
     gc.freeze()
-    app = restate.app([service])
+    app = restate_steps.app([service])
     attempts(app)
     exploration(app)
     gc.unfreeze()

@@ -2,28 +2,30 @@
 
 What is used, and what happens if a later SDK no longer has it:
 
-* ``ServerInvocationContext.create_poll_or_cancel_coroutine`` is the funnel through which every await of the SDK
-  goes. While branches are open, :class:`SdkPort` takes its place for one invocation, so that raw SDK awaits are
-  ordered like steps. Missing: opening a branch is refused (:func:`check_supported`), everything else works.
+* ``ServerInvocationContext.create_poll_or_cancel_coroutine`` is the method through which every await of the SDK goes.
+  :class:`_LoopContext` overrides it, so that raw SDK awaits are ordered like steps. Missing: running a handler on the
+  handler loop is refused (:func:`check_supported`); single steps under ``restate.app`` work.
+* ``ServerInvocationContext.take_and_send_output``, ``must_take_notification``, ``create_future``,
+  ``create_sleep_future``, ``create_call_future`` and ``ServerSendHandle``, ``ServerDurablePromise`` are overridden or
+  wrapped there as well: nothing can be sent from the handler loop, and a durable future may be awaited by several
+  tasks, each of which may be cancelled. Missing: a future whose first awaiter was cancelled cannot be awaited again.
 * ``PyVM.do_progress`` with a ``PyUnresolvedFuture`` that is built once per wait. The public wrapper converts the
   whole set on every call, which makes a fan-out quadratic, and takes its time for a single step too.
 * ``VMWrapper`` is the single place where commands enter the journal; :func:`guard_commands` puts a check there.
   The same goes for ``ServerInvocationContext.random_instance``, whose state is part of what a replay must repeat.
   Missing: misuse is no longer refused, correct code is unaffected.
+* ``VMWrapper.take_output`` and ``notify_error``: the error message that the VM writes has no way to ask for a pause, so
+  :func:`fail_attempt` adds it. Missing: an error that only a change of code can fix is retried before Restate pauses.
 * ``restate.server`` keeps the service it calls in a local variable ``service``, the one place where its mark for
   explicit recovery can be read. Missing: a service with that mark is no longer refused.
 * ``restate.server.ServerInvocationContext`` is the class of every handler's context. :func:`allow_observers` lets the
   testing kit put a subclass in its place, for attempts that it makes itself. Missing: the simulator says so.
-* ``VMWrapper.take_output`` and ``notify_error``: the error message that the VM writes has no way to ask for a pause, so
-  :func:`fail_attempt` adds it. Missing: an error that only a change of code can fix is retried before Restate pauses.
 * ``VMWrapper.vm`` is the compiled VM; for an observer that asks for it, it is wrapped, so that a replay can say what
   the handler asked for, and where. Missing: recorded journals cannot be replayed.
-* ``LazyFuture.task`` caches the task of the first awaiter; when that awaiter is cancelled, :func:`forget_task`
-  clears the cache, or the future could never be awaited again.
 * ``LazyFuture.async_def`` makes the coroutine that fetches the value, which :func:`result_of` awaits without a task.
   Missing: the future itself is awaited, which takes longer.
-* ``ReceiveChannel._queue`` tells whether more has arrived, so that the VM is asked once for all of it. Missing: it is
-  asked after every message.
+* ``ReceiveChannel._queue`` tells whether more has arrived, so that the VM is asked once for all of it, and takes what
+  wakes the driver up. Missing: the VM is asked after every message, and a refusal waits for the next one.
 
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
@@ -135,14 +137,14 @@ def uses_explicit_recovery(context: ServerInvocationContext) -> bool:
 
 
 def check_supported() -> None:
-    """Refuse branches on an SDK whose await funnel has moved.
+    """Refuse the handler loop on an SDK whose waits go another way.
 
     Raises:
-        ConcurrencyError: The installed restate-sdk has no such funnel.
+        ConcurrencyError: The installed restate-sdk has no such method.
     """
     if not hasattr(ServerInvocationContext, _FUNNEL):
         raise ConcurrencyError(
-            f"the installed restate-sdk has no ServerInvocationContext.{_FUNNEL}, so concurrent branches cannot be "
+            f"the installed restate-sdk has no ServerInvocationContext.{_FUNNEL}, so what handlers await cannot be "
             "ordered. Install a restate-sdk version that this release of restate-steps was tested with."
         )
 

@@ -33,7 +33,7 @@ from restate_steps.agents._carried import carrier
 from restate_steps.agents._clock import RunClock, clock_of_run, take_request_timeout
 from restate_steps.agents._codec import UNIT_CODEC, encoding_failure
 from restate_steps.agents._outside import Outside
-from restate_steps.agents._private import EngineBase, run_callables_locally
+from restate_steps.agents._private import EngineBase, has_output_validators, run_callables_locally
 from restate_steps.agents._run import caller, current_run
 from restate_steps.agents._units import TOOL_METADATA_KEY, RetryPolicies, StepBackend
 from restate_steps.context import current_invocation
@@ -239,9 +239,12 @@ class RestateDurability(EngineBase[AgentDepsT]):
         handler: WrapOutputProcessHandler,
     ) -> Any:
         """Run output functions and validators as a local operation."""
+        is_custom = output_context.has_function or has_output_validators(ctx.agent)
+        if current_run() is None or not is_custom:
+            return await super().wrap_output_process(ctx, output_context=output_context, output=output, handler=handler)
 
         async def process(value: Any) -> Any:
-            return await (handler(value) if current_run() is None else local(handler(value)))
+            return await local(handler(value))
 
         return await super().wrap_output_process(ctx, output_context=output_context, output=output, handler=process)
 

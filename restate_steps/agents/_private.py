@@ -34,7 +34,8 @@ Models are known to a run by name. ``_bind_models`` takes those of ``ModelFallba
 without ``_extra_models`` no agent can be bound.
 
 Instructions, system prompts and hooks are awaited in the handler, where they may talk to a database. They run as local
-operations: ``SystemPromptRunner.run`` of ``pydantic_ai._system_prompt`` and ``_call_func`` of
+operations, and so do output validators, of which ``_output_validators`` of an agent tells whether there are any. For
+this ``SystemPromptRunner.run`` of ``pydantic_ai._system_prompt`` and ``_call_func`` of
 ``pydantic_ai.capabilities.hooks`` do so inside a durable run, and everywhere else what they did. Custom toolsets are
 wrapped by ``_wrap_other_leaf_toolset``. Renamed: such code runs on the handler's loop, which refuses sockets and names
 ``restate_steps.local``.
@@ -73,6 +74,7 @@ __all__ = [
     "count_changes",
     "emit_again",
     "forget_tools",
+    "has_output_validators",
     "mark_streamed",
     "overriding_model",
     "run_callables_locally",
@@ -133,6 +135,13 @@ def forget_tools(ctx: RunContext[Any], toolset_id: str) -> None:
     """Have a run discover the tools of an MCP toolset anew."""
     found = cast("dict[str, Any]", getattr(ctx, "_mcp_tool_defs_cache", {}))
     found.pop(toolset_id, None)
+
+
+def has_output_validators(agent: Any) -> bool:
+    """Return whether an agent has output validators, or may have."""
+    while isinstance(agent, WrapperAgent):
+        agent = cast(Any, agent).wrapped
+    return bool(getattr(agent, "_output_validators", True))
 
 
 def run_callables_locally() -> None:

@@ -113,7 +113,7 @@ def _raise_failure(scope: Scope) -> NoReturn:
     error = scope.failure
     assert error is not None
     for other in scope.others:
-        error.add_note(f"another branch failed as well: {other!r}")
+        error.add_note(f"another task failed as well: {other!r}")
     raise error
 
 
@@ -167,19 +167,19 @@ async def gather(*awaitables: Awaitable[T], return_exceptions: bool) -> list[T |
 async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -> Any:
     """Run awaitables concurrently and return their results in the order given.
 
-    Inside a handler each becomes a branch, and branches go on in an order that the journal decides, so that a replay
-    takes the same path. Each may have any number of steps, raw Restate awaits and local awaits.
+    Like :func:`asyncio.gather`, but structured: the first failure cancels the others and waits for them. Under
+    ``restate.app`` it opens a handler loop for its own duration.
 
     Args:
         *awaitables: Coroutines, durable futures or other awaitables.
-        return_exceptions: Return what a branch raised in place of its result, and let the others finish. Suspension
-            and other control flow of the SDK is never returned.
+        return_exceptions: Return the exception that an awaitable raised in place of its result, and let the others
+            finish. Suspension and other control flow of the SDK is never returned.
 
     Returns:
         The results, as a list. Typed as a tuple for up to six awaitables, so that each keeps its own type.
 
     Raises:
-        BaseException: What the first branch to fail raised. The others have been cancelled, and have ended.
+        BaseException: What the first awaitable to fail raised. The others have been cancelled, and have ended.
 
     Example:
         ```python
@@ -221,7 +221,7 @@ async def race(*awaitables: Awaitable[T]) -> T:
     """Run awaitables concurrently, return the result of the first to finish, and cancel the others.
 
     The losers receive :class:`asyncio.CancelledError` and have ended when ``race`` returns; what they do to clean up
-    may include steps. A step whose body is running is not interrupted: its result is recorded, and nobody uses it.
+    may include steps. A step whose body is running is not interrupted: its result is recorded, but not used.
 
     Args:
         *awaitables: Coroutines, durable futures or other awaitables; at least one.
@@ -256,7 +256,7 @@ async def _race(awaitables: tuple[Awaitable[T], ...]) -> T:
 async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -> T:
     """Wait for an awaitable, for no longer than a durable timer runs.
 
-    The timer lives in the journal: it goes on while the handler is suspended, and a crash does not start it anew.
+    The timer lives in the journal: it goes on while the handler is suspended, and a crash does not restart it.
 
     Args:
         awaitable: A coroutine, durable future or other awaitable.
@@ -332,7 +332,7 @@ class _Timer:
 
 
 class TaskGroup:
-    """Tasks that end together: an ``asyncio.TaskGroup`` whose branches survive a replay.
+    """Tasks that end together: an ``asyncio.TaskGroup`` that raises the user's own exception.
 
     The block ends when every task has ended. If a task fails, or the block does, the others are cancelled, and the
     user's own exception is raised (not an ``ExceptionGroup``; ``except*`` catches it all the same).
@@ -401,7 +401,7 @@ class TaskGroup:
 
 
 class AsCompleted(Generic[T]):
-    """What :func:`as_completed` returns; iterate over it with ``for`` or ``async for``."""
+    """The result of :func:`as_completed`; iterate over it with ``for`` or ``async for``."""
 
     def __init__(self, awaitables: Iterable[Awaitable[T]], timeout: float | timedelta | None) -> None:
         given = list(awaitables)
@@ -482,7 +482,7 @@ async def map(
         function: Called with one item each, for example a step.
         items: The items. An async iterable is read before the first call, because reading takes time that is not in
             the journal.
-        limit: How many branches are open at once; None for all of them.
+        limit: How many calls run at once; None for all of them.
 
     Returns:
         The results, in the order of the items.

@@ -108,7 +108,7 @@ async def test_gather_tells_of_further_failures(run: Any) -> None:
         except ValueError as error:
             return error.__notes__
 
-    assert await run(body) == ["another branch failed as well: KeyError('while cleaning up')"]
+    assert await run(body) == ["another task failed as well: KeyError('while cleaning up')"]
 
 
 async def test_gather_can_return_exceptions(run: Any) -> None:
