@@ -35,6 +35,7 @@ from restate import SdkInternalBaseException
 from ._anyio import adapt_anyio
 from ._asyncio import waiting_on
 from ._cancellation import release_deferred, tell_of_cancellation
+from ._code_mode import adapt_code_mode
 from ._endings import again, ends_the_invocation
 from ._execution import Execution, executions, name_of
 from ._frames import describe
@@ -69,6 +70,7 @@ class Driver:
         """
         execution = self._execution
         adapt_anyio()
+        adapt_code_mode()
         executions(execution.loop).add(execution)
         context = contextvars.copy_context()
         context.run(EXECUTION.set, execution)

@@ -89,7 +89,11 @@ class Outside(AbstractCapability[AgentDepsT]):
 
         async def execute() -> Any:
             caller.set(ctx)
-            return await handler(args)
+            if (agent := self._engine.agent) is None:
+                return await handler(args)
+            # A tool that calls tools itself, as code mode does, starts them in an order of its own.
+            with agent.parallel_tool_call_execution_mode("parallel"):
+                return await handler(args)
 
         try:
             return await run.call_tool(execute)

@@ -7,8 +7,8 @@ import inspect
 import pydantic_ai._run_context as run_context
 import pytest
 from pydantic_ai import Agent
-from pydantic_ai._cancel import RunCancellation
-from pydantic_ai.capabilities import AbstractCapability
+from pydantic_ai._system_prompt import SystemPromptRunner
+from pydantic_ai.capabilities import AbstractCapability, hooks
 from pydantic_ai.durable_exec import BaseDurabilityCapability, _utils
 from pydantic_ai.mcp import MCPToolset
 from pydantic_ai.messages import ModelResponse
@@ -17,7 +17,7 @@ from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import AbstractToolset
 
 from restate_steps.agents import RestateDurability
-from restate_steps.agents._private import mark_streamed, overriding_model, streamed_before
+from restate_steps.agents._private import has_output_validators, mark_streamed, overriding_model, streamed_before
 
 
 def parameters(function: object) -> list[str]:
@@ -37,7 +37,7 @@ def test_toolsets_without_an_id_are_bound_through_these() -> None:
 def test_bodies_get_their_context_through_these() -> None:
     """The context of a body is a copy that the engine can change, with the list that events go to."""
     assert ["self", "ctx"] == parameters(BaseDurabilityCapability._durable_run_context)
-    assert {"_event_stream_buffer", "_mcp_tool_defs_cache", "_cancellation"} <= set(RunContext.__dataclass_fields__)
+    assert {"_event_stream_buffer", "_mcp_tool_defs_cache"} <= set(RunContext.__dataclass_fields__)
     assert ["self", "event"] == parameters(RunContext._emit_event)
     assert ["self", "ctx", "event"] == parameters(AbstractCapability._prepare_event_dispatch)
     assert "_prepare_event_dispatch" in inspect.getsource(run_context.RunContext.emit)
@@ -81,10 +81,15 @@ def test_models_are_known_through_these() -> None:
         assert overriding_model(agent) is model
 
 
-def test_runs_are_cancelled_through_these() -> None:
-    """A run's own cancellation goes through two methods that can be replaced on the object."""
-    assert ["self", "task"] == parameters(RunCancellation._issue)
-    assert ["self", "timed_out"] == parameters(RunCancellation._request)
-    assert "self._issue(" in inspect.getsource(RunCancellation._deliver)
-    assert "self._request(" in inspect.getsource(RunCancellation.expire)
-    assert hasattr(RunCancellation(), "_issued")
+def test_callables_run_locally_through_these() -> None:
+    """Instructions, system prompts and hooks are awaited in one place each, and validators are kept in a list."""
+    assert ["self", "run_context"] == parameters(SystemPromptRunner.run)
+    assert inspect.iscoroutinefunction(inspect.unwrap(SystemPromptRunner.run))
+    assert "func" == parameters(hooks._call_func)[0]
+    assert "await _call_func(" in inspect.getsource(hooks._call_entry)
+    assert ["self", "ts"] == parameters(BaseDurabilityCapability._wrap_other_leaf_toolset)
+    agent = Agent()
+    assert [] == agent._output_validators
+    assert not has_output_validators(agent)
+    agent.output_validator(lambda output: output)
+    assert has_output_validators(agent)
