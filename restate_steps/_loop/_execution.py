@@ -111,6 +111,9 @@ class Execution:
 
     def wake_from_outside(self, handle: Handle) -> None:
         """Decide about a callback that was scheduled while no code of the execution runs (E5)."""
+        if threading.get_ident() != self._thread:
+            self.server_loop.call_soon_threadsafe(self.wake_from_outside, handle)
+            return
         if self.is_over:
             return
         if self.closed is not None:
@@ -407,4 +410,5 @@ def executions(loop: HandlerLoop) -> set[Execution]:
 
 
 def name_of(task: HandlerTask | None) -> str:
+    """Return how messages call a task."""
     return repr(task.get_name()) if task is not None else "of the handler"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -41,6 +42,7 @@ def test_another_name_is_noticed(journal: RecordedJournal) -> None:
             with pytest.raises(ReplayDifferenceError, match="run another") as caught:
                 replay(replace(journal, frames=changed), app)
             assert index == caught.value.entry
+    gc.collect()
 
 
 def test_every_case_has_a_journal() -> None:

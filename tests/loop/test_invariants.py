@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -784,6 +784,42 @@ async def test_an_attempt_that_is_over_raises_whatever_the_code_catches(end: Bas
     assert caught.value is end
     assert [type(error) for error in log] == [type(end)] * 2
     assert port.asked == [["x"]]
+
+
+async def test_the_end_of_an_attempt_is_a_new_exception_in_each_place(log: list[Any]) -> None:
+    """E4: one exception raised in several places has a context that leads back to itself, and exit stacks never end."""
+
+    async def code() -> None:
+        async with AsyncExitStack() as stack:
+            for name in ("one", "two"):
+                stack.push_async_callback(durable, name)
+            try:
+                await durable("step")
+            except BaseException as error:
+                log.append(error)
+                try:
+                    await durable("another")
+                except BaseException as again:
+                    log.append(again)
+                    raise again from error
+
+    with pytest.raises(SuspendedException):
+        await run(code, Port(SuspendedException()))
+    first, second = log
+    assert type(first) is type(second) is SuspendedException
+    assert first is not second
+
+
+async def test_a_coroutine_that_is_driven_by_hand_is_refused() -> None:
+    """E1: on replay, a recorded result would be there without a wait, and the coroutines would take another order."""
+
+    async def code() -> None:
+        first, second = durable("a"), durable("b")
+        first.send(None)
+        await second
+
+    with pytest.raises(ConcurrencyError, match=r"task 'handler' resumes a coroutine .* by itself"):
+        await run(code, Port(later=["b"]))
 
 
 async def test_local_waits_are_cancelled_when_the_attempt_is_over(log: list[Any]) -> None:

@@ -196,6 +196,8 @@ def test_five_invocations_share_a_guard(serve: Callable[[Any], Env], guard: Call
     assert [f"{how} begins" for how in hows] == [env.attach(invocation, timeout=30) for invocation in invocations]
 
 
+# An application that is dropped leaves its connections open.
+@pytest.mark.usefixtures("collected")
 @pytest.mark.parametrize("ending", ["kill", "cancel", "refused", "drop"])
 @pytest.mark.parametrize("guard", GUARDS)
 def test_a_guard_is_released_when_its_holder_ends(
