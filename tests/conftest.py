@@ -67,11 +67,15 @@ def env_factory(harness: Harness) -> Iterator[Serve]:
 
 @pytest.fixture
 def collected() -> Iterator[None]:
-    """Collect what the test leaves open without a word, or a later one would be blamed for it."""
-    yield
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
+    """Collect garbage at the end of the test only, and without a warning of what it leaves open."""
+    gc.disable()
+    try:
+        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
+    finally:
+        gc.enable()
 
 
 def _factory(harness: Harness, stack: ExitStack) -> Callable[..., Env]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -30,8 +32,24 @@ def test_replay_of_every_beginning(journal: RecordedJournal) -> None:
     replay([replace(journal, frames=journal.frames[:end]) for end in range(1, len(journal.frames) + 1)], app)
 
 
-# A task that fails at once cancels others before they have started, and what those were given is never awaited.
+@pytest.fixture
+def collected() -> Iterator[None]:
+    """Collect garbage at the end of the test only, and without a warning.
+
+    A task that fails at once cancels others before they have started, and what those were given is never awaited.
+    """
+    gc.disable()
+    try:
+        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
+    finally:
+        gc.enable()
+
+
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning")
+@pytest.mark.usefixtures("collected")
 @each_journal
 def test_another_name_is_noticed(journal: RecordedJournal) -> None:
     """No step of any journal can have another name without a difference; so the tests above do see something."""
@@ -42,7 +60,6 @@ def test_another_name_is_noticed(journal: RecordedJournal) -> None:
             with pytest.raises(ReplayDifferenceError, match="run another") as caught:
                 replay(replace(journal, frames=changed), app)
             assert index == caught.value.entry
-    gc.collect()
 
 
 def test_every_case_has_a_journal() -> None:
