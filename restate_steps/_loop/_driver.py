@@ -84,6 +84,8 @@ class Driver:
             await self._end_what_is_left()
         except BaseException as error:
             reason = self._tear_down(error)
+            if not isinstance(error, GeneratorExit):
+                await execution.local.ended()
             if reason is not error:
                 raise reason from error
             raise

@@ -7,7 +7,8 @@ Their results are not recorded, and every replay repeats them. Invariants:
   takes, and whether it happens at all in another attempt, the order of everything else is the same.
 * **O2** Operations are delivered in the order in which they began.
 * **O3** A coroutine of :func:`restate_steps.local` that waits for something durable is not in flight meanwhile.
-* **O4** A cancelled operation is waited for until it has ended, except for a thread, which cannot be cancelled.
+* **O4** A cancelled operation is waited for until it has ended, except for a thread, which cannot be cancelled. When
+  the attempt is over, the driver waits for those that are left.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["OPERATION", "LocalContext", "LocalOperation", "LocalOperations", "running_operation"]
 
 T = TypeVar("T")
+
+_CLEAN_UP_SECONDS: Final = 10.0
 
 OPERATION: Final[ContextVar[LocalOperation | None]] = ContextVar("restate_steps_local_operation", default=None)
 """The local operation that code on the server's loop is a part of."""
@@ -117,6 +120,7 @@ class LocalOperations:
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
         self._operations: dict[LocalOperation, None] = {}
+        self._ending: list[asyncio.Future[Any]] = []
         self._ended: list[LocalOperation] = []
 
     @property
@@ -161,9 +165,22 @@ class LocalOperations:
         for operation in list(self._operations):
             if operation.can_be_cancelled:
                 operation.outer.cancel()
+                self._ending.append(operation.outer)
         self._operations.clear()
         self._ended.clear()
         self._execution.ready.held = False
+
+    def remember(self, task: asyncio.Task[Any]) -> None:
+        """Wait for a task of the server's loop, too, when the attempt is over."""
+        self._ending.append(task)
+
+    async def ended(self) -> None:
+        """Wait until what was cancelled has cleaned up, so that the next attempt does not run beside it."""
+        left = [future for future in self._ending if not future.done()]
+        if left:
+            await asyncio.wait(left, timeout=_CLEAN_UP_SECONDS)
+            for future in left:
+                future.cancel()
 
     # --- kinds of operations ------------------------------------------------------------------------------------
 
@@ -231,12 +248,13 @@ class LocalContext(Generic[T]):
         self._left: asyncio.Future[tuple[Any, Any, Any]] = loop.create_future()
         # One task for both: what is entered may hold a cancel scope or a task group of anyio.
         self._task = asyncio.Task(self._hold(), loop=loop, context=contextvars.copy_context())
+        execution.local.remember(self._task)
         return await execution.local.run(self._wait_until_entered())
 
     async def __aexit__(self, *error: Any) -> bool | None:
         self._leave(error)
         if self._execution.closed is not None:
-            # The attempt is over, and the task ends by itself.
+            # The attempt is over. The task ends by itself, and the driver waits for it.
             return None
         return await self._execution.local.run(self._task)
 
