@@ -124,7 +124,9 @@ class DurableStep(Generic[P, T]):
         kwargs: dict[str, Any],
         body_runs: Callable[[], None] | None = None,
     ) -> T:
-        if invocation.execution is not None:
+        if (execution := invocation.execution) is not None:
+            if execution.closed is not None:
+                await execution.yield_if_closed()
             return await result_of(self._begin(invocation, args, kwargs, body_runs))
         if invocation.awaiting is not None:
             error = plain_concurrency(invocation.awaiting)

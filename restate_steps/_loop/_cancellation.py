@@ -18,7 +18,7 @@ from ._waits import Cancelled, DurableWait
 if TYPE_CHECKING:
     from ._execution import Execution
 
-__all__ = ["release_deferred", "tell_of_cancellation", "undo"]
+__all__ = ["release_deferred", "stop_undoing", "tell_of_cancellation", "undo"]
 
 
 def tell_of_cancellation(execution: Execution) -> None:
@@ -35,11 +35,12 @@ def tell_of_cancellation(execution: Execution) -> None:
         timer.cancel()
     if told:
         return
-    # Only timers are left, around waits for something local.
-    for task in execution.timers.makers():
-        while isinstance(inner := waiting_on(task), HandlerTask):
-            task = inner
-        if inner is not None:
+    # Only local waits are left: those at the ends of the tree of tasks are told, and the others hear of it from them.
+    tasks = execution.live_tasks()
+    parents = {task.parent for task in tasks}
+    for task in tasks:
+        inner = waiting_on(task)
+        if task not in parents and inner is not None and not isinstance(inner, HandlerTask):
             _tell(execution, inner, task)
 
 
@@ -55,7 +56,7 @@ def _tell(execution: Execution, future: asyncio.Future[Any], task: HandlerTask |
 
 def release_deferred(execution: Execution) -> bool:
     """Deliver the cancellations of tasks that undo nothing durable any more; return whether there are any."""
-    deferred = [task for task in execution.live_tasks() if task.deferred is not None]
+    deferred = [task for task in execution.live_tasks() if task.deferred]
     for task in deferred:
         task.stop_undoing()
     return bool(deferred)
@@ -63,6 +64,21 @@ def release_deferred(execution: Execution) -> bool:
 
 def undo(task: HandlerTask | None) -> None:
     """Mark a task that is told of the invocation's cancellation, and those that will hear of it through it (E2)."""
+    if task is not None:
+        task.told = True
     while task is not None and not task.undoing:
         task.undoing = True
         task = task.parent
+
+
+def stop_undoing(task: HandlerTask) -> None:
+    """Take note that a task has handled the cancellation, and that those above it will not hear of it any more."""
+    above = task
+    while above.undoing:
+        above.stop_undoing()
+        parent = above.parent
+        if parent is None or parent.told:
+            return
+        if any(each.undoing and each.parent is parent for each in parent.execution.live_tasks()):
+            return
+        above = parent

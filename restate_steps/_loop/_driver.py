@@ -61,6 +61,8 @@ class Driver:
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
+        # Whether more is ready, but the server's loop has its turn first.
+        self._is_busy = False
 
     async def run(self, coro: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the handler loop until it, and all that it started, has ended.
@@ -129,6 +131,8 @@ class Driver:
                 return
             if local.in_flight is not None:
                 await self._wait_for_local_operation()
+            elif self._is_busy:
+                await asyncio.sleep(0)
             elif asked:
                 self._refuse_driving_by_hand()
                 if execution.closed is None:
@@ -149,10 +153,13 @@ class Driver:
         ready, local, timers, port = execution.ready, execution.local, execution.timers, execution.port
         with execution.driving:
             while True:
-                ready.run()
+                self._is_busy = ready.run()
                 if ready.held:
                     if local.deliver():
+                        ready.refill()
                         continue
+                    return False
+                if self._is_busy:
                     return False
                 if execution.closed is not None or condition():
                     return False
@@ -161,6 +168,9 @@ class Driver:
                 if not port:
                     if release_deferred(execution):
                         continue
+                    # What is ready polls for something local.
+                    self._is_busy = bool(ready)
+                    ready.refill()
                     return False
                 try:
                     done = port.ask()
@@ -168,10 +178,12 @@ class Driver:
                     execution.closed = error
                     return False
                 if done is None:
+                    ready.refill()
                     tell_of_cancellation(execution)
                 elif not done:
                     return True
                 else:
+                    ready.refill()
                     # All of them before anything goes on: the first to go on takes the value, and it is not seen again.
                     for wait in done:
                         port.discard(wait)
@@ -202,6 +214,7 @@ class Driver:
             with execution.driving:
                 # T3: only the timer's turn, and what descends from it.
                 execution.timers.end(around[1])
+                execution.ready.refill()
                 execution.ready.run_descendants()
 
     def _local_operation_stalls(self) -> None:
@@ -281,6 +294,7 @@ class Driver:
                     wait.end(again(told))
             for _ in range(_CLEAN_UP_ROUNDS):
                 execution.ready.held = False
+                execution.ready.refill()
                 execution.ready.run()
                 left = execution.live_tasks()
                 for task in left:

@@ -21,7 +21,7 @@ from .._step_info import running_step
 from ..errors import ConcurrencyError, ContextInStepError, StepsError
 from ._asyncgens import AsyncGenerators
 from ._asyncio import Running, get_running_loop_or_none, must_cancel, swap_current_task
-from ._cancellation import undo
+from ._cancellation import stop_undoing, undo
 from ._endings import again
 from ._frames import describe
 from ._local import LocalOperation, LocalOperations, running_operation
@@ -235,13 +235,19 @@ class Execution:
             "do in the thread or task what belongs into a step."
         )
 
+    async def yield_if_closed(self) -> None:
+        """Give the turn away if the attempt is over: code that tries again and again must not block the server."""
+        if self.closed is not None and self.loop.driving is self:
+            await asyncio.sleep(0)
+
     async def wait(self, source: Any) -> None:
         """Wait for something durable."""
+        await self.yield_if_closed()
         self.check("awaiting a durable future")
         task = self.current_task()
         if task is not None and task.undoing and sys.exc_info()[1] is None:
             # It has left the except and finally blocks in which it handled the cancellation of the invocation.
-            task.stop_undoing()
+            stop_undoing(task)
         operation = None if self.loop.driving is self else running_operation()
         wait = DurableWait(source, task, operation)
         self.port.add(wait)

@@ -196,6 +196,7 @@ class LocalOperations:
         execution = self._execution
         coro = cast("Coroutine[Any, Any, T]", awaitable if asyncio.iscoroutine(awaitable) else _await(awaitable))
         try:
+            await execution.yield_if_closed()
             execution.check("a local operation")
         except BaseException:
             coro.close()

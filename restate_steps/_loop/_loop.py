@@ -284,6 +284,8 @@ _REFUSED: Final = (
 
 def _refusing(name: str) -> Any:
     async def refuse(self: HandlerLoop, *args: Any, **options: Any) -> NoReturn:
+        if self.driving is not None:
+            await self.driving.yield_if_closed()
         self._refuse(name)  # pyright: ignore[reportPrivateUsage]
 
     refuse.__name__ = name

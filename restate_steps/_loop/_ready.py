@@ -13,6 +13,8 @@ A *turn* is what one callback does until it ends or, for a task, until the task 
   once it has had its chance: it runs again when something else has happened.
 * **R5** Nothing waits in the queue forever: after ``STREAK`` turns that descend from one another, new ones go to the
   end.
+* **R6** The queue comes to rest after ``BUDGET`` turns without anything having happened outside of it, although more is
+  ready: code that polls, for example with two tasks that wake each other, would otherwise keep the VM from being asked.
 """
 
 from __future__ import annotations
@@ -26,13 +28,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 if TYPE_CHECKING:
     from ._task import HandlerTask
 
-__all__ = ["KEEP", "SPIN", "STREAK", "Handle", "ReadyQueue", "owner_of"]
+__all__ = ["BUDGET", "KEEP", "SLICE", "SPIN", "STREAK", "Handle", "ReadyQueue", "owner_of"]
 
 KEEP: Final = 64
 """How often a task may yield without waiting before others run."""
 
 SPIN: Final = 1_000
 """How often a task may yield without waiting before it counts as one that waits for something to happen."""
+
+BUDGET: Final = 100_000
+"""How many turns may follow one another before something durable, or a local operation, has to happen."""
+
+SLICE: Final = 1_000
+"""How many turns may follow one another before the server's loop has its turn."""
 
 STREAK: Final = 10_000
 """How many turns in a row may be descendants of one another while others are ready."""
@@ -76,12 +84,14 @@ class ReadyQueue:
     Attributes:
         turn: What the current turn has scheduled.
         held: Whether no further turn may begin.
+        budget: How many turns are left until something has to happen outside of the queue (R6).
         order: While tasks are cancelled or made in an order that means nothing, the number to sort their handles by.
     """
 
     def __init__(self, on_error: Callable[[BaseException, asyncio.Handle], None]) -> None:
         self.turn: list[asyncio.Handle] = []
         self.held = False
+        self.budget = BUDGET
         self.order: int | None = None
         self._on_error = on_error
         self._queue: deque[asyncio.Handle] = deque()
@@ -144,15 +154,26 @@ class ReadyQueue:
         self._turns_seen = self._turns
         return bool(parked)
 
-    def run(self) -> None:
-        """Run turns until nothing is ready, or :attr:`held` is set."""
+    def refill(self) -> None:
+        """Let turns run again: something has happened outside of the queue."""
+        self.budget = BUDGET
+
+    def run(self) -> bool:
+        """Run turns until nothing is ready, or :attr:`held` is set, or for a while.
+
+        Returns:
+            Whether more may run, once the server's loop has had its turn.
+        """
         queue = self._queue
         self._end_turn()
+        end = max(self.budget - SLICE, 0)
         while not self.held:
+            if self.budget <= end:
+                return self.budget > 0
             if not queue:
                 self._streak = 0
                 if not self._parked or self._turns == self._turns_seen:
-                    return
+                    return False
                 self.unpark()
             handle = queue.popleft()
             if self._descendants:
@@ -161,7 +182,9 @@ class ReadyQueue:
             else:
                 self._streak = 0
             if not handle._cancelled:
+                self.budget -= 1
                 self._run_turn(handle)
+        return False
 
     def run_descendants(self) -> None:
         """Run what was just scheduled, and what descends from it, although :attr:`held` is set."""

@@ -24,8 +24,10 @@ class HandlerTask(asyncio.Task[Any]):
         number: Its number among the tasks of the execution, in the order in which they were made.
         parent: The task that made it.
         is_leaving: Whether it has been cancelled in a local operation, and waits for that to end.
+        swallowed: How many cancellations have come meanwhile; they count, but tell it nothing new.
+        told: Whether it has been told that the invocation is cancelled.
         undoing: Whether it has been told, or will be by a task that it made, and may still be undoing things.
-        deferred: A cancellation that waits until that is over, as the message given to :meth:`cancel`, in a tuple.
+        deferred: The cancellations that wait until that is over, as the messages given to :meth:`cancel`.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class HandlerTask(asyncio.Task[Any]):
         self.execution = execution
         self.number = number
         self.parent = execution.current_task()
-        self.is_leaving = self.undoing = False
-        self.deferred: tuple[Any] | None = None
+        self.is_leaving = self.told = self.undoing = False
+        self.swallowed = 0
+        self.deferred: list[Any] = []
         super().__init__(coro, loop=execution.loop, name=name or f"Task-{number}", context=context, **options)
 
     def __hash__(self) -> int:
@@ -56,11 +59,13 @@ class HandlerTask(asyncio.Task[Any]):
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancel the task, but let it finish what it does about the cancellation of the invocation."""
-        if self.is_leaving and self.execution.closed is None:
-            return True
-        if self.undoing and not self.done() and self.execution.closed is None:
-            self.deferred = (msg,)
-            return True
+        if self.execution.closed is None and not self.done():
+            if self.is_leaving:
+                self.swallowed += 1
+                return True
+            if self.undoing:
+                self.deferred.append(msg)
+                return True
         ready = self.execution.ready
         outer, ready.order = ready.order, self.number
         try:
@@ -69,19 +74,22 @@ class HandlerTask(asyncio.Task[Any]):
             ready.order = outer
 
     def cancelling(self) -> int:
-        """Return how many cancellations have been requested, a deferred one included."""
-        return super().cancelling() + (self.deferred is not None)
+        """Return how many cancellations have been requested, those included that have not been delivered."""
+        return super().cancelling() + self.swallowed + len(self.deferred)
 
     def uncancel(self) -> int:
-        """Take a cancellation back, a deferred one first: whoever asked for it, such as a timeout, has ended."""
-        if self.deferred is None:
-            return super().uncancel()
-        self.deferred = None
-        return super().cancelling()
+        """Take a cancellation back, first one that has not been delivered: whoever asked for it has ended."""
+        if self.deferred:
+            self.deferred.pop()
+        elif self.swallowed:
+            self.swallowed -= 1
+        else:
+            super().uncancel()
+        return self.cancelling()
 
     def stop_undoing(self) -> None:
-        """Take note that it has handled the cancellation of the invocation, and let a later one come through."""
-        self.is_leaving = self.undoing = False
-        if self.deferred is not None:
-            (msg,), self.deferred = self.deferred, None
+        """Take note that it has handled the cancellation of the invocation, and let later ones come through."""
+        self.told = self.undoing = False
+        deferred, self.deferred = self.deferred, []
+        for msg in deferred:
             self.cancel(msg)

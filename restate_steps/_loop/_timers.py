@@ -102,10 +102,6 @@ class Timers:
             if is_sleep(wake._callback):
                 yield timer, wake._args[0]
 
-    def makers(self) -> list[HandlerTask]:
-        """Return the tasks that made the live timers, each once."""
-        return list(dict.fromkeys(task for task, _ in self._live.values() if task is not None))
-
     # --- by the server's clock ----------------------------------------------------------------------------------
 
     def next_around(self, task: HandlerTask | None) -> tuple[float, TimerHandle] | None:

@@ -335,7 +335,7 @@ async def test_a_task_finishes_its_undoing_before_it_is_cancelled(log: list[Any]
         assert isinstance(task, HandlerTask)
         assert task.cancel("enough")
         assert task.cancelling() == 1
-        assert task.deferred == ("enough",)
+        assert task.deferred == ["enough"]
         await asyncio.wait([task])
         log.append(task.cancelled())
 
