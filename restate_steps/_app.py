@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 import restate
 from restate import TerminalError
 
-from ._loop import Execution, LocalContext, ends_the_invocation, running_operation
+from ._loop import Execution, LocalContext, causes_of, ends_the_invocation, running_operation
 from .context import current_invocation
 
 __all__ = ["app", "local"]
@@ -118,11 +118,7 @@ def _terminal_of_group(error: BaseException) -> TerminalError | None:
 
     The SDK looks for a terminal error along the causes only, and would retry a group.
     """
-    chain: list[BaseException] = []
-    seen: BaseException | None = error
-    while seen is not None:
-        chain.append(seen)
-        seen = seen.__cause__
+    chain = causes_of(error)
     if any(isinstance(each, TerminalError) for each in chain):
         return None
     for each in chain:

@@ -6,7 +6,7 @@ from typing import Any
 
 from restate import TerminalError
 
-__all__ = ["again", "ends_the_invocation"]
+__all__ = ["again", "causes_of", "ends_the_invocation"]
 
 
 def again(error: BaseException) -> BaseException:
@@ -22,14 +22,23 @@ def again(error: BaseException) -> BaseException:
     return copied
 
 
+def causes_of(error: BaseException) -> list[BaseException]:
+    """Return an error and its causes, and cut a chain of causes that leads back to itself: the SDK would never end it."""
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        if any(cause is each for each in chain):
+            chain[-1].__cause__ = None
+        else:
+            chain.append(cause)
+    return chain
+
+
 def ends_the_invocation(error: BaseException) -> bool:
     """Return whether Restate ends the invocation with an error that leaves the handler, instead of retrying."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, TerminalError) or (isinstance(seen, BaseExceptionGroup) and _all_terminal(seen)):
-            return True
-        seen = seen.__cause__
-    return False
+    return any(
+        isinstance(each, TerminalError) or (isinstance(each, BaseExceptionGroup) and _all_terminal(each))
+        for each in causes_of(error)
+    )
 
 
 def _all_terminal(group: Any) -> bool:

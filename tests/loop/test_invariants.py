@@ -1034,3 +1034,84 @@ async def test_sockets_signals_and_subprocesses_are_refused(operation: str) -> N
     with pytest.raises(ConcurrencyError, match=operation):
         await run(code, port)
     assert len(port.failed) == 1
+
+
+# --- what fresh eyes found ----------------------------------------------------------------------------------------
+
+
+async def test_tasks_that_wake_each_other_let_the_vm_be_asked() -> None:
+    """R6: code that polls with two tasks comes to rest, and neither hangs nor keeps the server's loop."""
+
+    async def code() -> int:
+        ping, pong = asyncio.Event(), asyncio.Event()
+        step = asyncio.create_task(durable("step"))
+        rounds = 0
+
+        async def answers() -> None:
+            while True:
+                await ping.wait()
+                ping.clear()
+                pong.set()
+
+        answering = asyncio.create_task(answers())
+        while not step.done():
+            ping.set()
+            await pong.wait()
+            pong.clear()
+            rounds += 1
+        answering.cancel()
+        return rounds
+
+    assert await run(code, Port(later=["step"])) > 1000
+
+
+async def test_a_task_that_tries_again_and_again_does_not_block_the_end_of_an_attempt() -> None:
+    """E4: a wait gives its turn away before it raises that the attempt is over."""
+
+    async def code() -> None:
+        while True:
+            try:
+                await durable("step")
+            except BaseException:
+                continue
+
+    with pytest.raises(SuspendedException):
+        await run(code, Port(SuspendedException()))
+
+
+async def test_every_cancellation_of_a_task_that_undoes_something_counts() -> None:
+    """E2: a timeout takes back its own cancellation, and the other one still comes through."""
+    cancelled: list[bool] = []
+
+    async def code() -> None:
+        async def undoes() -> None:
+            try:
+                await durable("x")
+            except TerminalError:
+                await durable("undo")
+            await durable("never")
+
+        task = asyncio.create_task(undoes())
+        await _ignoring_cancellation("y")
+        assert isinstance(task, HandlerTask)
+        task.cancel("by a timeout")
+        task.cancel("by a group")
+        assert task.cancelling() == 2
+        assert task.uncancel() == 1
+        await asyncio.wait([task])
+        cancelled.append(task.cancelled())
+
+    await run(code, Port(CANCEL, "undo"))
+    assert cancelled == [True]
+
+
+async def test_an_error_that_is_its_own_cause_leaves_the_handler() -> None:
+    """A chain of causes that leads back to itself is cut, as the SDK follows it without end."""
+
+    async def code() -> None:
+        error = ValueError("x")
+        raise error from error
+
+    with pytest.raises(ValueError, match="x") as caught:
+        await run(code)
+    assert caught.value.__cause__ is None
