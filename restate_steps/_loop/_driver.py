@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import ctypes
 import functools
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextvars import Context
@@ -306,6 +307,8 @@ class Driver:
                     execution.create_task(_close(generator), name=None, context=execution.own_context())
         for task in execution.live_tasks():
             cast(Any, task)._log_destroy_pending = False
+            # It catches whatever ends it. Were it ever freed, Python would close its coroutine, and it might never end.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(task.get_coro()))
         execution.timers.clear()
         execution.ready.clear()
         return execution.closed

@@ -23,7 +23,7 @@ def again(error: BaseException) -> BaseException:
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes, and cut a chain of causes that leads back to itself: the SDK would never end it."""
+    """Return an error and its causes; cut a chain that leads back to itself, which the SDK would follow without end."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         if any(cause is each for each in chain):

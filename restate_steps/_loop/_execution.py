@@ -237,7 +237,7 @@ class Execution:
 
     async def yield_if_closed(self) -> None:
         """Give the turn away if the attempt is over: code that tries again and again must not block the server."""
-        if self.closed is not None and self.loop.driving is self:
+        if self.closed is not None:
             await asyncio.sleep(0)
 
     async def wait(self, source: Any) -> None:
