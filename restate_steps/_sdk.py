@@ -648,6 +648,11 @@ class SdkPort:
         self._working = 0
         self._held: list[asyncio.Future[None]] = []
 
+    @property
+    def context(self) -> ServerInvocationContext:
+        """The SDK's context."""
+        return self._context
+
     def __bool__(self) -> bool:
         return bool(self._waits)
 

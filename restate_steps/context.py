@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
 from . import _sdk
-from ._loop import Driver, Execution, again, running_operation
+from ._loop import Driver, Execution, HandlerLoop, again, running_operation
 from ._step_info import StepInfo, running_step
 from .errors import ConcurrencyError, ContextInStepError, StepsError
 
@@ -180,11 +180,21 @@ def plain_concurrency(step: str) -> ConcurrencyError:
     )
 
 
+def _context_of_handler_loop() -> _sdk.ServerInvocationContext | None:
+    """Return the context of the handler whose code runs in an empty context, as ``create_task(context=...)`` gives it.
+
+    Its steps are steps all the same: if they were plain calls, every replay would run them again.
+    """
+    loop = asyncio._get_running_loop()
+    driving = loop.driving if isinstance(loop, HandlerLoop) else None
+    return driving.port.context if driving is not None and isinstance(driving.port, _sdk.SdkPort) else None
+
+
 def current_invocation() -> Invocation | None:
     """Return the invocation whose handler is running; None outside a handler and inside a step's body."""
     if running_step.get() is not None:
         return None
-    context = _sdk.ambient_context()
+    context = _sdk.ambient_context() or _context_of_handler_loop()
     if context is None:
         return None
     if (invocation := _sdk.state_of(context)) is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import sys
 from typing import Any, Final, cast
 
@@ -25,10 +26,11 @@ _adapted = False
 def adapt_anyio() -> None:
     """Let anyio's threads be local operations on the handler loop, once anyio is imported."""
     global _adapted
-    if _adapted or "anyio._backends._asyncio" not in sys.modules:
+    if _adapted or "anyio" not in sys.modules:
         return
     _adapted = True
-    backend: Any = sys.modules["anyio._backends._asyncio"].AsyncIOBackend
+    # anyio itself imports it at its first use, which may be in the middle of a handler.
+    backend: Any = importlib.import_module("anyio._backends._asyncio").AsyncIOBackend
     methods = cast("dict[str, Any]", vars(backend))
     if _METHOD not in methods:
         return
