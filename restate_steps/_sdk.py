@@ -26,6 +26,8 @@ What is used, and what happens if a later SDK no longer has it:
   Missing: the future itself is awaited, which takes longer.
 * ``ReceiveChannel._queue`` tells whether more has arrived, so that the VM is asked once for all of it, and takes what
   wakes the driver up. Missing: the VM is asked after every message, and a refusal waits for the next one.
+* ``ReceiveChannel._http_input_closed`` tells whether the VM may be asked for a cancellation alone, where nothing
+  durable is waited for. Missing: a handler that waits for another invocation hears of its cancellation afterwards.
 
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
@@ -729,6 +731,15 @@ class SdkPort:
         if isinstance(progress, _native.PyDoProgressAnyCompleted):
             return True
         return None if isinstance(progress, _native.PyDoProgressCancelSignalReceived) else False
+
+    def is_cancelled(self) -> bool:
+        """Return whether the server has cancelled the invocation; afterwards the cancellation counts as delivered."""
+        closed: asyncio.Event | None = getattr(self._context.receive, "_http_input_closed", None)
+        if closed is None or closed.is_set():
+            # The VM would suspend the attempt, which nothing but a cancellation could resume.
+            return False
+        progress = _progress(self._vm, _native.PyUnresolvedFuture.single(_native.CANCEL_NOTIFICATION_HANDLE))
+        return isinstance(progress, _native.PyDoProgressCancelSignalReceived)
 
     def _awaited(self) -> Any:
         if len(self._waits) == 1:

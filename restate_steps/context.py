@@ -165,9 +165,11 @@ class Invocation:
         if isinstance(sys.exc_info()[1], asyncio.CancelledError) and task is not None and not task.cancelling():
             self.fail(
                 ConcurrencyError(
-                    "the handler ended with asyncio.CancelledError although nothing cancelled it. A task was "
-                    "cancelled, and awaiting it raises that error: catch it, or check task.cancelled() first."
-                )
+                    "the handler ended with asyncio.CancelledError although its invocation was not cancelled. A task "
+                    "that it awaited was cancelled, or one of its tasks cancelled the handler's own task. Catch the "
+                    "error, or check task.cancelled() before awaiting a task."
+                ),
+                pause=True,
             )
 
 

@@ -10,6 +10,8 @@
   durable that the invocation was cancelled.
 * ``Task._must_cancel``: whether the running task was cancelled and will be told when it next waits. If it is renamed,
   each wait takes its time, as one does that has to wait.
+* ``TaskGroup._on_task_done`` and ``TaskGroup._exiting``: a failing group cancels its own task to end the body, even if
+  that has ended. If one is renamed, a task that undoes something after its group may be cancelled by that group.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-__all__ = ["Running", "get_running_loop_or_none", "is_sleep", "must_cancel", "swap_current_task", "waiting_on"]
+__all__ = [
+    "Running",
+    "get_running_loop_or_none",
+    "is_cancelled_by_its_group",
+    "is_sleep",
+    "must_cancel",
+    "swap_current_task",
+    "waiting_on",
+]
 
 _events: Any = asyncio.events
 _futures: Any = asyncio.futures
@@ -27,6 +37,7 @@ _tasks: Any = asyncio.tasks
 
 get_running_loop_or_none: Final = cast("Callable[[], asyncio.AbstractEventLoop | None]", _events._get_running_loop)
 _set_running_loop: Final = cast("Callable[[asyncio.AbstractEventLoop | None], None]", _events._set_running_loop)
+_group_task_done: Final = getattr(getattr(asyncio.TaskGroup, "_on_task_done", None), "__code__", None)
 _wake_sleeper: Final[Any] = getattr(_futures, "_set_result_unless_cancelled", None)
 
 
@@ -43,6 +54,17 @@ def waiting_on(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
 def must_cancel(task: asyncio.Task[Any]) -> bool:
     """Return whether a running task was cancelled, and is told of it when it next waits."""
     return bool(getattr(task, "_must_cancel", True))
+
+
+def is_cancelled_by_its_group(caller: Any, task: asyncio.Task[Any]) -> bool:
+    """Return whether a task is being cancelled by a task group whose end it waits for, which tells it nothing.
+
+    Args:
+        caller: The frame that calls ``task.cancel()``.
+        task: The task.
+    """
+    group: Any = caller.f_locals.get("self") if caller.f_code is _group_task_done else None
+    return getattr(group, "_parent_task", None) is task and getattr(group, "_exiting", False)
 
 
 def swap_current_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:

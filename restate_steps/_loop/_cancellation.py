@@ -1,14 +1,15 @@
-"""What happens when an invocation is cancelled (E2).
+"""The cancellation of an invocation (E2).
 
-Restate tells of it once. Everything that waits then is told, in the order in which it began to wait: what is durable,
-``asyncio.sleep``, and if there is nothing of that kind, whatever a timer has been put around. A task that has been
-told, and those that will hear of it through that one, may undo things; until they have, no other cancellation reaches
-them.
+Restate delivers it once. Everything that waits then is told, in the order in which it began to wait: durable waits and
+``asyncio.sleep`` at once, and a local wait, such as for a lock or a queue, as soon as nothing durable is left that
+could end it. A task that has been told, and those that will hear of it through that one, may undo things; until they
+have, no other cancellation reaches them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from typing import TYPE_CHECKING, Any
 
 from ._asyncio import waiting_on
@@ -18,48 +19,97 @@ from ._waits import Cancelled, DurableWait
 if TYPE_CHECKING:
     from ._execution import Execution
 
-__all__ = ["release_deferred", "stop_undoing", "tell_of_cancellation", "undo"]
+__all__ = [
+    "note_local_waits",
+    "release_deferred",
+    "release_settled",
+    "stop_undoing_outside_of_handlers",
+    "tell_local_waits",
+    "tell_of_cancellation",
+    "undo",
+]
 
 
 def tell_of_cancellation(execution: Execution) -> None:
     """Tell everything that waits that the invocation is cancelled (E2)."""
     told = False
+    note_local_waits(execution)
     for wait in execution.port.waits():
         if isinstance(wait, DurableWait):
             told = True
             execution.port.discard(wait)
             undo(wait.task)
             wait.end(Cancelled())
-    for timer, future in list(execution.timers.sleepers()):
-        told = _tell(execution, future) or told
+    sleepers = list(execution.timers.sleepers())
+    tasks = {waiting_on(task): task for task in execution.live_tasks()} if sleepers else {}
+    for timer, future in sleepers:
+        told = _tell(future, tasks.get(future)) or told
         timer.cancel()
-    if told:
-        return
-    # Only local waits are left: those at the ends of the tree of tasks are told, and the others hear of it from them.
-    tasks = execution.live_tasks()
-    parents = {task.parent for task in tasks}
-    for task in tasks:
-        inner = waiting_on(task)
-        if task not in parents and inner is not None and not isinstance(inner, HandlerTask):
-            _tell(execution, inner, task)
+    if not told:
+        tell_local_waits(execution)
 
 
-def _tell(execution: Execution, future: asyncio.Future[Any], task: HandlerTask | None = None) -> bool:
+def note_local_waits(execution: Execution) -> None:
+    """Note which tasks wait for something local, to be told later (E2)."""
+    execution.is_cancelled = True
+    execution.untold = [
+        (task, inner)
+        for task in execution.live_tasks()
+        if (inner := waiting_on(task)) is not None and not isinstance(inner, HandlerTask)
+    ]
+
+
+def tell_local_waits(execution: Execution) -> bool:
+    """Tell those that have waited for something local ever since; return whether there are any (E2).
+
+    Only those at the ends of the tree of tasks: the others hear of it from them.
+    """
+    if not execution.untold:
+        return False
+    parents = {task.parent for task in execution.live_tasks()}
+    waiting = [(task, inner) for task, inner in execution.untold if waiting_on(task) is inner]
+    execution.untold = [(task, inner) for task, inner in waiting if task in parents]
+    told = [_tell(inner, task) for task, inner in waiting if task not in parents]
+    return any(told)
+
+
+def _tell(future: asyncio.Future[Any], task: HandlerTask | None) -> bool:
     if future.done():
         return False
-    if task is None:
-        task = next((each for each in execution.live_tasks() if waiting_on(each) is future), None)
     undo(task)
     future.set_exception(Cancelled())
     return True
 
 
+def release_settled(execution: Execution) -> bool:
+    """Deliver the deferred cancellations of tasks that will not hear of the invocation's after all.
+
+    What might have told them has ended without doing so: they have not run since.
+
+    Returns:
+        Whether any was delivered.
+    """
+    settled = [
+        task
+        for task in execution.deferring
+        if not task.told and waiting_on(task) is task.awaited is not None and not task.undoes_below()
+    ]
+    return _release(execution, settled)
+
+
 def release_deferred(execution: Execution) -> bool:
-    """Deliver the cancellations of tasks that undo nothing durable any more; return whether there are any."""
-    deferred = [task for task in execution.live_tasks() if task.deferred]
-    for task in deferred:
-        task.stop_undoing()
-    return bool(deferred)
+    """Deliver all deferred cancellations, because nothing durable is undone any more; return whether any was."""
+    return _release(execution, list(execution.deferring))
+
+
+def _release(execution: Execution, tasks: list[HandlerTask]) -> bool:
+    released = False
+    for task in tasks:
+        del execution.deferring[task]
+        if task.deferred and not task.done():
+            released = True
+            task.stop_undoing()
+    return released
 
 
 def undo(task: HandlerTask | None) -> None:
@@ -68,17 +118,31 @@ def undo(task: HandlerTask | None) -> None:
         task.told = True
     while task is not None and not task.undoing:
         task.undoing = True
-        task = task.parent
+        parent = task.parent
+        if parent is not None:
+            if parent.below is None:
+                parent.below = {}
+            parent.below[task] = None
+            if not parent.undoing:
+                parent.awaited = waiting_on(parent)
+        task = parent
 
 
-def stop_undoing(task: HandlerTask) -> None:
-    """Take note that a task has handled the cancellation, and that those above it will not hear of it any more."""
+def stop_undoing_outside_of_handlers(task: HandlerTask) -> None:
+    """Let a running task stop undoing if it has left the except and finally blocks that handle the cancellation.
+
+    While a task below it undoes things, it may not have heard of the cancellation yet.
+    """
+    if sys.exc_info()[1] is None and (task.told or not task.undoes_below()):
+        _stop_undoing(task)
+
+
+def _stop_undoing(task: HandlerTask) -> None:
+    """Record that a task has handled the cancellation, and that those above it will not hear of it any more."""
     above = task
     while above.undoing:
         above.stop_undoing()
         parent = above.parent
-        if parent is None or parent.told:
-            return
-        if any(each.undoing and each.parent is parent for each in parent.execution.live_tasks()):
+        if parent is None or parent.told or parent.undoes_below():
             return
         above = parent

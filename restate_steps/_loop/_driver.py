@@ -35,7 +35,7 @@ from restate import SdkInternalBaseException
 
 from ._anyio import adapt_anyio
 from ._asyncio import waiting_on
-from ._cancellation import release_deferred, tell_of_cancellation
+from ._cancellation import release_deferred, release_settled, tell_local_waits, tell_of_cancellation
 from ._code_mode import adapt_code_mode
 from ._endings import again, ends_the_invocation
 from ._execution import Execution, executions, name_of
@@ -64,6 +64,7 @@ class Driver:
         self._execution = execution
         # Whether more is ready, but the server's loop has its turn first.
         self._is_busy = False
+        self._watching: asyncio.TimerHandle
 
     async def run(self, coro: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the handler loop until it, and all that it started, has ended.
@@ -133,14 +134,14 @@ class Driver:
             if local.in_flight is not None:
                 await self._wait_for_local_operation()
             elif self._is_busy:
-                await asyncio.sleep(0)
+                await self._let_others_run(0.0)
             elif asked:
                 self._refuse_driving_by_hand()
                 if execution.closed is None:
                     await port.wait()
-            elif execution.ready.unpark():
-                # Something yields again and again, and nothing durable could end that.
-                await self._let_others_run()
+            elif execution.ready:
+                # Local work that takes many turns, or code that polls for what other invocations do.
+                await self._let_others_run(0.001)
             else:
                 await self._wait_for_others()
 
@@ -164,13 +165,16 @@ class Driver:
                     return False
                 if execution.closed is not None or condition():
                     return False
+                if ready.is_polling or (ready and port):
+                    timers.poll()
                 if timers:
                     timers.make_durable()
+                if execution.deferring and release_settled(execution):
+                    continue
                 if not port:
-                    if release_deferred(execution):
+                    if release_deferred(execution) or (not ready and tell_local_waits(execution)):
+                        ready.refill()
                         continue
-                    # What is ready polls for something local.
-                    self._is_busy = bool(ready)
                     ready.refill()
                     return False
                 try:
@@ -246,29 +250,48 @@ class Driver:
                     "differ on replay. Await it, or make a task of it with asyncio.create_task."
                 )
 
-    async def _let_others_run(self) -> None:
+    async def _let_others_run(self, seconds: float) -> None:
         execution = self._execution
-        execution.waits_outside = True
+        execution.waits_outside = not execution.port
         try:
-            await self._wait_for_signal(0.0)
+            await asyncio.sleep(seconds)
         finally:
             execution.waits_outside = False
 
     async def _wait_for_others(self) -> None:
         """Wait until another invocation wakes a task, or refuse if none could (E5, E6)."""
         execution = self._execution
+        port = execution.port
         if len(executions(execution.loop)) < 2:
-            self._refuse_deadlock()
+            self._refuse_deadlock(pause=True)
             return
         execution.waits_outside = True
+        self._watch_others()
         try:
-            await execution.port.flush()
-            if not execution.ready and execution.closed is None:
-                await self._wait_for_signal(None, self._refuse_deadlock)
+            while not execution.ready and execution.closed is None:
+                if port.is_cancelled():
+                    with execution.driving:
+                        tell_of_cancellation(execution)
+                        execution.ready.refill()
+                    return
+                await port.wait()
         finally:
+            self._watching.cancel()
             execution.waits_outside = False
 
-    def _refuse_deadlock(self) -> None:
+    def _watch_others(self) -> None:
+        loop = self._execution.server_loop
+        self._watching = loop.call_later(STALL_LIMIT_SECONDS, watchdog(self._look_at_others))
+
+    def _look_at_others(self) -> None:
+        """Refuse the handler if every other one waits in the same way, so that none can wake another."""
+        others = executions(self._execution.loop)
+        if all(other.waits_outside and other.closed is None for other in others):
+            self._refuse_deadlock(pause=False)
+        else:
+            self._watch_others()
+
+    def _refuse_deadlock(self, *, pause: bool) -> None:
         execution = self._execution
         if execution.ready or execution.closed is not None:
             return
@@ -278,7 +301,7 @@ class Driver:
         execution.refuse(
             f"no task of the handler can go on, because nothing is left that could end the waiting: {waiting}. Release "
             "the lock, set the event or fill the queue before waiting for it.",
-            pause=len(executions(execution.loop)) < 2,
+            pause=pause,
         )
 
     def _tear_down(self, error: BaseException) -> BaseException:

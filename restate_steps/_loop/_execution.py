@@ -21,7 +21,7 @@ from .._step_info import running_step
 from ..errors import ConcurrencyError, ContextInStepError, StepsError
 from ._asyncgens import AsyncGenerators
 from ._asyncio import Running, get_running_loop_or_none, must_cancel, swap_current_task
-from ._cancellation import stop_undoing, undo
+from ._cancellation import note_local_waits, stop_undoing_outside_of_handlers, undo
 from ._endings import again
 from ._frames import describe
 from ._local import LocalOperation, LocalOperations, running_operation
@@ -56,7 +56,10 @@ class Execution:
         is_over: Whether the code has ended.
         driving: Makes the handler loop the running loop, as a context manager.
         condition: What the driver drives until.
-        waits_outside: Whether the driver waits for a wake-up from outside, as nothing durable is waited for.
+        waits_outside: Whether wake-ups from outside are accepted, because nothing durable is waited for.
+        is_cancelled: Whether the cancellation of the invocation has been delivered.
+        deferring: The tasks of which a cancellation is deferred.
+        untold: The tasks that are still to be told of the invocation's cancellation, and what each waits for.
         task_factory: What the code has set as the loop's task factory.
         exception_handler: What the code has set as the loop's exception handler.
     """
@@ -81,6 +84,9 @@ class Execution:
         self._batch: list[int] = []
         self._signalled: asyncio.Future[None] | None = None
         self.waits_outside = False
+        self.is_cancelled = False
+        self.deferring: dict[HandlerTask, None] = {}
+        self.untold: list[tuple[HandlerTask, asyncio.Future[Any]]] = []
         self.driving = _Driving(self)
         self.condition: Callable[[], bool] = bool
 
@@ -123,6 +129,8 @@ class Execution:
         if body is None and (self.local.in_flight is not None or self.waits_outside):
             self.ready.append(handle)
             self.signal()
+            if self.waits_outside:
+                self.port.interrupt()
             return
         task = owner_of(handle)
         what = f"task {name_of(task)}" if isinstance(task, HandlerTask) else "a task"
@@ -170,6 +178,7 @@ class Execution:
             eager_start: Whether to run it at once, until it first waits for something.
             **options: More arguments for :class:`asyncio.Task`.
         """
+        self.notice_end_of_undoing()
         number = self._number(given)
         outer = self.ready.order
         if given is not None:
@@ -211,6 +220,13 @@ class Execution:
         """Return the tasks that have not ended, in the order in which they were made."""
         return [task for task in self._tasks if not task.done()]
 
+    def notice_end_of_undoing(self) -> None:
+        """Let the running task be cancelled again if it has left the code that handles the cancellation (E2)."""
+        if self.is_cancelled and self.loop.driving is self:
+            task = self.current_task()
+            if task is not None and task.undoing:
+                stop_undoing_outside_of_handlers(task)
+
     # --- durable waits ------------------------------------------------------------------------------------------
 
     def check(self, operation: str) -> None:
@@ -245,9 +261,7 @@ class Execution:
         await self.yield_if_closed()
         self.check("awaiting a durable future")
         task = self.current_task()
-        if task is not None and task.undoing and sys.exc_info()[1] is None:
-            # It has left the except and finally blocks in which it handled the cancellation of the invocation.
-            stop_undoing(task)
+        self.notice_end_of_undoing()
         operation = None if self.loop.driving is self else running_operation()
         wait = DurableWait(source, task, operation)
         self.port.add(wait)
@@ -301,6 +315,7 @@ class Execution:
         self.ready.begin_turn()
         if found is None:
             undo(task)
+            note_local_waits(self)
             raise Cancelled
         return True
 

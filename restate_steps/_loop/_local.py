@@ -265,15 +265,27 @@ class LocalContext(Generic[T]):
 
     async def _wait_until_entered(self) -> T:
         either: list[asyncio.Future[Any]] = [self._entered, self._task]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            # No one will exit the manager, so it has to clean up now.
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            raise
         if self._task.done():
             await self._task
         return self._entered.result()
 
     async def _hold(self) -> bool | None:
         value = await self._manager.__aenter__()
-        self._entered.set_result(value)
-        return await self._manager.__aexit__(*await self._left)
+        if not self._entered.done():
+            self._entered.set_result(value)
+        try:
+            error = await self._left
+        except asyncio.CancelledError as cancelled:
+            await self._manager.__aexit__(type(cancelled), cancelled, cancelled.__traceback__)
+            raise
+        return await self._manager.__aexit__(*error)
 
 
 async def _await(awaitable: Awaitable[T]) -> T:

@@ -129,6 +129,8 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
 
     def create_future(self) -> asyncio.Future[Any]:
         """Create a future."""
+        if self.driving is not None and self.driving.is_cancelled:
+            self.driving.notice_end_of_undoing()
         return asyncio.Future(loop=self)
 
     def create_task(

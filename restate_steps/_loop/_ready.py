@@ -9,12 +9,14 @@ A *turn* is what one callback does until it ends or, for a task, until the task 
   times in a row. Then everything else that is ready runs first.
 * **R3** Wake-ups that one turn causes by cancelling tasks are ordered by the numbers of the tasks, because anyio
   cancels in the order of a set. So are tasks that ``asyncio.as_completed`` makes in the order of a set.
-* **R4** What only reschedules itself, a task that spins or anyio's repeated delivery of a cancellation, is *parked*
-  once it has had its chance: it runs again when something else has happened.
+* **R4** What only reschedules itself, ``SPIN`` times without anything else having happened, is *parked*: it runs again
+  when something has. anyio's repeated delivery of a cancellation is parked at once. Code that polls this way sleeps
+  durably meanwhile (T4).
 * **R5** Nothing waits in the queue forever: after ``STREAK`` turns that descend from one another, new ones go to the
   end.
-* **R6** The queue comes to rest after ``BUDGET`` turns without anything having happened outside of it, although more is
-  ready: code that polls, for example with two tasks that wake each other, would otherwise keep the VM from being asked.
+* **R6** The queue comes to rest after ``BUDGET`` turns and yields without anything having happened outside of it,
+  although more is ready: code that polls, for example with two tasks that wake each other, would otherwise keep the VM
+  from being asked. It sleeps durably, too (T4).
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ __all__ = ["BUDGET", "KEEP", "SLICE", "SPIN", "STREAK", "Handle", "ReadyQueue", 
 KEEP: Final = 64
 """How often a task may yield without waiting before others run."""
 
-SPIN: Final = 1_000
-"""How often a task may yield without waiting before it counts as one that waits for something to happen."""
+SPIN: Final = 10_000
+"""How often a task may yield without waiting before it counts as one that polls."""
 
 BUDGET: Final = 100_000
-"""How many turns may follow one another before something durable, or a local operation, has to happen."""
+"""How many turns and yields may follow one another before something durable, or a local operation, has to happen."""
 
 SLICE: Final = 1_000
 """How many turns may follow one another before the server's loop has its turn."""
@@ -96,6 +98,7 @@ class ReadyQueue:
         self._on_error = on_error
         self._queue: deque[asyncio.Handle] = deque()
         self._parked: list[asyncio.Handle] = []
+        self._polls = False
         self._descendants = 0
         self._streak = 0
         # Turns that did something, and how many there were when the parked handles had their last chance.
@@ -111,9 +114,9 @@ class ReadyQueue:
         return bool(self._queue or self.turn)
 
     @property
-    def is_spinning(self) -> bool:
-        """Whether something is parked."""
-        return bool(self._parked)
+    def is_polling(self) -> bool:
+        """Whether what is parked may do something else than to reschedule itself, if it is run again."""
+        return self._polls
 
     @property
     def last(self) -> HandlerTask | None:
@@ -144,15 +147,15 @@ class ReadyQueue:
         """Forget everything."""
         self._queue.clear()
         self._parked.clear()
+        self._polls = False
         self.turn = []
         self._running = None
 
-    def unpark(self) -> bool:
-        """Give what is parked another chance; return whether there is any."""
-        parked, self._parked = self._parked, []
-        self._queue.extend(parked)
+    def _unpark(self) -> None:
+        self._queue.extend(self._parked)
+        self._parked.clear()
+        self._polls = False
         self._turns_seen = self._turns
-        return bool(parked)
 
     def refill(self) -> None:
         """Let turns run again: something has happened outside of the queue."""
@@ -174,7 +177,7 @@ class ReadyQueue:
                 self._streak = 0
                 if not self._parked or self._turns == self._turns_seen:
                     return False
-                self.unpark()
+                self._unpark()
             handle = queue.popleft()
             if self._descendants:
                 self._descendants -= 1
@@ -182,8 +185,8 @@ class ReadyQueue:
             else:
                 self._streak = 0
             if not handle._cancelled:
-                self.budget -= 1
                 self._run_turn(handle)
+                self.budget = max(self.budget - 1 - self._yields, 0)
         return False
 
     def run_descendants(self) -> None:
@@ -245,23 +248,24 @@ class ReadyQueue:
                 return
             if len(turn) == 1 and not is_task and last._callback == handle._callback and last._args == handle._args:
                 turn.pop()
-                self._put_off(last, SPIN, alone=True)
+                self._put_off(last, self._spins + 1, alone=True)
                 return
             break
         self._turns += 1
         self._end_turn()
 
-    def _put_off(self, handle: asyncio.Handle, spins: int, *, alone: bool) -> None:
+    def _put_off(self, handle: Any, spins: int, *, alone: bool) -> None:
         if not alone:
             self._turns += 1
+        is_anyio = _is_anyio(handle._callback)
+        if is_anyio or spins >= SPIN:
+            spins = 0
+            self._parked.append(handle)
+            self._polls = self._polls or not is_anyio
+        else:
+            self._queue.append(handle)
         if isinstance(handle, Handle):
             handle.spins = spins
-        if spins < SPIN:
-            self._queue.append(handle)
-        else:
-            if isinstance(handle, Handle):
-                handle.spins = 0
-            self._parked.append(handle)
 
     def _end_turn(self) -> None:
         turn = self.turn
@@ -280,6 +284,10 @@ class ReadyQueue:
             turn.reverse()
             self._queue.extendleft(turn)
         self._descendants += len(turn)
+
+
+def _is_anyio(callback: Any) -> bool:
+    return str(getattr(callback, "__module__", None)).startswith("anyio.")
 
 
 def owner_of(handle: Any) -> Any:

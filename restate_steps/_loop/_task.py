@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from contextvars import Context
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from ._asyncio import is_cancelled_by_its_group
 
 if TYPE_CHECKING:
     from ._execution import Execution
 
 __all__ = ["HandlerTask"]
+
+
+_GROUPS_UNCANCEL: Final = int(sys.version_info >= (3, 13))
+"""Whether a task group that cancels its task while it waits for its other tasks takes the cancellation back."""
 
 
 class HandlerTask(asyncio.Task[Any]):
@@ -28,6 +35,8 @@ class HandlerTask(asyncio.Task[Any]):
         told: Whether it has been told that the invocation is cancelled.
         undoing: Whether it has been told, or will be by a task that it made, and may still be undoing things.
         deferred: The cancellations that wait until that is over, as the messages given to :meth:`cancel`.
+        below: The tasks that it made and that may still be undoing things.
+        awaited: What it waited for when a task below it was told.
     """
 
     def __init__(
@@ -47,6 +56,8 @@ class HandlerTask(asyncio.Task[Any]):
         self.is_leaving = self.told = self.undoing = False
         self.swallowed = 0
         self.deferred: list[Any] = []
+        self.below: dict[HandlerTask, None] | None = None
+        self.awaited: asyncio.Future[Any] | None = None
         super().__init__(coro, loop=execution.loop, name=name or f"Task-{number}", context=context, **options)
 
     def __hash__(self) -> int:
@@ -64,7 +75,11 @@ class HandlerTask(asyncio.Task[Any]):
                 self.swallowed += 1
                 return True
             if self.undoing:
+                if is_cancelled_by_its_group(sys._getframe(1), self):  # pyright: ignore[reportPrivateUsage]
+                    self.swallowed += _GROUPS_UNCANCEL
+                    return True
                 self.deferred.append(msg)
+                self.execution.deferring[self] = None
                 return True
         ready = self.execution.ready
         outer, ready.order = ready.order, self.number
@@ -79,17 +94,30 @@ class HandlerTask(asyncio.Task[Any]):
 
     def uncancel(self) -> int:
         """Take a cancellation back, first one that has not been delivered: whoever asked for it has ended."""
-        if self.deferred:
-            self.deferred.pop()
-        elif self.swallowed:
+        if self.swallowed:
             self.swallowed -= 1
+        elif self.deferred:
+            self.deferred.pop()
         else:
             super().uncancel()
         return self.cancelling()
 
+    def undoes_below(self) -> bool:
+        """Return whether a task that it made may still be undoing things."""
+        below = self.below
+        while below:
+            task = next(iter(below))
+            if not task.done():
+                return True
+            del below[task]
+        return False
+
     def stop_undoing(self) -> None:
-        """Take note that it has handled the cancellation of the invocation, and let later ones come through."""
+        """Record that it has handled the cancellation of the invocation, and let later ones come through."""
         self.told = self.undoing = False
+        self.awaited = None
+        if self.parent is not None and self.parent.below:
+            self.parent.below.pop(self, None)
         deferred, self.deferred = self.deferred, []
         for msg in deferred:
             self.cancel(msg)

@@ -5,6 +5,8 @@
   every attempt, and moves only when a timer ends.
 * **T3** While a local operation holds the turn, nothing of the journal is delivered. Timers that were made around the
   operation, by its task or one above, go by the server's clock meanwhile, so that a timeout of a client library works.
+* **T4** Code that polls without sleeping gets another chance after a durable sleep, each twice as long as the one
+  before. It is made before the VM is asked, so whether it is made does not depend on what the VM has.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["DurableTimer", "Timers"]
 
 _LONGEST_SECONDS: Final = 100 * 366 * 86400.0
+_FIRST_POLL_SECONDS: Final = 0.01
+_LONGEST_POLL_SECONDS: Final = 3600.0
 
 
 class DurableTimer:
@@ -54,12 +58,16 @@ class Timers:
         self._execution = execution
         self._live: dict[TimerHandle, tuple[HandlerTask | None, float]] = {}
         self._durable: dict[TimerHandle, DurableTimer] = {}
+        self._poll_seconds = _FIRST_POLL_SECONDS
+        self._polls = False
 
     def __bool__(self) -> bool:
         return bool(self._live)
 
     def add(self, timer: TimerHandle) -> None:
         """Add a timer; one that is due runs with what is ready."""
+        if math.isnan(timer.when()):
+            raise ValueError("the time of a timer must be a number, got nan")
         if timer.when() <= self.now:
             self._execution.ready.schedule(timer)
         elif timer.when() != math.inf:
@@ -94,6 +102,18 @@ class Timers:
             durable = DurableTimer(self, timer, self._execution.begin_sleep(seconds))
             self._durable[timer] = durable
             self._execution.watch(durable)
+
+    def poll(self) -> None:
+        """Begin a sleep after which code that polls gets another chance, unless one has begun (T4)."""
+        if not self._polls:
+            self._polls = True
+            execution = self._execution
+            execution.loop.call_later(self._poll_seconds, self._end_poll, context=execution.own_context())
+            self._poll_seconds = min(2 * self._poll_seconds, _LONGEST_POLL_SECONDS)
+
+    def _end_poll(self) -> None:
+        # That it runs is enough: something has happened.
+        self._polls = False
 
     def sleepers(self) -> Iterator[tuple[TimerHandle, Any]]:
         """Yield the timers that end an ``asyncio.sleep``, each with the future that the sleeper waits for."""

@@ -1294,7 +1294,68 @@ async def a_saga_of_tasks(ctx: restate.Context) -> str:
         await asyncio.gather(work("undo a"), work("undo b"))
     else:
         return "finished"
+    await work("report")
     return "undone"
+
+
+@scenario("finished", "undone", ends_cancelled=False)
+async def a_saga_of_anyio(ctx: restate.Context) -> str:
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(chain, "a")
+            group.start_soon(chain, "b")
+    except* restate.TerminalError:
+        async with anyio.create_task_group() as group:
+            group.start_soon(work, "undo a")
+            group.start_soon(work, "undo b")
+    else:
+        return "finished"
+    await asyncio.gather(work("report a"), work("report b"))
+    return "undone"
+
+
+@scenario("finished", "undone", ends_cancelled=False)
+async def a_saga_of_groups_in_groups(ctx: restate.Context) -> str:
+    async def books(tag: str) -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(chain(f"{tag}1"))
+                group.create_task(chain(f"{tag}2"))
+        except* restate.TerminalError:
+            await work(f"undo {tag}")
+            raise
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(books("a"))
+            group.create_task(books("b"))
+    except* restate.TerminalError:
+        await work("undo all")
+    else:
+        return "finished"
+    await work("report")
+    return "undone"
+
+
+@scenario("finished", "cancelled", ends_cancelled=False)
+async def workers_of_a_queue_that_is_joined(ctx: restate.Context) -> str:
+    queue: asyncio.Queue[str] = asyncio.Queue()
+    for tag in "abc":
+        queue.put_nowait(tag)
+
+    async def works() -> None:
+        while True:
+            await work(await queue.get())
+            queue.task_done()
+
+    workers = [asyncio.create_task(works()) for _ in range(2)]
+    try:
+        await queue.join()
+    except restate.TerminalError:
+        return await work("cancelled")
+    for worker in workers:
+        worker.cancel()
+    return "finished"
 
 
 @scenario("finished", *("undone " + "".join(each) for each in subsets("a", "b")), ends_cancelled=False, needs_ctx=True)

@@ -13,15 +13,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
+import anyio
 import pytest
 from restate import TerminalError
 from restate.exceptions import SdkInternalException, SuspendedException
 
 from restate_steps import ConcurrencyError
 from restate_steps._loop import EXECUTION, Cancelled, Driver, Execution, HandlerTask, _driver, _ready
+from restate_steps._loop._local import LocalContext
 from restate_steps._loop._ready import KEEP, Handle
 from restate_steps.context import StepInfo, running_step
 
@@ -76,6 +78,12 @@ class Port:
         if done := [wait for wait in self._waits if wait.source == entry]:
             self.journal.popleft()
         return done
+
+    def is_cancelled(self) -> bool:
+        if self.journal and self.journal[0] is CANCEL:
+            self.journal.popleft()
+            return True
+        return False
 
     def sleep(self, seconds: float) -> Any:
         self.sleeps.append(seconds)
@@ -252,7 +260,68 @@ async def test_a_task_that_spins_lets_the_vm_be_asked() -> None:
         return spins
 
     assert await run(code, port) < 10 * _ready.SPIN
-    assert port.asked == [["x"], ["y"]]
+    assert port.asked == [["x", "sleep 1"], ["sleep 1", "y"]]
+
+
+async def test_code_that_polls_gets_another_chance_after_a_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T4: what it waits for may need this very code, so it goes on although nothing else happens."""
+    monkeypatch.setattr(_ready, "SPIN", 2 * KEEP)
+
+    async def code() -> tuple[str, float]:
+        answer = asyncio.create_task(durable("answer"))
+        for _ in range(9 * KEEP):
+            await asyncio.sleep(0)
+        await durable("question")
+        return await answer, asyncio.get_running_loop().time()
+
+    port = Port("sleep 1", "sleep 2", "sleep 3", "question", "answer")
+    assert await run(code, port) == ("answer", 0.01 + 0.02 + 0.04)
+    assert port.sleeps == pytest.approx([0.01, 0.02, 0.04])
+
+
+async def test_a_sleep_is_made_for_code_that_polls_before_the_vm_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T4: another attempt finds the answer in the journal at once, and issues the same commands."""
+    monkeypatch.setattr(_ready, "SPIN", 2 * KEEP)
+
+    async def code() -> None:
+        answer = asyncio.create_task(durable("answer"))
+        for _ in range(5 * KEEP):
+            await asyncio.sleep(0)
+        await answer
+
+    port = Port("answer")
+    await run(code, port)
+    assert port.sleeps == [0.01]
+
+
+async def test_code_that_polls_the_clock_ends() -> None:
+    """T4: the sleeps move the clock."""
+
+    async def code() -> float:
+        loop = asyncio.get_running_loop()
+        while loop.time() < 0.02:  # noqa: ASYNC110 - what this is about
+            await asyncio.sleep(0)
+        return loop.time()
+
+    assert await run(code, Port(later=["sleep 1", "sleep 2"])) == pytest.approx(0.03)
+
+
+async def test_local_work_of_many_turns_costs_no_sleep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T4: nothing durable is waited for, so nothing could come in between."""
+    monkeypatch.setattr(_ready, "BUDGET", 1000)
+    monkeypatch.setattr(_ready, "SLICE", 100)
+
+    async def code() -> int:
+        return sum(await asyncio.gather(*[yields(90) for _ in range(50)]))
+
+    async def yields(times: int) -> int:
+        for _ in range(times):
+            await asyncio.sleep(0)
+        return times
+
+    port = Port()
+    assert await run(code, port) == 4500
+    assert port.sleeps == []
 
 
 async def _both(*names: str) -> None:
@@ -277,9 +346,28 @@ async def test_a_callback_that_repeats_itself_lets_the_vm_be_asked(log: list[Any
         ended = True
         await durable("z")
 
-    await run(code, Port("x", "y", "z"))
+    port = Port("x", "y", "z")
+    await run(code, port)
     assert log[-1] is True
-    assert len(log) < 20
+    assert len(log) < 5 * _ready.SPIN
+    assert port.sleeps == [0.01]
+
+
+async def test_a_repeated_cancellation_of_anyio_costs_no_sleep() -> None:
+    """R4: anyio repeats it until the task has ended, so it is parked at once, and does not poll."""
+
+    async def code() -> str:
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await durable("x")
+            async with anyio.create_task_group() as group:
+                group.start_soon(durable, "never")
+        return await durable("y")
+
+    port = Port("x", "y")
+    assert await run(code, port) == "y"
+    assert port.sleeps == []
 
 
 async def test_nothing_waits_in_the_queue_forever(log: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,6 +476,76 @@ async def test_a_task_that_undoes_nothing_durable_is_cancelled_after_all() -> No
     assert await run(code, Port(CANCEL))
 
 
+async def test_a_task_is_cancelled_after_all_when_those_below_it_have_ended() -> None:
+    """E2: a deferred cancellation is delivered, although another task still undoes things."""
+
+    async def code() -> bool:
+        async def undoes(*names: str) -> None:
+            for name in names:
+                await _ignoring_cancellation(name)
+
+        async def waits() -> None:
+            await asyncio.create_task(undoes("x"))
+            await asyncio.get_running_loop().create_future()
+
+        waiting = asyncio.create_task(waits())
+        undoing = asyncio.create_task(undoes("y", "undo"))
+        await _ignoring_cancellation("z")
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        assert not undoing.done()
+        await undoing
+        return waiting.cancelled()
+
+    assert await run(code, Port(CANCEL, "undo"))
+
+
+async def test_a_task_that_goes_on_to_something_else_can_be_cancelled() -> None:
+    """E2: it has handled the cancellation, and waits for something local while another still undoes things."""
+
+    async def code() -> bool:
+        async def works() -> None:
+            await _ignoring_cancellation("x")
+            await asyncio.get_running_loop().create_future()
+
+        async def undoes() -> None:
+            await _ignoring_cancellation("y")
+            await durable("undo")
+
+        working, undoing = asyncio.create_task(works()), asyncio.create_task(undoes())
+        await _ignoring_cancellation("z")
+        working.cancel()
+        await asyncio.wait([working])
+        assert not undoing.done()
+        await undoing
+        return working.cancelled()
+
+    assert await run(code, Port(CANCEL, "undo"))
+
+
+async def test_a_task_that_hears_of_the_cancellation_by_another_is_not_interrupted(log: list[Any]) -> None:
+    """E2: a group cancels it because of another failure, which must not keep it from undoing things."""
+
+    async def code() -> None:
+        async def books() -> None:
+            try:
+                await asyncio.create_task(durable("x"))
+            except Cancelled:
+                log.append(await durable("undo"))
+                raise
+
+        async def fails() -> None:
+            await durable("y")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(books())
+            group.create_task(fails())
+
+    with pytest.raises(ExceptionGroup):
+        await run(code, Port(CANCEL, "undo"))
+    assert log == ["undo"]
+
+
 async def test_the_tasks_of_others_are_not_listed() -> None:
     """Handlers share a loop, and ``asyncio.all_tasks`` goes by the loop."""
 
@@ -466,6 +624,16 @@ async def test_a_timer_that_is_due_takes_no_sleep(log: list[Any]) -> None:
     await run(code, port)
     assert log == ["due", "x"]
     assert port.sleeps == []
+
+
+async def test_a_timer_without_a_time_is_refused() -> None:
+    """T1: where it is made, and not by the driver."""
+
+    async def code() -> None:
+        with pytest.raises(ValueError, match="must be a number, got nan"):
+            await asyncio.sleep(float("nan"))
+
+    await run(code)
 
 
 async def test_a_timeout_around_a_local_operation_goes_by_the_clock() -> None:
@@ -657,6 +825,30 @@ async def test_a_cancelled_operation_is_waited_for(log: list[Any]) -> None:
     assert log == ["cleaned up", "after"]
 
 
+async def test_a_manager_whose_entering_is_cancelled_cleans_up(log: list[Any]) -> None:
+    """O4: it is entered in a task that nothing would end."""
+
+    @asynccontextmanager
+    async def connection() -> AsyncIterator[None]:
+        log.append("opens")
+        try:
+            await asyncio.sleep(10)
+            yield
+        finally:
+            await asyncio.sleep(0)
+            log.append("closed")
+
+    async def code() -> None:
+        try:
+            async with asyncio.timeout(0.01), LocalContext(current(), connection()):
+                log.append("entered")
+        except TimeoutError:
+            log.append("went on")
+
+    await run(code)
+    assert log == ["opens", "closed", "went on"]
+
+
 async def test_a_cancelled_thread_is_not_waited_for(log: list[Any]) -> None:
     """O4: a thread cannot be cancelled."""
     release = threading.Event()
@@ -713,6 +905,59 @@ async def test_the_cancellation_is_told_once_to_all_that_wait(log: list[Any]) ->
 
     await run(code, Port(CANCEL, "undo a", "undo b", "undo s"))
     assert log == ["b 409", "a 409", "s 409", "undo a", "undo b", "undo s"]
+
+
+async def test_a_local_wait_is_told_when_nothing_durable_is_left(log: list[Any]) -> None:
+    """E2: the handler waits for a queue whose workers end with the cancellation."""
+
+    async def code() -> None:
+        queue: asyncio.Queue[str] = asyncio.Queue()
+        for name in "abc":
+            queue.put_nowait(name)
+
+        async def works() -> None:
+            while True:
+                name = await queue.get()
+                try:
+                    await durable(name)
+                finally:
+                    log.append(await durable(f"undo {name}"))
+                queue.task_done()
+
+        workers = [asyncio.create_task(works()) for _ in range(2)]
+        try:
+            await queue.join()
+        except Cancelled:
+            log.append([worker.done() for worker in workers])
+            raise
+
+    with pytest.raises(Cancelled):
+        await run(code, Port(CANCEL, "undo a", "undo b"))
+    assert log == ["undo a", "undo b", [True, True]]
+
+
+async def test_a_local_wait_that_began_later_is_not_told() -> None:
+    """E2: whoever has handled the cancellation does not hear of it again."""
+    end: list[asyncio.Future[None]] = []
+
+    async def code() -> str:
+        await _ignoring_cancellation("x")
+        end.append(asyncio.get_running_loop().create_future())
+        await end[0]
+        return "went on"
+
+    async def other() -> None:
+        await current().local.run(_until(lambda: bool(end)))
+        end[0].set_result(None)
+
+    beside = asyncio.create_task(run(other))
+    assert await asyncio.wait_for(run(code, Port(CANCEL)), 5) == "went on"
+    await beside
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - there is no event to wait for
+        await asyncio.sleep(0)
 
 
 async def test_tasks_that_the_handler_left_may_clean_up(log: list[Any]) -> None:
@@ -951,12 +1196,11 @@ async def test_a_deadlock_is_reported() -> None:
 
 
 async def test_a_handler_that_waits_for_another_in_vain_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """E6: nothing waits forever, even if another invocation could end the waiting."""
+    """E6: when the others have ended without waking it."""
     monkeypatch.setattr(_driver, "STALL_LIMIT_SECONDS", 0.02)
-    end = asyncio.Event()
 
     async def other() -> None:
-        await current().local.run(end.wait())
+        await current().local.run(asyncio.sleep(0.03))
 
     async def code() -> None:
         await asyncio.get_running_loop().create_future()
@@ -965,8 +1209,68 @@ async def test_a_handler_that_waits_for_another_in_vain_is_refused(monkeypatch: 
     await asyncio.sleep(0)
     with pytest.raises(ConcurrencyError, match="no task of the handler can go on"):
         await run(code)
-    end.set()
-    await beside
+    assert beside.done()
+
+
+async def test_a_handler_waits_for_another_that_may_still_wake_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E6: however long the other takes."""
+    monkeypatch.setattr(_driver, "STALL_LIMIT_SECONDS", 0.01)
+    lock = asyncio.Lock()
+    port = Port()
+
+    async def holds() -> None:
+        async with lock:
+            await durable("x")
+
+    async def waits() -> str:
+        async with lock:
+            return "locked"
+
+    holder = asyncio.create_task(run(holds, port))
+    await asyncio.sleep(0)
+    waiter = asyncio.create_task(run(waits))
+    await asyncio.sleep(0.05)
+    assert not waiter.done()
+    port.journal.append("x")
+    port.interrupt()
+    assert await asyncio.wait_for(waiter, 5) == "locked"
+    await holder
+
+
+async def test_handlers_that_wait_for_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E6: each holds the lock that the other one waits for."""
+    monkeypatch.setattr(_driver, "STALL_LIMIT_SECONDS", 0.02)
+    locks = [asyncio.Lock(), asyncio.Lock()]
+
+    async def code(first: asyncio.Lock, second: asyncio.Lock) -> str:
+        async with first:
+            await current().local.run(_until(second.locked))
+            async with second:
+                return "locked"
+
+    handlers = [run(lambda: code(*locks)), run(lambda: code(*reversed(locks)))]
+    found = await asyncio.wait_for(asyncio.gather(*handlers, return_exceptions=True), 5)
+    assert isinstance(found[0], ConcurrencyError)
+    assert found[1] == "locked"
+
+
+async def test_a_handler_that_waits_for_another_hears_of_its_cancellation() -> None:
+    """E2: the VM is asked, although nothing durable is waited for."""
+    lock = asyncio.Lock()
+    ports = [Port(), Port(later=[CANCEL])]
+
+    async def code() -> None:
+        async with lock:
+            await durable("x")
+
+    holder = asyncio.create_task(run(code, ports[0]))
+    await asyncio.sleep(0)
+    with pytest.raises(Cancelled):
+        await asyncio.wait_for(run(code, ports[1]), 5)
+    ports[0].journal.append("x")
+    ports[0].interrupt()
+    await holder
+    assert not lock.locked()
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------
