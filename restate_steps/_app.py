@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import dataclasses
 import functools
@@ -13,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast, overload
 import restate
 from restate import TerminalError
 
-from ._loop import Execution, LocalContext, causes_of, ends_the_invocation, running_operation
+from ._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
 from .context import current_invocation
 
 __all__ = ["app", "local"]
@@ -68,6 +69,8 @@ def app(
 
 
 def _on_handler_loop(service: Service) -> Service:
+    if not isinstance(cast(Any, service), restate.Service | restate.VirtualObject | restate.Workflow):
+        return service  # The SDK says what is wrong with it.
     changed = copy.copy(service)
     cast(Any, changed).handlers = _Handlers(cast(Any, service).handlers)
     return changed
@@ -118,13 +121,8 @@ def _terminal_of_group(error: BaseException) -> TerminalError | None:
 
     The SDK looks for a terminal error along the causes only, and would retry a group.
     """
-    chain = causes_of(error)
-    if any(isinstance(each, TerminalError) for each in chain):
-        return None
-    for each in chain:
-        if isinstance(each, BaseExceptionGroup) and ends_the_invocation(cast(BaseException, each)):
-            return _first_terminal(cast(BaseException, each))
-    return None
+    cause = terminal_cause(error)
+    return _first_terminal(cause) if isinstance(cause, BaseExceptionGroup) else None
 
 
 def _first_terminal(error: BaseException) -> TerminalError | None:
@@ -169,7 +167,7 @@ def local(what: Any, /) -> Any:
             return await charge(order, prices)
         ```
     """
-    if hasattr(what, "__aenter__") and not inspect.isawaitable(what):
+    if hasattr(what, "__aenter__"):
         execution = _execution_of_caller()
         return what if execution is None else LocalContext(execution, what)
     if not inspect.isawaitable(what):
@@ -182,7 +180,14 @@ def local(what: Any, /) -> Any:
 
 async def _local(awaitable: Awaitable[T]) -> T:
     execution = _execution_of_caller()
-    return await (awaitable if execution is None else execution.local.run(awaitable))
+    if execution is None:
+        return await awaitable
+    if isinstance(awaitable, asyncio.Future) and isinstance(awaitable.get_loop(), HandlerLoop):
+        raise TypeError(
+            f"local() expected something that has not begun, got {awaitable!r}, which runs on the handler's event "
+            "loop. Give it the coroutine: local(fetch()), not local(asyncio.create_task(fetch()))."
+        )
+    return await execution.local.run(awaitable)
 
 
 def _execution_of_caller() -> Execution | None:

@@ -1,7 +1,7 @@
 """The event loop of handlers: plain asyncio in an order that the journal decides."""
 
 from ._driver import Driver
-from ._endings import again, causes_of, ends_the_invocation
+from ._endings import again, ends_the_invocation, terminal_cause
 from ._execution import Execution
 from ._frames import describe, frames_of, user_line
 from ._inspect import frames_above, handler_tasks
@@ -21,13 +21,13 @@ __all__ = [
     "HandlerTask",
     "LocalContext",
     "again",
-    "causes_of",
     "describe",
     "ends_the_invocation",
     "frames_above",
     "frames_of",
     "handler_tasks",
     "running_operation",
+    "terminal_cause",
     "user_line",
     "watchdog",
 ]

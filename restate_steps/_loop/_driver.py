@@ -86,6 +86,7 @@ class Driver:
                 # The next attempt may take another way, so nothing of a clean-up must get into the journal.
                 raise failure
             await self._end_what_is_left()
+            await execution.local.ended()
         except BaseException as error:
             reason = self._tear_down(error)
             if not isinstance(error, GeneratorExit):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from restate import TerminalError
+from restate import SdkInternalBaseException, TerminalError
+from restate.exceptions import RetryableError
 
-__all__ = ["again", "causes_of", "ends_the_invocation"]
+__all__ = ["again", "causes_of", "ends_the_invocation", "terminal_cause"]
 
 
 def again(error: BaseException) -> BaseException:
@@ -33,12 +34,23 @@ def causes_of(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def terminal_cause(error: BaseException) -> BaseException | None:
+    """Return what makes an error that leaves the handler end the invocation; None if Restate retries it.
+
+    The SDK goes along the causes, and the first that is terminal or retryable decides. A group of terminal errors is
+    terminal, too.
+    """
+    for each in causes_of(error):
+        if isinstance(each, TerminalError) or (isinstance(each, BaseExceptionGroup) and _all_terminal(each)):
+            return each
+        if isinstance(each, RetryableError | SdkInternalBaseException):
+            return None
+    return None
+
+
 def ends_the_invocation(error: BaseException) -> bool:
     """Return whether Restate ends the invocation with an error that leaves the handler, instead of retrying."""
-    return any(
-        isinstance(each, TerminalError) or (isinstance(each, BaseExceptionGroup) and _all_terminal(each))
-        for each in causes_of(error)
-    )
+    return terminal_cause(error) is not None
 
 
 def _all_terminal(group: Any) -> bool:

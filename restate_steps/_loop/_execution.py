@@ -245,6 +245,11 @@ class Execution:
             return
         if (step := running_step.get()) is not None:
             raise ContextInStepError(operation, step.name)
+        if local is not None and local.execution is self:
+            raise self.refuse(
+                f"{operation} was called inside of restate_steps.local while another step was awaited there. The order "
+                "of the two would depend on timing. Await one after the other, or use restate_steps.gather."
+            )
         raise self.refuse(
             f"{operation} was called beside the handler, by another thread, event loop or task of the server's event "
             "loop, where its place in the journal would depend on timing. Use the Restate context in the handler, and "

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Awaitable, Callable, Coroutine
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
@@ -121,6 +123,7 @@ class LocalOperations:
         self._execution = execution
         self._operations: dict[LocalOperation, None] = {}
         self._ending: list[asyncio.Future[Any]] = []
+        self._contexts: list[LocalContext[Any]] = []
         self._ended: list[LocalOperation] = []
 
     @property
@@ -170,12 +173,13 @@ class LocalOperations:
         self._ended.clear()
         self._execution.ready.held = False
 
-    def remember(self, task: asyncio.Task[Any]) -> None:
-        """Wait for a task of the server's loop, too, when the attempt is over."""
-        self._ending.append(task)
+    def remember(self, context: LocalContext[Any]) -> None:
+        """Close a context manager, too, when the attempt is over."""
+        self._contexts.append(context)
 
     async def ended(self) -> None:
         """Wait until what was cancelled has cleaned up, so that the next attempt does not run beside it."""
+        self._ending += [context.close() for context in self._contexts]
         left = [future for future in self._ending if not future.done()]
         if left:
             await asyncio.wait(left, timeout=_CLEAN_UP_SECONDS)
@@ -188,6 +192,9 @@ class LocalOperations:
         """Run a function in a thread, and return the future of its result."""
         self._execution.check("a thread")
         operation = LocalOperation(self._execution, can_be_cancelled=False)
+        if executor is None or isinstance(executor, ThreadPoolExecutor):
+            # So that what the thread schedules on the handler loop is known to be this execution's.
+            func = functools.partial(contextvars.copy_context().run, func)
         operation.start(self._execution.server_loop.run_in_executor(executor, func, *args))
         return operation.result
 
@@ -247,23 +254,44 @@ class LocalContext(Generic[T]):
         loop = execution.server_loop
         self._entered: asyncio.Future[T] = loop.create_future()
         self._left: asyncio.Future[tuple[Any, Any, Any]] = loop.create_future()
-        # One task for both: what is entered may hold a cancel scope or a task group of anyio.
-        self._task = asyncio.Task(self._hold(), loop=loop, context=contextvars.copy_context())
-        execution.local.remember(self._task)
+        self._context = contextvars.copy_context()
         return await execution.local.run(self._wait_until_entered())
 
     async def __aexit__(self, *error: Any) -> bool | None:
-        self._leave(error)
         if self._execution.closed is not None:
             # The attempt is over. The task ends by itself, and the driver waits for it.
+            self._leave(error)
             return None
-        return await self._execution.local.run(self._task)
+        return await self._execution.local.run(self._wait_until_left(error))
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        # Some things are both: await session.get(url), async with session.get(url).
+        return self._execution.local.run(cast("Awaitable[Any]", self._manager)).__await__()
+
+    def close(self) -> asyncio.Task[Any]:
+        """End it if nothing has exited it, and return its task."""
+        if not self._left.done():
+            self._task.cancel()
+        return self._task
 
     def _leave(self, error: tuple[Any, ...]) -> None:
         if not self._left.done():
             self._left.set_result(cast("tuple[Any, Any, Any]", error))
 
+    def _enter_operation(self) -> None:
+        # Steps that the manager calls belong to the operation that enters it, or to the one that exits it.
+        self._context.run(OPERATION.set, OPERATION.get())
+
+    async def _wait_until_left(self, error: tuple[Any, ...]) -> bool | None:
+        self._enter_operation()
+        self._leave(error)
+        return await self._task
+
     async def _wait_until_entered(self) -> T:
+        self._enter_operation()
+        # One task for both: what is entered may hold a cancel scope or a task group of anyio.
+        self._task = asyncio.Task(self._hold(), loop=self._execution.server_loop, context=self._context)
+        self._execution.local.remember(self)
         either: list[asyncio.Future[Any]] = [self._entered, self._task]
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)

@@ -143,19 +143,18 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
     ) -> asyncio.Task[T]:
         """Create a task."""
         execution = self._execution(context)
-        factory = execution.task_factory
-        if factory is None or factory is getattr(asyncio, "eager_task_factory", None):
-            if factory is not None:
-                options.setdefault("eager_start", True)
-            given = _position_in_as_completed(coro)
-            return execution.create_task(coro, name=name, context=context, given=given, **options)
-        task = factory(self, coro, context=context, **options) if context else factory(self, coro, **options)
-        if name is not None and hasattr(task, "set_name"):
-            task.set_name(name)
-        return cast("asyncio.Task[T]", task)
+        if execution.task_factory is not None:
+            options.setdefault("eager_start", True)
+        given = _position_in_as_completed(coro)
+        return execution.create_task(coro, name=name, context=context, given=given, **options)
 
     def set_task_factory(self, factory: Any) -> None:
-        """Set the task factory of the running handler."""
+        """Set the task factory of the running handler: None, or ``asyncio.eager_task_factory``."""
+        if factory is not None and factory is not getattr(asyncio, "eager_task_factory", None):
+            raise self._execution().refuse(
+                f"loop.set_task_factory was called with {factory!r}, at {user_line()}. The order of a handler's tasks is "
+                "part of its journal, so the handler loop makes them itself. Use asyncio.eager_task_factory, or none."
+            )
         self._execution().task_factory = factory
 
     def get_task_factory(self) -> Any:

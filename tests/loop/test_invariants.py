@@ -1145,6 +1145,30 @@ async def test_a_wake_up_from_the_server_is_refused_while_something_durable_is_w
     assert len(port.failed) == 1
 
 
+async def test_a_call_from_a_thread_reaches_the_handler_that_waits_for_the_thread(log: list[Any]) -> None:
+    """L2: and not the one that is driven at that moment."""
+    called, driven = threading.Event(), threading.Event()
+
+    async def waits() -> None:
+        loop = asyncio.get_running_loop()
+
+        def thread() -> None:
+            driven.wait(5)
+            loop.call_soon_threadsafe(log.append, "called")
+            called.set()
+
+        await loop.run_in_executor(None, thread)
+
+    async def is_driven() -> None:
+        await durable("x")
+        driven.set()
+        called.wait(5)
+        await durable("y")
+
+    await asyncio.gather(run(waits), run(is_driven, Port(later=["x", "y"])))
+    assert log == ["called"]
+
+
 async def test_a_wake_up_from_a_body_is_refused() -> None:
     """E5: even where another's would be accepted."""
 
