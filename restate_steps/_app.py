@@ -122,11 +122,11 @@ def _terminal_of_group(error: BaseException) -> TerminalError | None:
     The SDK looks for a terminal error along the causes only, and would retry a group.
     """
     cause = terminal_cause(error)
-    return _first_terminal(cause) if isinstance(cause, BaseExceptionGroup) else None
+    return None if isinstance(cause, TerminalError) else _first_terminal(cause)
 
 
-def _first_terminal(error: BaseException) -> TerminalError | None:
-    seen: BaseException | None = error
+def _first_terminal(error: BaseException | None) -> TerminalError | None:
+    seen = error
     while seen is not None:
         if isinstance(seen, TerminalError):
             return TerminalError(seen.message, seen.status_code, metadata=seen.metadata)

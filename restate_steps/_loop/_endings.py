@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from restate import SdkInternalBaseException, TerminalError
 from restate.exceptions import RetryableError
@@ -42,7 +42,7 @@ def terminal_cause(error: BaseException) -> BaseException | None:
     """
     for each in causes_of(error):
         if isinstance(each, TerminalError) or (isinstance(each, BaseExceptionGroup) and _all_terminal(each)):
-            return each
+            return cast(BaseException, each)
         if isinstance(each, RetryableError | SdkInternalBaseException):
             return None
     return None
