@@ -152,8 +152,8 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
         """Set the task factory of the running handler: None, or ``asyncio.eager_task_factory``."""
         if factory is not None and factory is not getattr(asyncio, "eager_task_factory", None):
             raise self._execution().refuse(
-                f"loop.set_task_factory was called with {factory!r}, at {user_line()}. The journal depends on the order "
-                "of a handler's tasks, so the handler loop makes them itself. Use asyncio.eager_task_factory, or none."
+                f"loop.set_task_factory was called with {factory!r}, at {user_line()}. The journal depends on the order"
+                " of a handler's tasks, so the handler loop makes them itself. Use asyncio.eager_task_factory, or none."
             )
         self._execution().task_factory = factory
 
