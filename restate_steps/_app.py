@@ -15,7 +15,8 @@ import restate
 from restate import TerminalError
 
 from ._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
-from .context import current_invocation
+from ._sdk import note_explicit_recovery
+from .context import current_invocation, invocation_of
 
 __all__ = ["app", "local"]
 
@@ -72,15 +73,16 @@ def _on_handler_loop(service: Service) -> Service:
     if not isinstance(cast(Any, service), restate.Service | restate.VirtualObject | restate.Workflow):
         return service  # The SDK says what is wrong with it.
     changed = copy.copy(service)
-    cast(Any, changed).handlers = _Handlers(cast(Any, service).handlers)
+    cast(Any, changed).handlers = _Handlers(service)
     return changed
 
 
 class _Handlers(Mapping[str, Any]):
     """The handlers of a service, those added later included, each of which runs on the handler loop."""
 
-    def __init__(self, handlers: Mapping[str, Any]) -> None:
-        self._handlers = handlers
+    def __init__(self, service: Any) -> None:
+        self._service = service
+        self._handlers: Mapping[str, Any] = service.handlers
         self._wrapped: dict[str, tuple[Any, Any]] = {}
 
     def __getitem__(self, name: str) -> Any:
@@ -88,6 +90,7 @@ class _Handlers(Mapping[str, Any]):
         original, wrapped = self._wrapped.get(name, (None, None))
         if original is not handler:
             wrapped = dataclasses.replace(handler, fn=_wrap(handler.fn))
+            note_explicit_recovery(wrapped, self._service)
             self._wrapped[name] = handler, wrapped
         return wrapped
 
@@ -102,12 +105,14 @@ def _wrap(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
     async def call(*args: Any) -> Any:
         return await function(*args)
 
+    code: Any = function if inspect.iscoroutinefunction(function) else call
+
     @functools.wraps(function)
-    async def handler(*args: Any) -> Any:
-        invocation = current_invocation()
+    async def handler(context: Any, *args: Any) -> Any:
+        invocation = invocation_of(context)
         assert invocation is not None
         try:
-            return await invocation.on_handler_loop(functools.partial(call, *args))
+            return await invocation.on_handler_loop(functools.partial(code, context, *args))
         except BaseException as error:
             if (terminal := _terminal_of_group(error)) is not None:
                 raise terminal from error

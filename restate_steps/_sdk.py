@@ -103,6 +103,7 @@ _native: Any = importlib.import_module("restate._internal")
 
 _FUNNEL: Final = "create_poll_or_cancel_coroutine"
 _STATE: Final = "restate_steps"
+_EXPLICIT_RECOVERY: Final = "_restate_steps_explicit_recovery"
 
 
 def ambient_context() -> ServerInvocationContext | None:
@@ -126,9 +127,11 @@ def loop_of(context: ServerInvocationContext) -> asyncio.AbstractEventLoop:
 
 
 def uses_explicit_recovery(context: ServerInvocationContext) -> bool:
-    """Whether the handler runs in the SDK's preview mode that repeats ``ctx.run`` on every attempt."""
+    """Return whether the handler runs in the SDK's preview mode that repeats ``ctx.run`` on every attempt."""
     if getattr(context.handler, "explicit_recovery", False):
         return True
+    if (mark := getattr(context.handler, _EXPLICIT_RECOVERY, None)) is not None:
+        return bool(mark)
     # The mark of a whole service is handed to the VM, which does not tell.
     frame: FrameType | None = sys._getframe()  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
@@ -136,6 +139,11 @@ def uses_explicit_recovery(context: ServerInvocationContext) -> bool:
             return bool(getattr(service, "explicit_recovery", False))
         frame = frame.f_back
     return False
+
+
+def note_explicit_recovery(handler: Any, service: Any) -> None:
+    """Spare :func:`uses_explicit_recovery` the search for the service of a handler."""
+    setattr(handler, _EXPLICIT_RECOVERY, bool(getattr(service, "explicit_recovery", False)))
 
 
 def check_supported() -> None:
@@ -339,7 +347,8 @@ async def result_of(future: RestateDurableFuture[T]) -> T:
     if not durable.is_completed():
         context = durable.context
         if (execution := context.execution) is not None:
-            if not execution.has(durable.handle):
+            # A body that has to run is not there yet.
+            if durable.handle in context.run_coros_to_execute or not execution.has(durable.handle):
                 await execution.wait(SingleUnresolvedFuture(durable.handle))
         else:
             await _wait_alone(context, durable.handle)
@@ -483,12 +492,8 @@ class _LoopContext(ServerInvocationContext):
     """The SDK's context, whose waits go through an execution while there is one; see :func:`share_waits`."""
 
     execution: Execution | None
-    taken: dict[int, Any]
-    """What was taken from the VM, while it is being decoded by a journal codec; the VM hands it out once."""
 
     async def create_poll_or_cancel_coroutine(self, unresolved_future: UnresolvedFuture) -> None:
-        if isinstance(unresolved_future, SingleUnresolvedFuture) and unresolved_future.handle in self.taken:
-            return
         if self.execution is not None:
             await self.execution.wait(unresolved_future)
         else:
@@ -498,14 +503,6 @@ class _LoopContext(ServerInvocationContext):
         # On the handler loop nothing can be sent; the driver does it.
         if self.execution is None or self.execution.loop.driving is None:
             await super().take_and_send_output()  # type: ignore[no-untyped-call]
-
-    async def must_take_notification(self, handle: int) -> Any:
-        if handle in self.taken:
-            return self.taken[handle]
-        value = await super().must_take_notification(handle)  # type: ignore[no-untyped-call]
-        if self.journal_codec is not None:
-            self.taken[handle] = value
-        return value
 
     def create_future(self, handle: int, serde: Any = None) -> Any:
         return _shared(super().create_future(handle, serde))
@@ -529,6 +526,22 @@ class _LoopContext(ServerInvocationContext):
         return promise
 
 
+class _DecodingContext(_LoopContext):
+    """With a journal codec: decoding may be interrupted, and the VM hands out a result once."""
+
+    taken: dict[int, Any]
+    """What was taken from the VM."""
+
+    async def create_poll_or_cancel_coroutine(self, unresolved_future: UnresolvedFuture) -> None:
+        if not isinstance(unresolved_future, SingleUnresolvedFuture) or unresolved_future.handle not in self.taken:
+            await super().create_poll_or_cancel_coroutine(unresolved_future)
+
+    async def must_take_notification(self, handle: int) -> Any:
+        if handle not in self.taken:
+            self.taken[handle] = await super().must_take_notification(handle)  # type: ignore[no-untyped-call]
+        return self.taken[handle]
+
+
 class _SharedPromise(_server.ServerDurablePromise):
     def resolve(self, value: Any) -> Awaitable[None]:
         return cast("Awaitable[None]", _shared(super().resolve(value)))
@@ -550,18 +563,21 @@ def share_future(future: Any) -> None:
 
 
 @functools.cache
-def _with_shared_waits(context_type: type[ServerInvocationContext]) -> type[ServerInvocationContext]:
-    return type(context_type.__name__, (_LoopContext, context_type), {})
+def _with_shared_waits(
+    base: type[_LoopContext], context_type: type[ServerInvocationContext]
+) -> type[ServerInvocationContext]:
+    return type(context_type.__name__, (base, context_type), {})
 
 
 def share_waits(context: ServerInvocationContext) -> None:
     """Let every wait on this context go through :attr:`execution`, once :func:`set_execution` has set one."""
     if isinstance(context, _LoopContext):
         return
-    context.__class__ = _with_shared_waits(type(context))
+    has_codec = context.journal_codec is not None
+    context.__class__ = _with_shared_waits(_DecodingContext if has_codec else _LoopContext, type(context))
     cast(Any, context).execution = None
-    cast(Any, context).taken = {}
-    if context.journal_codec is not None:
+    if has_codec:
+        cast(Any, context).taken = {}
         cast(Any, context).journal_codec = _LocalCodec(context)
 
 
@@ -636,10 +652,15 @@ class SdkPort:
     to say, and feeds it what the server answers, as ``create_poll_or_cancel_coroutine`` does for a single future.
     """
 
-    def __init__(self, context: ServerInvocationContext) -> None:
+    def __init__(self, context: ServerInvocationContext, loop: asyncio.AbstractEventLoop) -> None:
         self._context = context
+        self._loop = loop
+        self._tasks: Any = context.tasks
         self._vm: Any = cast(Any, context.vm).vm
-        self._waits: dict[Wait, _Group] = {}
+        self._waits: dict[Wait, _Group | None] = {}
+        # Most handlers wait for one future at a time, which needs no groups and no index.
+        self._lone: Wait | None = None
+        self._awaited_alone: Any = None
         self._groups: list[_Group] = []
         self._by_handle: dict[int, list[Wait]] = {}
         # What is left to wait for of each wait that combines several futures. A future that has completed must be
@@ -664,6 +685,17 @@ class SdkPort:
 
     def add(self, wait: Wait) -> None:
         """Poll for ``wait`` from now on."""
+        if not self._waits and isinstance(wait.source, SingleUnresolvedFuture):
+            self._lone = wait
+            self._awaited_alone = _convert(wait.source)
+            self._waits[wait] = None
+            return
+        if (lone := self._lone) is not None:
+            self._lone = None
+            self._index(lone)
+        self._index(wait)
+
+    def _index(self, wait: Wait) -> None:
         groups, source = self._groups, wait.source
         if not groups or len(groups[-1].waits) == _GROUP_SIZE:
             groups.append(_Group())
@@ -678,6 +710,8 @@ class SdkPort:
     def discard(self, wait: Wait) -> None:
         """Poll no longer for ``wait``."""
         group = self._waits.pop(wait, None)
+        if wait is self._lone:
+            self._lone = None
         if group is None:
             return
         del group.waits[wait]
@@ -704,12 +738,15 @@ class SdkPort:
             SuspendedException: The server asked the attempt to end; it will be resumed.
             SdkInternalException: The attempt failed, for example because a step's body raised.
         """
+        lone = self._lone
         while True:
             progress = _progress(self._vm, self._awaited())
             if isinstance(progress, _native.PyDoProgressExecuteRun):
                 self._start_body(progress.handle)
                 self._start_siblings()
             elif isinstance(progress, _native.PyDoProgressAnyCompleted):
+                if lone is not None:
+                    return [lone]
                 if done := self._done():
                     return done
                 # One of several futures that a wait waits for together: it needs the rest.
@@ -720,13 +757,11 @@ class SdkPort:
         """Ask once for the only future that is waited for: as :meth:`ask`, without the cost of a wait if it is there.
 
         Returns:
-            Whether it is there. A body is not started, which :meth:`ask` does. None when the invocation was cancelled.
+            Whether it is there; None when the invocation was cancelled. It must not be a body that has to run.
 
         Raises:
             BaseException: As :meth:`ask`.
         """
-        if handle in self._context.run_coros_to_execute:
-            return False
         progress = _progress(self._vm, _native.PyUnresolvedFuture.single(handle))
         if isinstance(progress, _native.PyDoProgressAnyCompleted):
             return True
@@ -742,9 +777,8 @@ class SdkPort:
         return isinstance(progress, _native.PyDoProgressCancelSignalReceived)
 
     def _awaited(self) -> Any:
-        if len(self._waits) == 1:
-            [(wait, group)] = self._waits.items()
-            return group.waits[wait]
+        if self._lone is not None:
+            return self._awaited_alone
         return _native.PyUnresolvedFuture.first_completed([group.any() for group in self._groups])
 
     def sleep(self, seconds: float) -> UnresolvedFuture:
@@ -786,7 +820,7 @@ class SdkPort:
                 done.append(wait)
             elif rest != source:
                 self._composites[wait] = rest
-                group = self._waits[wait]
+                group = cast(_Group, self._waits[wait])
                 group.waits[wait], group.built = _convert(rest), None
         return done
 
@@ -816,6 +850,8 @@ class SdkPort:
         # The VM asks for one body per call, and a call costs time in proportion to what it is given. It has just
         # said that nothing it received is left to hand out, and it receives nothing before the next await: until
         # then asking for single handles cannot change the order of completions.
+        if not self._by_handle:
+            return
         for handle in list(self._context.run_coros_to_execute):
             if handle in self._by_handle:
                 progress = self._vm.do_progress(_native.PyUnresolvedFuture.single(handle))
@@ -825,11 +861,11 @@ class SdkPort:
     def _start_body(self, handle: int) -> None:
         run = self._context.run_coros_to_execute.pop(handle)
         # A body sees the context variables of the branch that asked for it first, not those of whoever polls.
-        context = self._by_handle[handle][0].context.copy()
+        wait = self._lone if self._lone is not None else self._by_handle[handle][0]
+        context = wait.context.copy()
         self._working += 1
         # Not by create_task: the running loop is the handler's, or a task factory may start the body at once.
-        loop = loop_of(self._context)
-        cast(Any, self._context.tasks).add(asyncio.Task(self._run_body(run), loop=loop, context=context))
+        self._tasks.add(asyncio.Task(self._run_body(run), loop=self._loop, context=context))
 
     async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
         try:

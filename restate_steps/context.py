@@ -112,7 +112,7 @@ class Invocation:
             self.fail(error, pause=True)
             raise error
         _sdk.check_supported()
-        self._port = _sdk.SdkPort(self.context)
+        self._port = _sdk.SdkPort(self.context, self._loop)
         self.execution = execution = Execution(self._port, self._loop, self.id)
         _sdk.set_execution(self.context, execution)
         try:
@@ -197,8 +197,11 @@ def current_invocation() -> Invocation | None:
     if running_step.get() is not None:
         return None
     context = _sdk.ambient_context() or _context_of_handler_loop()
-    if context is None:
-        return None
+    return None if context is None else invocation_of(context)
+
+
+def invocation_of(context: _sdk.ServerInvocationContext) -> Invocation | None:
+    """Return the invocation of a context; None where the first step is called in the body of a ``ctx.run``."""
     if (invocation := _sdk.state_of(context)) is None:
         invocation = Invocation(context)
         _sdk.keep_state(context, invocation)

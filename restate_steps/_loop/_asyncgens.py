@@ -58,6 +58,8 @@ class AsyncGenerators:
 
     def take_first(self) -> AsyncGenerator[Any, Any] | None:
         """Return the first generator that is still open, and forget it; None if there is none."""
+        if not self._alive and not self._collected:
+            return None
         open_generators = dict(self._collected)
         for number, reference in self._alive.values():
             if (generator := reference()) is not None:

@@ -17,16 +17,15 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 __all__ = [
-    "Running",
     "get_running_loop_or_none",
     "is_cancelled_by_its_group",
     "is_sleep",
     "must_cancel",
+    "set_running_loop",
     "swap_current_task",
     "waiting_on",
 ]
@@ -36,7 +35,7 @@ _futures: Any = asyncio.futures
 _tasks: Any = asyncio.tasks
 
 get_running_loop_or_none: Final = cast("Callable[[], asyncio.AbstractEventLoop | None]", _events._get_running_loop)
-_set_running_loop: Final = cast("Callable[[asyncio.AbstractEventLoop | None], None]", _events._set_running_loop)
+set_running_loop: Final = cast("Callable[[asyncio.AbstractEventLoop | None], None]", _events._set_running_loop)
 _group_task_done: Final = getattr(getattr(asyncio.TaskGroup, "_on_task_done", None), "__code__", None)
 _wake_sleeper: Final[Any] = getattr(_futures, "_set_result_unless_cancelled", None)
 
@@ -67,37 +66,8 @@ def is_cancelled_by_its_group(caller: Any, task: asyncio.Task[Any]) -> bool:
     return getattr(group, "_parent_task", None) is task and getattr(group, "_exiting", False)
 
 
-def swap_current_task(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> asyncio.Task[Any] | None:
+def swap_current_task(
+    loop: asyncio.AbstractEventLoop | None, task: asyncio.Task[Any] | None
+) -> asyncio.Task[Any] | None:
     """Make a task the current one of a loop, and return the one that was (from Python 3.12 on)."""
     return cast("asyncio.Task[Any] | None", _tasks._swap_current_task(loop, task))
-
-
-class Running:
-    """Makes a loop the running loop of this thread, inside of the loop that runs already.
-
-    Args:
-        loop: The loop.
-        hooks: What to give to :func:`sys.set_asyncgen_hooks` meanwhile.
-    """
-
-    __slots__ = ("_hooks", "_loop", "_outer", "_outer_hooks", "_task")
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, hooks: tuple[Any, Any]) -> None:
-        self._loop = loop
-        self._hooks = hooks
-
-    def start(self) -> None:
-        """Make it the running loop."""
-        self._outer = get_running_loop_or_none()
-        self._outer_hooks = sys.get_asyncgen_hooks()
-        if sys.version_info >= (3, 14):
-            self._task = _tasks._swap_current_task(self._outer, None)
-        _set_running_loop(self._loop)
-        sys.set_asyncgen_hooks(*self._hooks)
-
-    def stop(self) -> None:
-        """Make the loop that ran before the running loop again."""
-        sys.set_asyncgen_hooks(*self._outer_hooks)
-        _set_running_loop(self._outer)
-        if sys.version_info >= (3, 14):
-            _tasks._swap_current_task(self._outer, self._task)

@@ -38,7 +38,7 @@ from ._asyncio import waiting_on
 from ._cancellation import release_deferred, release_settled, tell_local_waits, tell_of_cancellation
 from ._code_mode import adapt_code_mode
 from ._endings import again, ends_the_invocation
-from ._execution import Execution, executions, name_of
+from ._execution import Execution, name_of
 from ._frames import describe
 from ._loop import EXECUTION
 from ._task import HandlerTask
@@ -75,7 +75,7 @@ class Driver:
         execution = self._execution
         adapt_anyio()
         adapt_code_mode()
-        executions(execution.loop).add(execution)
+        execution.loop.executions.add(execution)
         context = contextvars.copy_context()
         context.run(EXECUTION.set, execution)
         try:
@@ -86,7 +86,8 @@ class Driver:
                 # The next attempt may take another way, so nothing of a clean-up must get into the journal.
                 raise failure
             await self._end_what_is_left()
-            await execution.local.ended()
+            if execution.local.has_context_managers:
+                await execution.local.ended()
         except BaseException as error:
             reason = self._tear_down(error)
             if not isinstance(error, GeneratorExit):
@@ -100,7 +101,7 @@ class Driver:
             execution.forget_tasks()
             execution.ready.clear()
             execution.condition = bool
-            executions(execution.loop).discard(execution)
+            execution.loop.executions.discard(execution)
         return cast(T, main.result())
 
     def _start(self, coro: Coroutine[Any, Any, Any], context: Context) -> HandlerTask:
@@ -137,7 +138,8 @@ class Driver:
             elif self._is_busy:
                 await self._let_others_run(0.0)
             elif asked:
-                self._refuse_driving_by_hand()
+                if execution.begun:
+                    self._refuse_driving_by_hand()
                 if execution.closed is None:
                     await port.wait()
             elif execution.ready:
@@ -166,7 +168,7 @@ class Driver:
                     return False
                 if execution.closed is not None or condition():
                     return False
-                if ready.is_polling or (ready and port):
+                if ready.is_polling or (ready.is_exhausted and port):
                     timers.poll()
                 if timers:
                     timers.make_durable()
@@ -240,11 +242,11 @@ class Driver:
     def _refuse_driving_by_hand(self) -> None:
         """Refuse coroutines that code resumes by itself: :meth:`has` would resume them in another order on replay."""
         execution = self._execution
-        for wait in execution.port.waits():
-            if not isinstance(wait, DurableWait) or wait.is_awaited:
+        begun, execution.begun = execution.begun, []
+        for wait in begun:
+            if wait.task is None or wait.future.done() or waiting_on(wait.task) is wait.future:
                 continue
-            wait.is_awaited = True
-            if wait.task is not None and waiting_on(wait.task) is not wait.future:
+            if wait in execution.port.waits():
                 execution.refuse(
                     f"task {name_of(wait.task)} resumes a coroutine that waits for something durable by itself, with "
                     f"send(), instead of awaiting it{describe(wait.task.get_coro())}. When the coroutine goes on would "
@@ -263,7 +265,7 @@ class Driver:
         """Wait until another invocation wakes a task, or refuse if none could (E5, E6)."""
         execution = self._execution
         port = execution.port
-        if len(executions(execution.loop)) < 2:
+        if len(execution.loop.executions) < 2:
             self._refuse_deadlock(pause=True)
             return
         execution.waits_outside = True
@@ -286,7 +288,7 @@ class Driver:
 
     def _look_at_others(self) -> None:
         """Refuse the handler if every other one waits in the same way, so that none can wake another."""
-        others = executions(self._execution.loop)
+        others = self._execution.loop.executions
         if all(other.waits_outside and other.closed is None for other in others):
             self._refuse_deadlock(pause=False)
         else:
@@ -312,6 +314,8 @@ class Driver:
             execution.closed = error
         told = execution.closed if isinstance(execution.closed, SdkInternalBaseException) else asyncio.CancelledError()
         execution.local.abandon()
+        if isinstance(error, GeneratorExit):
+            execution.drive_wherever()
         with execution.driving:
             for wait in execution.port.waits():
                 execution.port.discard(wait)

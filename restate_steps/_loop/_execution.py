@@ -11,7 +11,6 @@ import contextvars
 import logging
 import sys
 import threading
-import weakref
 import zlib
 from collections.abc import Callable, Coroutine
 from contextvars import Context
@@ -20,7 +19,7 @@ from typing import Any, Final, TypeVar, cast
 from .._step_info import running_step
 from ..errors import ConcurrencyError, ContextInStepError, StepsError
 from ._asyncgens import AsyncGenerators
-from ._asyncio import Running, get_running_loop_or_none, must_cancel, swap_current_task
+from ._asyncio import get_running_loop_or_none, must_cancel, set_running_loop, swap_current_task
 from ._cancellation import note_local_waits, stop_undoing_outside_of_handlers, undo
 from ._endings import again
 from ._frames import describe
@@ -31,7 +30,7 @@ from ._task import HandlerTask
 from ._timers import Timers
 from ._waits import Cancelled, DurableWait, Port, Wait
 
-__all__ = ["Execution", "executions", "name_of"]
+__all__ = ["Execution", "name_of"]
 
 T = TypeVar("T")
 
@@ -57,6 +56,7 @@ class Execution:
         driving: Makes the handler loop the running loop, as a context manager.
         condition: What the driver drives until.
         waits_outside: Whether wake-ups from outside are accepted, because nothing durable is waited for.
+        begun: The durable waits that have begun since the driver looked at them.
         is_cancelled: Whether the cancellation of the invocation has been delivered.
         deferring: The tasks of which a cancellation is deferred.
         untold: The tasks that are still to be told of the invocation's cancellation, and what each waits for.
@@ -84,10 +84,11 @@ class Execution:
         self._batch: list[int] = []
         self._signalled: asyncio.Future[None] | None = None
         self.waits_outside = False
+        self.begun: list[DurableWait] = []
         self.is_cancelled = False
         self.deferring: dict[HandlerTask, None] = {}
         self.untold: list[tuple[HandlerTask, asyncio.Future[Any]]] = []
-        self.driving = _Driving(self)
+        self.driving = _Driving(self, server_loop)
         self.condition: Callable[[], bool] = bool
 
     def own_context(self) -> Context:
@@ -95,6 +96,10 @@ class Execution:
         context = contextvars.copy_context()
         context.run(EXECUTION.set, self)
         return context
+
+    def drive_wherever(self) -> None:
+        """Let it be driven by code that no longer runs on the server's loop, such as the garbage collector."""
+        self.driving = _Driving(self, get_running_loop_or_none())
 
     def driven_by_this_thread(self) -> bool:
         """Return whether the calling thread is the one that drives it at this moment."""
@@ -237,8 +242,7 @@ class Execution:
         """
         if self.closed is not None:
             raise again(self.closed)
-        driving = self.loop.driving
-        if driving is self and get_running_loop_or_none() is self.loop:
+        if self.driven_by_this_thread():
             return
         local = running_operation()
         if local is not None and local.execution is self and local.in_flight and threading.get_ident() == self._thread:
@@ -263,17 +267,22 @@ class Execution:
 
     async def wait(self, source: Any) -> None:
         """Wait for something durable."""
-        await self.yield_if_closed()
+        if self.closed is not None:
+            await self.yield_if_closed()
         self.check("awaiting a durable future")
         task = self.current_task()
-        self.notice_end_of_undoing()
-        operation = None if self.loop.driving is self else running_operation()
-        wait = DurableWait(source, task, operation)
+        if self.is_cancelled:
+            self.notice_end_of_undoing()
+        operation = None
+        if self.loop.driving is self:
+            wait = DurableWait(source, task, None, self.loop)
+            self.begun.append(wait)
+        else:
+            operation = running_operation()
+            wait = DurableWait(source, task, operation, self.server_loop)
         self.port.add(wait)
         if operation is not None:
-            operation.waits = True
-            self.local.hold()
-            self.signal()
+            operation.begin_wait()
         try:
             await wait.future
         except BaseException as error:
@@ -300,8 +309,7 @@ class Execution:
         if (
             task is None
             or (_STARTS_EAGERLY and task is not asyncio.current_task())
-            or self.loop.driving is not self
-            or get_running_loop_or_none() is not self.loop
+            or not self.driven_by_this_thread()
             or self.closed is not None
             or self.port
             or self.timers
@@ -409,30 +417,37 @@ class Execution:
 
 
 class _Driving:
-    """Makes the handler loop the running loop, for code of one execution; a context manager, to be used again."""
+    """Makes the handler loop the running loop, for code of one execution; a context manager, to be used again.
 
-    __slots__ = ("_before", "_execution", "_loop", "_running")
+    Args:
+        execution: The execution.
+        outer: The loop that runs already.
+    """
 
-    def __init__(self, execution: Execution) -> None:
+    __slots__ = ("_before", "_execution", "_hooks", "_loop", "_outer", "_outer_hooks", "_task")
+
+    def __init__(self, execution: Execution, outer: asyncio.AbstractEventLoop | None) -> None:
         self._execution = execution
         self._loop = execution.loop
-        self._running = Running(execution.loop, execution.generators.hooks)
+        self._hooks = execution.generators.hooks
+        # A loop sets its hooks once, when it begins to run.
+        self._outer = outer
+        self._outer_hooks = sys.get_asyncgen_hooks()
 
     def __enter__(self) -> None:
-        self._before, self._loop.driving = self._loop.driving, self._execution
-        self._running.start()
+        loop = self._loop
+        self._before, loop.driving = loop.driving, self._execution
+        if sys.version_info >= (3, 14):
+            self._task = swap_current_task(self._outer, None)
+        set_running_loop(loop)
+        sys.set_asyncgen_hooks(*self._hooks)
 
     def __exit__(self, *error: object) -> None:
-        self._running.stop()
+        sys.set_asyncgen_hooks(*self._outer_hooks)
+        set_running_loop(self._outer)
+        if sys.version_info >= (3, 14):
+            swap_current_task(self._outer, self._task)
         self._loop.driving = self._before
-
-
-_all: weakref.WeakKeyDictionary[HandlerLoop, set[Execution]] = weakref.WeakKeyDictionary()
-
-
-def executions(loop: HandlerLoop) -> set[Execution]:
-    """Return the executions that have not ended."""
-    return _all.setdefault(loop, set())
 
 
 def name_of(task: HandlerTask | None) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from types import FrameType
 
-from ._execution import executions
 from ._frames import frames_of
 from ._loop import EXECUTION, loop_for
 from ._task import HandlerTask
@@ -15,7 +14,7 @@ __all__ = ["frames_above", "handler_tasks"]
 
 def handler_tasks(server_loop: asyncio.AbstractEventLoop) -> list[HandlerTask]:
     """Return the tasks of all handlers that run on a server's loop, and have not ended."""
-    return [task for execution in executions(loop_for(server_loop)) for task in execution.live_tasks()]
+    return [task for execution in loop_for(server_loop).executions for task in execution.live_tasks()]
 
 
 def frames_above() -> list[FrameType]:

@@ -134,6 +134,11 @@ class LocalOperations:
                 return operation
         return None
 
+    @property
+    def has_context_managers(self) -> bool:
+        """Whether a context manager has been entered."""
+        return bool(self._contexts)
+
     def add(self, operation: LocalOperation) -> None:
         """Add an operation that has begun."""
         self._operations[operation] = None

@@ -53,10 +53,12 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
 
     Attributes:
         driving: The execution whose code runs at this moment.
+        executions: Those that have not ended.
     """
 
     def __init__(self) -> None:
         self.driving: Execution | None = None
+        self.executions: set[Execution] = set()
 
     def __repr__(self) -> str:
         return "<HandlerLoop>"

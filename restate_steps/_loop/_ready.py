@@ -86,6 +86,8 @@ class ReadyQueue:
     Attributes:
         turn: What the current turn has scheduled.
         held: Whether no further turn may begin.
+        is_polling: Whether what is parked may do something else than to reschedule itself, if it is run again.
+        is_exhausted: Whether more is ready, but something has to happen first (R6).
         budget: How many turns are left until something has to happen outside of the queue (R6).
         order: While tasks are cancelled or made in an order that means nothing, the number to sort their handles by.
     """
@@ -93,12 +95,12 @@ class ReadyQueue:
     def __init__(self, on_error: Callable[[BaseException, asyncio.Handle], None]) -> None:
         self.turn: list[asyncio.Handle] = []
         self.held = False
+        self.is_polling = self.is_exhausted = False
         self.budget = BUDGET
         self.order: int | None = None
         self._on_error = on_error
         self._queue: deque[asyncio.Handle] = deque()
         self._parked: list[asyncio.Handle] = []
-        self._polls = False
         self._descendants = 0
         self._streak = 0
         # Turns that did something, and how many there were when the parked handles had their last chance.
@@ -112,11 +114,6 @@ class ReadyQueue:
 
     def __bool__(self) -> bool:
         return bool(self._queue or self.turn)
-
-    @property
-    def is_polling(self) -> bool:
-        """Whether what is parked may do something else than to reschedule itself, if it is run again."""
-        return self._polls
 
     @property
     def last(self) -> HandlerTask | None:
@@ -147,19 +144,20 @@ class ReadyQueue:
         """Forget everything."""
         self._queue.clear()
         self._parked.clear()
-        self._polls = False
+        self.is_polling = False
         self.turn = []
         self._running = None
 
     def _unpark(self) -> None:
         self._queue.extend(self._parked)
         self._parked.clear()
-        self._polls = False
+        self.is_polling = False
         self._turns_seen = self._turns
 
     def refill(self) -> None:
         """Let turns run again: something has happened outside of the queue."""
         self.budget = BUDGET
+        self.is_exhausted = False
 
     def run(self) -> bool:
         """Run turns until nothing is ready, or :attr:`held` is set, or for a while.
@@ -168,10 +166,14 @@ class ReadyQueue:
             Whether more may run, once the server's loop has had its turn.
         """
         queue = self._queue
-        self._end_turn()
+        if self.turn:
+            self._end_turn()
+        elif not queue and not self._parked:
+            return False
         end = max(self.budget - SLICE, 0)
         while not self.held:
             if self.budget <= end:
+                self.is_exhausted = self.budget == 0 and bool(queue)
                 return self.budget > 0
             if not queue:
                 self._streak = 0
@@ -261,7 +263,7 @@ class ReadyQueue:
         if is_anyio or spins >= SPIN:
             spins = 0
             self._parked.append(handle)
-            self._polls = self._polls or not is_anyio
+            self.is_polling = self.is_polling or not is_anyio
         else:
             self._queue.append(handle)
         if isinstance(handle, Handle):

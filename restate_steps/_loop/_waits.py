@@ -103,18 +103,22 @@ class DurableWait:
     Attributes:
         future: What the code awaits.
         operation: The local operation that the code is a part of, if it is one's.
-        is_awaited: Whether it is known that the task waits for it, and nothing in between.
     """
 
-    __slots__ = ("context", "future", "is_awaited", "operation", "source", "task")
+    __slots__ = ("context", "future", "operation", "source", "task")
 
-    def __init__(self, source: Any, task: HandlerTask | None, operation: LocalOperation | None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        task: HandlerTask | None,
+        operation: LocalOperation | None,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self.source = source
         self.task = task
         self.operation = operation
-        self.is_awaited = operation is not None
         self.context = contextvars.copy_context()
-        self.future: asyncio.Future[None] = asyncio.Future()
+        self.future: asyncio.Future[None] = asyncio.Future(loop=loop)
 
     def complete(self) -> None:
         """Let the code go on."""
