@@ -2,12 +2,13 @@
 
 The driver runs in the task that the SDK made for the attempt. It runs what is ready; then it asks the VM for the next
 completion, delivers it, and runs what that makes ready. Step bodies run on the server's loop. Invariants, beside those
-of ``_ready`` (R1 to R5), ``_loop`` (L1 to L3), ``_timers`` (T1 to T3) and ``_local`` (O1 to O4):
+of ``_ready`` (R1 to R6), ``_loop`` (L1 to L3), ``_timers`` (T1 to T4) and ``_local`` (O1 to O4):
 
 * **E1** The VM is asked only when nothing is ready and no local operation is in flight, and always for everything
   that is waited for. One completion is delivered at a time.
-* **E2** Restate tells of an invocation's cancellation once. Everything that waits then is told, in the order in which
-  it began to wait. A task that undoes things because of that is not cancelled for another reason meanwhile.
+* **E2** Restate delivers the cancellation of an invocation once. Everything that waits then is told, in the order in
+  which it began to wait; what waits for something local as soon as nothing durable could end that. A task that undoes
+  things because of it is not cancelled for another reason meanwhile.
 * **E3** A handler that returns, or fails for good, has ended when its tasks have: those left are cancelled, may clean
   up with steps, and are waited for. Then its async generators are closed, in the order in which they were begun.
 * **E4** An attempt that ends for any other reason (suspension, failure, disconnection, refusal) takes no command any
@@ -17,8 +18,8 @@ of ``_ready`` (R1 to R5), ``_loop`` (L1 to L3), ``_timers`` (T1 to T3) and ``_lo
 * **E5** A wake-up from outside is accepted where nothing of the journal could come before or after it: while a local
   operation is in flight, or while nothing durable is waited for, as when another invocation releases a semaphore that
   the process shares. Everywhere else it fails the attempt, as does a wake-up from the body of a step.
-* **E6** A handler in which nothing can go on, and that no other invocation could wake, fails with a report of what
-  waits for what. Nothing waits forever.
+* **E6** A handler in which nothing can continue fails with a report of what waits for what, unless another invocation
+  of the process may still wake it.
 """
 
 from __future__ import annotations

@@ -30,13 +30,13 @@ class AppServer:
     keeps its URL. A stop cuts the connections, as a crash would; Restate then tries its invocations again.
 
     Args:
-        app: The application, such as ``restate.app(...)`` returns.
+        app: The application, such as ``restate_steps.app(...)`` returns.
         http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.
         port: The port to listen on; a free one if left out.
 
     Example:
-        >>> import restate
-        >>> with AppServer(restate.app([])) as served:
+        >>> import restate_steps
+        >>> with AppServer(restate_steps.app([])) as served:
         ...     served.url.startswith("http://127.0.0.1:")
         True
     """
@@ -144,7 +144,7 @@ def serve_app(
     """Serve an application and register it, until the block ends.
 
     Args:
-        app: The application, such as ``restate.app(...)`` returns.
+        app: The application, such as ``restate_steps.app(...)`` returns.
         server: The server to register it with.
         http1: Whether to serve over HTTP/1.1, in request/response mode.
         port: The port to listen on; a free one if left out.
@@ -157,10 +157,10 @@ def serve_app(
         ServerError: If the application cannot be served or registered.
 
     Example:
-        >>> import restate
+        >>> import restate, restate_steps
         >>> from restate_steps.server import RestateServer
         >>> greeter = restate.Service("Greeter")
-        >>> with RestateServer() as server, serve_app(restate.app([greeter]), server) as served:
+        >>> with RestateServer() as server, serve_app(restate_steps.app([greeter]), server) as served:
         ...     served.http1
         False
     """

@@ -48,7 +48,7 @@ def load_app(target: str, *, folder: Path | None = None) -> ASGIApp:
         kind = type(found).__name__
         raise ServerError(
             f"{target!r} cannot be served: it is not callable but of type {kind}. Give the ASGI application that "
-            "restate.app([...]) returns."
+            "restate_steps.app([...]) returns."
         )
     return cast("ASGIApp", found)
 

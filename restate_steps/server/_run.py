@@ -31,7 +31,7 @@ def run_app(
     """Serve an application with Hypercorn until SIGINT or SIGTERM.
 
     Args:
-        app: The application, such as ``restate.app(...)`` returns.
+        app: The application, such as ``restate_steps.app(...)`` returns.
         host: The address to listen on.
         port: The port to listen on; 0 for a free one.
         http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ASGIApp", "Listener", "http1_only", "listen", "serve_until"]
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application, such as ``restate.app(...)`` returns."""
+"""An ASGI application, such as ``restate_steps.app(...)`` returns."""
 
 _UNLIMITED = 2**31 - 1
 _BACKLOG = 1024

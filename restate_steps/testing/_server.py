@@ -75,7 +75,7 @@ class ServerEnvironment(HarnessEnvironment):
         >>> @greeter.handler()
         ... async def greet(ctx: restate.Context, name: str) -> str:
         ...     return f"hello {name}"
-        >>> async with server(restate.app([greeter])) as env:
+        >>> async with server(restate_steps.app([greeter])) as env:
         ...     sent = await env.client.service_send(greet, "Ada")
         ...     await env.restart_server()
         ...     await env.attach(sent.invocation_id)
@@ -271,7 +271,7 @@ def server(
     ``asyncio.run``. Needs the ``server`` extra: ``pip install 'restate-steps[server]'``.
 
     Args:
-        app: The application, such as ``restate.app(...)`` returns, which is served from a thread; or an import
+        app: The application, such as ``restate_steps.app(...)`` returns, which is served from a thread; or an import
             string, ``"module:app"``, which is served by a process of its own. That process finds the modules that
             this one finds.
         follow_logs: Whether to print the server's log while the block is open.
@@ -295,7 +295,7 @@ def server(
         >>> @greeter.handler()
         ... async def greet(ctx: restate.Context, name: str) -> str:
         ...     return f"hello {name}"
-        >>> async with server(restate.app([greeter]), always_replay=True) as env:
+        >>> async with server(restate_steps.app([greeter]), always_replay=True) as env:
         ...     await env.client.service_call(greet, "Ada")
         'hello Ada'
     """
@@ -313,8 +313,8 @@ def server(
         return _serve(_AppProcess(app, http1=http1), follow_logs, always_replay, disable_retries, journal_value_codec)
     if not callable(app):
         raise TypeError(
-            f"server() needs the application that restate.app([...]) returns, or an import string, not an object of "
-            f"type {type(app).__name__}."
+            "server() needs the application that restate_steps.app([...]) returns, or an import string, not an object "
+            f"of type {type(app).__name__}."
         )
     return _serve(_AppThread(app, http1=http1), follow_logs, always_replay, disable_retries, journal_value_codec)
 

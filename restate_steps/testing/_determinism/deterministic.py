@@ -179,7 +179,7 @@ def check_deterministic(
     Args:
         handler: The handler's function, or ``"Service/handler"``.
         arg: Its argument; leave it out for a handler that takes none.
-        app: The application, as ``restate.app(...)`` returns it. Left out, it is made of the services in the handler's
+        app: The application, as ``restate_steps.app(...)`` returns it. Left out, it is made of the services in the
             module.
         key: The key, for a handler of a Virtual Object or a workflow.
         scenario: Instead of an argument: a coroutine function that is given a :class:`Simulator` and does what a client
@@ -199,7 +199,7 @@ def check_deterministic(
         TypeError: ``app`` is no Restate application.
 
     Example:
-        >>> import restate, time
+        >>> import restate, restate_steps, time
         >>> shop = restate.Service("Shop")
         >>> @shop.handler()
         ... async def checkout(ctx: restate.Context, item: str) -> str:
@@ -207,7 +207,7 @@ def check_deterministic(
         ...     if time.time() % 2 < 1:
         ...         return await ctx.run_typed("charge", lambda: f"{item} for {price}")
         ...     return await ctx.run_typed("wait for luck", lambda: item)
-        >>> report = check_deterministic(checkout, "tea", app=restate.app([shop]), interpreters=0)
+        >>> report = check_deterministic(checkout, "tea", app=restate_steps.app([shop]), interpreters=0)
         >>> [finding] = report.findings
         >>> finding.kind, finding.cause, finding.after
         ('clock', 'time.time()', "step 'quote'")

@@ -35,7 +35,9 @@ def app_of(handler: HandlerRef | None) -> ASGIApp:
         SimulationError: There is no such handler, or its service is not a global variable of its module.
     """
     if handler is None or isinstance(handler, str):
-        raise SimulationError("pass the application too: app=restate.app([...]). It can be found from a function only.")
+        raise SimulationError(
+            "pass the application too: app=restate_steps.app([...]). It can be found from a function only."
+        )
     try:
         known: Any = handler_from_callable(handler)
     except (ValueError, TypeError):
@@ -47,7 +49,7 @@ def app_of(handler: HandlerRef | None) -> ASGIApp:
     if not any(known in service.handlers.values() for service in found):
         raise SimulationError(
             f"the service {known.service_tag.name!r} of {_shown(handler)} is not a global variable of its module, so "
-            "its application cannot be found. Pass it: app=restate.app([service])."
+            "its application cannot be found. Pass it: app=restate_steps.app([service])."
         )
     return restate_steps.app(found)
 

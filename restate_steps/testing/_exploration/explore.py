@@ -334,7 +334,7 @@ def explore(
     for, when an operator cancels the invocation.
 
     Args:
-        app: The application, as ``restate.app(...)`` returns it.
+        app: The application, as ``restate_steps.app(...)`` returns it.
         handler: The handler's function, or ``"Service/handler"``.
         arg: Its argument; leave it out for a handler that takes none.
         key: The key, for a handler of a Virtual Object or a workflow.
@@ -366,13 +366,13 @@ def explore(
         TypeError: ``app`` is no Restate application.
 
     Example:
-        >>> import restate
+        >>> import restate, restate_steps
         >>> shop = restate.Service("Shop")
         >>> @shop.handler()
         ... async def checkout(ctx: restate.Context, item: str) -> str:
         ...     price = await ctx.run_typed("quote", lambda: 3)
         ...     return await ctx.run_typed("charge", lambda: f"{item} for {price}")
-        >>> report = explore(restate.app([shop]), checkout, "tea")
+        >>> report = explore(restate_steps.app([shop]), checkout, "tea")
         >>> report.assert_replay_safe()
         >>> report.complete, report.most_runs
         (True, {'quote': 2, 'charge': 2})

@@ -184,19 +184,19 @@ def record(what: Recordable, path: str | Path) -> RecordedJournal:
         SimulationError: Nothing is known of where the journal is from.
 
     Example:
-        >>> import pathlib, restate, tempfile
+        >>> import pathlib, restate, restate_steps, tempfile
         >>> shop = restate.Service("Shop")
         >>> @shop.handler()
         ... async def checkout(ctx: restate.Context, item: str) -> str:
         ...     return await ctx.run_typed("charge", lambda: f"paid for {item}")
         >>> path = pathlib.Path(tempfile.mkdtemp(), "checkout.json")
-        >>> async with simulate(restate.app([shop])) as sim:
+        >>> async with simulate(restate_steps.app([shop])) as sim:
         ...     print(record(await sim.call(checkout, "tea"), path).journal)
            0  input 'tea'
            1  run charge  → 1
            2  run completion 1 = 'paid for tea'
            3  output 'paid for tea'
-        >>> replay(path, restate.app([shop]))
+        >>> replay(path, restate_steps.app([shop]))
     """
     recorded = as_recorded(what)
     recorded.save(path)

@@ -36,7 +36,7 @@ def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
     Args:
         journals: A file, a folder with its sub-folders, a pattern such as ``"tests/journals/*.json"``, what
             :func:`record` takes, or several of these.
-        app: The application, as ``restate.app(...)`` returns it.
+        app: The application, as ``restate_steps.app(...)`` returns it.
 
     Raises:
         ReplayDifferenceError: Today's code takes another way than the journal; it shows where.
@@ -45,7 +45,7 @@ def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
         TypeError: ``app`` is no Restate application.
 
     Example:
-        >>> import restate
+        >>> import restate, restate_steps
         >>> journal = RecordedJournal.from_text('''{
         ...     "format": 1, "made_by": {}, "protocol": 6, "target": {"service": "Shop", "handler": "checkout"},
         ...     "invocation": {"id": "inv_1", "raw_id": "00", "random_seed": 1},
@@ -55,7 +55,7 @@ def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
         >>> @shop.handler()
         ... async def checkout(ctx: restate.Context, item: str) -> str:
         ...     return await ctx.run_typed("pay", lambda: f"paid for {item}")
-        >>> replay(journal, restate.app([shop]))
+        >>> replay(journal, restate_steps.app([shop]))
         Traceback (most recent call last):
             ...
         restate_steps.testing._errors.ReplayDifferenceError: inv_1: Shop/checkout: today's code goes another way:

@@ -39,7 +39,7 @@ from restate_steps.testing._simulation.world import START_MS, Invocation, Manife
 __all__ = ["ASGIApp", "BodyRun", "Choose", "Crash", "Driver", "Mode", "Option", "first", "quiet", "read_manifest"]
 
 ASGIApp: TypeAlias = Any
-"""An application, such as ``restate.app(...)`` returns."""
+"""An application, such as ``restate_steps.app(...)`` returns."""
 
 Mode: TypeAlias = Literal["bidirectional", "request_response"]
 
@@ -621,7 +621,7 @@ def read_manifest(app: ASGIApp) -> Manifest:
         TypeError: It is no Restate application.
     """
     if not callable(app):
-        raise TypeError(f"give the application, simulate(restate.app([...])), not {app!r}.")
+        raise TypeError(f"give the application, simulate(restate_steps.app([...])), not {app!r}.")
     answers: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:

@@ -386,12 +386,12 @@ class Simulator:
             SimulationError: It waits for something else.
 
         Example:
-            >>> import restate
+            >>> import restate, restate_steps
             >>> greeter = restate.Service("Greeter")
             >>> @greeter.handler()
             ... async def greet(ctx: restate.Context, name: str) -> str:
             ...     return f"hello {name}"
-            >>> with simulate(restate.app([greeter])) as simulator:
+            >>> with simulate(restate_steps.app([greeter])) as simulator:
             ...     simulator.run(simulator.call(greet, "Ada")).value
             'hello Ada'
         """
@@ -468,7 +468,7 @@ def simulate(
     is played. A handler that sleeps for a month is tested in milliseconds.
 
     Args:
-        app: The application, as ``restate.app(...)`` returns it; all services that call each other must be in it.
+        app: The application, as ``restate_steps.app(...)`` returns it; all services that call each other must be in it.
         version: The version of the service protocol, 6 or 7.
         mode: ``"bidirectional"`` as over HTTP/2, or ``"request_response"`` as over HTTP/1.1 and on Lambda, where
             a handler is suspended at every wait.
@@ -484,13 +484,13 @@ def simulate(
         TypeError: ``app`` is no Restate application.
 
     Example:
-        >>> import restate
+        >>> import restate, restate_steps
         >>> shop = restate.Service("Shop")
         >>> @shop.handler()
         ... async def checkout(ctx: restate.Context, item: str) -> str:
         ...     return await ctx.run_typed("charge", lambda: f"paid for {item}")
         >>> async def test_checkout() -> None:
-        ...     async with simulate(restate.app([shop])) as sim:
+        ...     async with simulate(restate_steps.app([shop])) as sim:
         ...         result = await sim.call(checkout, "tea")
         ...         print(result.value, result.journal.names, result.effects["charge"])
         >>> await test_checkout()

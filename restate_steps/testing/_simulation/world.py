@@ -169,7 +169,7 @@ class Manifest:
             known = ", ".join("/".join(names) for names in sorted(self.handlers)) or "nothing"
             raise UnknownHandlerError(
                 f"there is no handler {target.service}/{target.handler} in this application; it has {known}. "
-                "Simulate all services together that call each other: simulate(restate.app([one, other]))."
+                "Simulate all services together that call each other: simulate(restate_steps.app([one, other]))."
             )
         if info.keyed is not (target.key is not None):
             which = "needs a key" if info.keyed else "takes no key"
