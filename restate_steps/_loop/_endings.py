@@ -37,15 +37,14 @@ def causes_of(error: BaseException) -> list[BaseException]:
 def terminal_cause(error: BaseException) -> BaseException | None:
     """Return what makes an error that leaves the handler end the invocation; None if Restate retries it.
 
-    The SDK goes along the causes, and the first that is terminal or retryable decides. A group of terminal errors is
-    terminal, too.
+    The SDK goes along the causes, and the first that is terminal or retryable decides. Where there is none, a group of
+    terminal errors is terminal.
     """
-    for each in causes_of(error):
-        if isinstance(each, TerminalError) or (isinstance(each, BaseExceptionGroup) and _all_terminal(each)):
-            return cast(BaseException, each)
-        if isinstance(each, RetryableError | SdkInternalBaseException):
-            return None
-    return None
+    chain = causes_of(error)
+    for each in chain:
+        if isinstance(each, TerminalError | RetryableError | SdkInternalBaseException):
+            return each if isinstance(each, TerminalError) else None
+    return next((each for each in chain if _is_terminal_group(each)), None)
 
 
 def ends_the_invocation(error: BaseException) -> bool:
@@ -53,6 +52,5 @@ def ends_the_invocation(error: BaseException) -> bool:
     return terminal_cause(error) is not None
 
 
-def _all_terminal(group: Any) -> bool:
-    errors: tuple[BaseException, ...] = group.exceptions
-    return all(ends_the_invocation(error) for error in errors)
+def _is_terminal_group(error: Any) -> bool:
+    return isinstance(error, BaseExceptionGroup) and all(map(ends_the_invocation, cast(Any, error).exceptions))

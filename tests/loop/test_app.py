@@ -338,8 +338,8 @@ def no(tag: str, cause: BaseException | None = None) -> TerminalError:
     return error
 
 
-def caused(cause: BaseException) -> Exception:
-    error = KeyError("order")
+def caused(cause: BaseException, error: Exception | None = None) -> Exception:
+    error = error or KeyError("order")
     error.__cause__ = cause
     return error
 
@@ -372,6 +372,7 @@ TERMINAL = {
     "nested": group(group(no("first")), no("second")),
     "of causes": group(caused(no("first")), no("second")),
     "as a cause": caused(group(no("first"), group(no("second")))),
+    "with a terminal cause": caused(no("first"), group(no("second"))),
     "as the cause of a terminal error": no("first", cause=group(no("second"))),
 }
 MIXED = {
