@@ -426,7 +426,7 @@ def test_an_application_that_cannot_be_found_here() -> None:
     async def walks(ctx: restate.Context) -> None:
         pass
 
-    with pytest.raises(SimulationError, match=r"Pass it: app=restate\.app\(\[service\]\)"):
+    with pytest.raises(SimulationError, match=r"Pass it: app=restate_steps\.app\(\[service\]\)"):
         check_deterministic(walks)
     with pytest.raises(SimulationError, match="pass the application too"):
         check_deterministic("Local/walks")

@@ -176,7 +176,7 @@ class TestLikeTheHarnessOfTheSdk:
     @pytest.mark.parametrize("wrong", [greeter, [greeter], None])
     async def test_what_is_no_application_is_refused(self, wrong: Any) -> None:
         """A service is no application yet."""
-        with pytest.raises(TypeError, match=r"restate\.app"):
+        with pytest.raises(TypeError, match=r"restate_steps\.app"):
             server(wrong)
 
     @pytest.mark.parametrize("wrong", ["main", "main:", ":app", ""])

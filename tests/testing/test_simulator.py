@@ -508,7 +508,7 @@ def test_what_is_no_application() -> None:
     """An app is asked for its handlers when the simulator is made."""
     with pytest.raises(TypeError, match="application"):
         simulate(lambda: None)
-    with pytest.raises(TypeError, match=r"simulate\(restate.app\(\[\.\.\.\]\)\), not .*Service"):
+    with pytest.raises(TypeError, match=r"simulate\(restate_steps.app\(\[\.\.\.\]\)\), not .*Service"):
         simulate(shop.shop)
 
 
