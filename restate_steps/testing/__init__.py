@@ -2,6 +2,7 @@
 
 from restate_steps.testing._determinism.deterministic import DeterminismReport, Nondeterminism, check_deterministic
 from restate_steps.testing._errors import (
+    InvocationEndedError,
     InvocationPausedError,
     JournalMismatchError,
     NotDeterministicError,
@@ -31,6 +32,7 @@ __all__ = [
     "Effects",
     "Finding",
     "Frame",
+    "InvocationEndedError",
     "InvocationPausedError",
     "Journal",
     "JournalMismatchError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from restate_steps.errors import StepsError
 
 __all__ = [
+    "InvocationEndedError",
     "InvocationPausedError",
     "JournalMismatchError",
     "NotDeterministicError",
@@ -24,6 +25,18 @@ class StuckError(SimulationError):
 
     On a real server the invocation would hang.
     """
+
+
+class InvocationEndedError(SimulationError):
+    """An invocation returned while something was waited for that it should have done.
+
+    Attributes:
+        value: What it returned.
+    """
+
+    def __init__(self, reason: str, value: object) -> None:
+        super().__init__(f"{reason}; it returned {value!r}")
+        self.value = value
 
 
 class InvocationPausedError(SimulationError):

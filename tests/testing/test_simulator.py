@@ -413,7 +413,7 @@ async def test_a_handler_that_never_ends_is_told_of() -> None:
 
     async with simulate(restate.app([service])) as sim:
         sim.driver.max_events = 100
-        with pytest.raises(StuckError, match="loop for ever"):
+        with pytest.raises(StuckError, match="loop forever"):
             await sim.call(loop)
 
 

@@ -466,8 +466,7 @@ def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
 
     async def scenario(simulator: Simulator) -> Any:
         __tracebackhide__ = True
-        given = () if arg is NOTHING else (arg,)
-        return (await simulator.call(handler, *given, key=key)).value
+        return (await simulator.call_and_leave(handler, arg, key)).value
 
     return scenario
 

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, TypeAlias, cast
 from restate import JournalValueCodec, TerminalError
 
 from restate_steps.testing._errors import (
+    InvocationEndedError,
     InvocationPausedError,
     JournalMismatchError,
     SimulationError,
@@ -232,7 +233,7 @@ def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     """Let what goes on behind the answer come to its end, and find what went wrong without anybody's noticing."""
     world = simulator.driver.world
     world.rounds = _ROUNDS
-    simulator.drain()
+    simulator.driver.run(lambda: False)
     for invocation in world.invocations.values():
         if invocation.status is Status.PAUSED and invocation.last_error is not None:
             run.problem = "mismatch" if invocation.wedged else "paused"
@@ -241,6 +242,10 @@ def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
         if not invocation.ended and not world.is_left(invocation):
             run.problem = "stuck"
             run.details = f"{invocation.target} is {invocation.status.value}."
+            return
+    for client in simulator.driver.clients:
+        if (error := client.unnoticed) is not None:
+            run.problem, run.error = _problem(error), error
             return
     if anomalies := [*simulator.driver.anomalies, *world.anomalies]:
         run.problem, run.details = "twice", "; ".join(anomalies)
@@ -290,6 +295,8 @@ def perform(
             if not inspect.iscoroutine(coroutine):
                 raise SimulationError(f"{scenario!r} is no coroutine function: a scenario is written with async def.")
             value = simulator.run(coroutine)
+        except InvocationEndedError as ended:
+            value = ended.value
         except (StuckError, InvocationPausedError) as caught:
             error = caught
         except SimulationError:

@@ -7,6 +7,7 @@ D3. After a crash nothing of the old process runs until the verdict is in. Then 
     while that happens counts for nothing.
 D4. An operator's cancellation comes when nothing can run by itself, before the next thing happens: at a *moment*.
 D5. Time is virtual and the same for the server and for the application: it passes only when time is what is chosen.
+D6. What a client does next happens when it is chosen, like any other event: see :class:`Turn`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from restate_steps._sdk import allow_observers, observing
@@ -36,7 +38,19 @@ from restate_steps.testing._simulation.wire import (
 )
 from restate_steps.testing._simulation.world import START_MS, Invocation, Manifest, Status, World
 
-__all__ = ["ASGIApp", "BodyRun", "Choose", "Crash", "Driver", "Mode", "Option", "first", "quiet", "read_manifest"]
+__all__ = [
+    "ASGIApp",
+    "BodyRun",
+    "Choose",
+    "Crash",
+    "Driver",
+    "Mode",
+    "Option",
+    "Turn",
+    "first",
+    "quiet",
+    "read_manifest",
+]
 
 ASGIApp: TypeAlias = Any
 """An application, such as ``restate_steps.app(...)`` returns."""
@@ -71,8 +85,33 @@ Choose: TypeAlias = Callable[[Sequence[Option]], int]
 """Chooses one of several options, by its index."""
 
 
+@dataclass(slots=True)
+class Turn:
+    """The next thing that a client does.
+
+    Attributes:
+        ready: Returns whether the client can continue.
+        first: Whether :func:`first` lets the client continue before other events, instead of after them.
+        label: What the timeline calls the client.
+        taken: Whether it was chosen.
+        then: Called when it is chosen.
+    """
+
+    ready: Callable[[], bool]
+    first: bool = False
+    label: str = "client"
+    taken: bool = False
+    then: Callable[[], None] | None = None
+
+    def __call__(self) -> None:
+        """Let the client continue."""
+        self.taken = True
+        if self.then is not None:
+            self.then()
+
+
 def first(options: Sequence[Option]) -> int:
-    """Choose what has been possible for longest, and time only if there is nothing else."""
+    """Choose what has been possible for longest, then a client, and time only if there is nothing else."""
     del options
     return 0
 
@@ -139,7 +178,7 @@ class _Attempt:
             return
         for frame in self._reader.feed(event["body"]):
             if not self._process.dead:
-                self._driver.take(self, self._in_virtual_time(frame))
+                self._driver.receive(self, self._in_virtual_time(frame))
         self._driver.flush()
 
     def feed(self, frames: Sequence[Frame], *, more: bool) -> None:
@@ -321,6 +360,11 @@ class Driver:
         self.on_moment: Callable[[int, int], None] | None = None
         """Told at each moment, with its number, and another number that is the same where all stands the same."""
         self.cancelled = False
+        self.turns: list[Turn] = []
+        """What clients do next; taken out by whoever has put it in."""
+        self.turns_taken = 0
+        self.clients: list[Any] = []
+        """The clients that were started."""
         self._app, self._mode = app, mode
         self._version = version
         self._always_replay = always_replay
@@ -370,7 +414,14 @@ class Driver:
         self.world.advance(end)
         if self._process is not None:
             self._process.loop.advance((end - START_MS) / 1000)
-        self.run(lambda: False, time_passes=False)
+
+    def take(self, turn: Turn) -> bool:
+        """Let events happen until it is a client's turn; return False if nothing more can happen before."""
+        self.turns.append(turn)
+        try:
+            return self.run(lambda: turn.taken)
+        finally:
+            self.turns.remove(turn)
 
     def cut(self) -> None:
         """End the connection of every attempt; the process lives on."""
@@ -484,6 +535,9 @@ class Driver:
         for attempt in process.attempts.values():
             options += (self._start_body(attempt, handle) for handle in sorted(attempt.gates))
         options += (self._delivery(index) for index in range(len(self.world.deliveries)))
+        for turn in self.turns:
+            if turn.ready():
+                options.insert(0 if turn.first else len(options), Option(turn.label, partial(self._take, turn)))
         if not self._time_passes:
             return options
         due = self.world.next_timer()
@@ -501,6 +555,10 @@ class Driver:
                     Option("time, for the first timer", lambda: self._pass_time(process, min(ends), timers=1))
                 )
         return options
+
+    def _take(self, turn: Turn) -> None:
+        self.turns_taken += 1
+        turn()
 
     def _start_body(self, attempt: _Attempt, handle: int) -> Option:
         def start() -> None:
@@ -525,7 +583,9 @@ class Driver:
             statuses = tuple(each.status.value for each in self.world.invocations.values())
             running = tuple(run.name for attempt in process.attempts.values() for run in attempt.running.values())
             labels = tuple(option.label for option in options)
-            self.on_moment(self._moments, hash((self.world.fingerprint(), statuses, running, labels)))
+            self.on_moment(
+                self._moments, hash((self.world.fingerprint(), statuses, running, labels, self.turns_taken))
+            )
         if self.cancel_at is None or self._moments < self.cancel_at:
             return False
         self.cancel_at = None
@@ -539,7 +599,7 @@ class Driver:
 
     # --- what attempts do ---------------------------------------------------------------------------------------
 
-    def take(self, attempt: _Attempt, frame: Frame) -> None:
+    def receive(self, attempt: _Attempt, frame: Frame) -> None:
         """Take a message of an attempt."""
         world, kind = self.world, frame.kind
         if world.invocations[attempt.invocation.id].status is not Status.RUNNING:
@@ -603,7 +663,7 @@ class Driver:
         """Crash if this is the moment for it, and return whether it was."""
         here = Crash(len(self.world.history), lost)
         if self.on_point is not None:
-            self.on_point(here, hash((self.world.fingerprint(), what)))
+            self.on_point(here, hash((self.world.fingerprint(), what, self.turns_taken)))
         if self.crash_at is None or here < self.crash_at:
             return False
         self.crash_at = None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+import sys
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from inspect import Parameter, signature
 from types import TracebackType
 from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
@@ -15,8 +18,14 @@ from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler, handler_from_callable
 
 from restate_steps.server._journal import decoded
-from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, SimulationError, StuckError
-from restate_steps.testing._simulation.driver import ASGIApp, Choose, Driver, Mode, first, read_manifest
+from restate_steps.testing._errors import (
+    InvocationEndedError,
+    InvocationPausedError,
+    JournalMismatchError,
+    SimulationError,
+    StuckError,
+)
+from restate_steps.testing._simulation.driver import ASGIApp, Choose, Driver, Mode, Turn, first, read_manifest
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.timeline import timeline
@@ -32,7 +41,7 @@ from restate_steps.testing._simulation.world import (
     awakeable_of,
 )
 
-__all__ = ["NOTHING", "A", "HandlerOf", "HandlerRef", "Result", "SimulatedInvocation", "Simulator", "simulate"]
+__all__ = ["NOTHING", "A", "Client", "HandlerOf", "HandlerRef", "Result", "SimulatedInvocation", "Simulator", "simulate"]
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -103,6 +112,11 @@ class SimulatedInvocation(Generic[T]):
         return _journal_of(self._simulator.driver, self._invocation)
 
     @property
+    def effects(self) -> Effects:
+        """How often the bodies of its steps have run so far."""
+        return Effects([run for run in self._simulator.driver.bodies if run.invocation == self.id])
+
+    @property
     def awakeables(self) -> list[str]:
         """The ids of the awakeables that it has made so far, in order."""
         return list(self._simulator.driver.awakeables.get(self.id, ()))
@@ -115,30 +129,116 @@ class SimulatedInvocation(Generic[T]):
     async def cancel(self) -> None:
         """Ask it to end: what it waits for raises a ``TerminalError`` with the status 409."""
         self._simulator.driver.world.cancel(self.id)
-        self._simulator.settle()
+        await self._simulator.settle()
 
     async def kill(self) -> None:
         """End it at once, without its doing, and the calls that it waits for."""
         self._simulator.driver.kill(self.id)
-        self._simulator.settle()
+        await self._simulator.settle()
 
     async def pause(self) -> None:
         """Keep it from being tried again; what is open goes down with the service's process."""
         self._simulator.driver.world.pause(self.id)
+        await self._simulator.settle()
 
     async def resume(self) -> None:
         """Try it again, if it is paused."""
         self._simulator.driver.world.resume(self.id)
-        self._simulator.settle()
+        await self._simulator.settle()
 
     async def signal(self, name: str, value: Any = None) -> None:
         """Send it a named signal, with a value that is encoded as JSON."""
         content = {"content": _json(value)}
         self._simulator.driver.world.signal(self.id, signal_name=name, value=content)
-        self._simulator.settle()
+        await self._simulator.settle()
 
     def __repr__(self) -> str:
         return f"<{self._invocation.target} {self.status}>"
+
+
+class Client(Generic[T]):
+    """One that acts beside the code that started it; made by :meth:`Simulator.start`.
+
+    Args:
+        simulator: The simulator.
+        coroutine: What it does.
+    """
+
+    def __init__(self, simulator: Simulator, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._simulator, self._coroutine = simulator, coroutine
+        self._outcome: tuple[T | None, BaseException | None] | None = None
+        self._is_awaited = False
+        self._wait_for(Turn(_always))
+
+    @property
+    def unnoticed(self) -> BaseException | None:
+        """What the coroutine raised, if nothing has awaited the client."""
+        return None if self._outcome is None or self._is_awaited else self._outcome[1]
+
+    def done(self) -> bool:
+        """Return whether it has ended."""
+        return self._outcome is not None
+
+    async def until(self, turn: Turn) -> bool:
+        """Wait for a turn; awaited by its own coroutine."""
+        await _Pause(turn)
+        return True
+
+    def close(self) -> None:
+        """End it, if it has not ended."""
+        with suppress(RuntimeError):
+            # It may ignore that.
+            self._coroutine.close()
+
+    def _wait_for(self, turn: Turn) -> None:
+        turn.label = f"client {self._coroutine.__qualname__}"
+        turn.then = partial(self._continue, turn)
+        self._simulator.driver.turns.append(turn)
+
+    def _continue(self, turn: Turn) -> None:
+        simulator = self._simulator
+        simulator.driver.turns.remove(turn)
+        before, simulator._running = simulator._running, self
+        try:
+            paused = self._coroutine.send(None)
+        except StopIteration as stop:
+            self._outcome = (cast(T, stop.value), None)
+        except (Exception, *_failed()) as error:
+            self._outcome = (None, error)
+        else:
+            if not isinstance(paused, Turn):
+                self.close()
+                raise SimulationError(_waits_for_something_else(self._coroutine))
+            self._wait_for(paused)
+        finally:
+            simulator._running = before
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self.result().__await__()
+
+    async def result(self) -> T:
+        """Wait until it has ended, and return what its coroutine returned.
+
+        Raises:
+            BaseException: What the coroutine raised.
+            StuckError: Nothing more can happen, and it has not ended.
+        """
+        __tracebackhide__ = True
+        self._is_awaited = True
+        await self._simulator.until(self.done)
+        assert self._outcome is not None
+        value, error = self._outcome
+        if error is not None:
+            raise error
+        return cast(T, value)
+
+
+class _Pause:
+    def __init__(self, turn: Turn) -> None:
+        self._turn = turn
+
+    def __await__(self) -> Generator[Turn, None, None]:
+        yield self._turn
 
 
 class Simulator:
@@ -168,6 +268,7 @@ class Simulator:
     ) -> None:
         self.app = app
         self.codec = journal_value_codec
+        self._running: Client[Any] | None = None
         self.choices: list[int] = []
         self.driver = Driver(
             app,
@@ -262,6 +363,12 @@ class Simulator:
             raise TerminalError("the workflow method was already invoked", 409)
         return await _result_of(self, invocation, known)
 
+    async def call_and_leave(self, handler: HandlerRef, arg: Any, key: str | None) -> Result[Any]:
+        """Call a handler as a client that does nothing afterwards, so that it does not matter when it gets the answer."""
+        __tracebackhide__ = True
+        invocation, known = self._submit(handler, arg, key, None, None, timedelta(0))
+        return await _result_of(self, invocation, known, leaves=True)
+
     @overload
     async def send(
         self,
@@ -307,31 +414,32 @@ class Simulator:
         """Start a handler, and let everything happen that needs no time to pass; see :meth:`call`."""
         __tracebackhide__ = True
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, delay)
-        self.settle()
+        await self.settle()
         return SimulatedInvocation(self, invocation, known)
 
     async def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
         """Resolve an awakeable from outside, with a value that is encoded as JSON."""
-        self._complete_awakeable(awakeable_id, value={"content": _json(value)})
+        await self._complete_awakeable(awakeable_id, value={"content": _json(value)})
 
     async def reject_awakeable(self, awakeable_id: str, reason: str, *, code: int = 500) -> None:
         """Reject an awakeable from outside: its waiter gets a ``TerminalError``."""
-        self._complete_awakeable(awakeable_id, failure=Failure(code, reason).fields())
+        await self._complete_awakeable(awakeable_id, failure=Failure(code, reason).fields())
 
     async def crash(self) -> None:
         """Kill the service's process, as ``kill -9`` does, and start it again; its attempts begin anew."""
         self.driver.crash()
-        self.settle()
+        await self.settle()
 
     async def cut(self) -> None:
         """Cut the connection of every attempt, as a network does; the process lives on, and attempts begin anew."""
         self.driver.cut()
-        self.settle()
+        await self.settle()
 
     async def advance(self, by: timedelta) -> None:
         """Let time pass, and everything happen that is due by then."""
         end = self.driver.world.now + by // timedelta(milliseconds=1)
         self.driver.run_to(end)
+        await self.settle()
 
     # --- looking ------------------------------------------------------------------------------------------------
 
@@ -365,12 +473,100 @@ class Simulator:
 
     # --- running ------------------------------------------------------------------------------------------------
 
-    def settle(self) -> None:
-        """Let everything happen that needs no time to pass."""
-        self.driver.run(lambda: False, time_passes=False)
+    async def settle(self) -> None:
+        """Let everything happen that needs no time to pass; under :func:`explore`, any part of it, or more."""
+        await self.turn(Turn(_always))
 
-    def drain(self) -> None:
-        """Let everything happen that can, however long it takes."""
+    async def turn(self, turn: Turn) -> bool:
+        """Let events happen until it is the caller's turn; return False if nothing more can happen before."""
+        if self._running is not None:
+            return await self._running.until(turn)
+        return self.driver.take(turn)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Let events happen until a condition holds; time passes as it has to.
+
+        Args:
+            condition: Checked whenever nothing can run by itself.
+
+        Raises:
+            StuckError: Nothing more can happen, and it does not hold.
+
+        Example:
+            >>> import restate, restate_steps
+            >>> shop = restate.Service("Shop")
+            >>> @shop.handler()
+            ... async def checkout(ctx: restate.Context, item: str) -> str:
+            ...     await ctx.run_typed("reserve", lambda: None)
+            ...     return await ctx.awakeable(type_hint=str)[1]
+            >>> async def pays_after_the_reservation(sim: Simulator) -> str:
+            ...     order = await sim.send(checkout, "tea")
+            ...     await sim.until(lambda: order.effects["reserve"])
+            ...     await sim.resolve_awakeable(await sim.awakeable(order), "paid")
+            ...     return (await order.result()).value
+            >>> with simulate(restate_steps.app([shop])) as sim:
+            ...     sim.run(pays_after_the_reservation(sim))
+            'paid'
+        """
+        __tracebackhide__ = True
+        if not await self.turn(Turn(lambda: bool(condition()), first=True)):
+            raise StuckError(f"the condition does not hold, and nothing more can happen:\n{_waits(self.driver)}")
+
+    async def awakeable(self, invocation: SimulatedInvocation[Any], n: int = 0) -> str:
+        """Wait until an invocation has made an awakeable, and return its id; time passes as it has to.
+
+        Args:
+            invocation: The invocation.
+            n: Which of its awakeables, counted from 0.
+
+        Raises:
+            restate.TerminalError: The invocation failed with it before, for example because it was cancelled.
+            InvocationEndedError: The invocation returned before.
+            StuckError: Nothing more can happen.
+        """
+        __tracebackhide__ = True
+
+        def made() -> bool:
+            return len(invocation.awakeables) > n
+
+        await self.until(lambda: made() or invocation.status in ("completed", "paused"))
+        if not made():
+            result = await invocation.result()
+            raise InvocationEndedError(f"{invocation!r} has ended without awakeable {n}", result.value)
+        return invocation.awakeables[n]
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Client[T]:
+        """Start another client, which acts while the caller does something else.
+
+        Args:
+            coroutine: What it does; it awaits nothing but this simulator.
+
+        Returns:
+            The client; await it for what the coroutine returns.
+
+        Example:
+            >>> import restate, restate_steps
+            >>> counter = restate.VirtualObject("Counter")
+            >>> @counter.handler()
+            ... async def add(ctx: restate.ObjectContext, by: int) -> int:
+            ...     total = (await ctx.get("total", type_hint=int) or 0) + by
+            ...     ctx.set("total", total)
+            ...     return total
+            >>> async def two_clients(sim: Simulator) -> list[int]:
+            ...     other = sim.start(sim.call(add, 1, key="a"))
+            ...     mine = await sim.call(add, 2, key="a")
+            ...     return sorted([(await other).value, mine.value])
+            >>> report = explore(restate_steps.app([counter]), scenario=two_clients)
+            >>> report.assert_replay_safe()
+            >>> [outcome.value for outcome, _ in report.outcomes]
+            [[1, 3], [2, 3]]
+        """
+        client = Client(self, coroutine)
+        self.driver.clients.append(client)
+        return client
+
+    async def drain(self) -> None:
+        """Let everything happen that can, however long it takes in virtual time."""
         self.driver.run(lambda: False)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -408,13 +604,12 @@ class Simulator:
                 raise
         finally:
             coroutine.close()
-        raise SimulationError(
-            f"{getattr(coroutine, '__qualname__', coroutine)} waits for something that is not the simulator. Here only "
-            "the simulator's own coroutines can be awaited; what needs an event loop belongs into a handler."
-        )
+        raise SimulationError(_waits_for_something_else(coroutine))
 
     def close(self) -> None:
         """End everything that still runs."""
+        for client in self.driver.clients:
+            client.close()
         self.driver.close()
 
     def _submit(
@@ -444,12 +639,12 @@ class Simulator:
             raise SimulationError(str(error)) from None
         return invocation, known
 
-    def _complete_awakeable(self, awakeable_id: str, **outcome: Any) -> None:
+    async def _complete_awakeable(self, awakeable_id: str, **outcome: Any) -> None:
         try:
             self.driver.world.complete_awakeable(awakeable_id, **outcome)
         except (ValueError, LookupError) as error:
             raise SimulationError(str(error)) from None
-        self.settle()
+        await self.settle()
 
 
 def simulate(
@@ -507,13 +702,36 @@ def simulate(
     )
 
 
-async def _result_of(simulator: Simulator, invocation: Invocation, handler: Handler[Any, Any] | None) -> Result[Any]:
+def _waits_for_something_else(coroutine: Any) -> str:
+    return (
+        f"{getattr(coroutine, '__qualname__', coroutine)} waits for something that is not the simulator. Here only the "
+        "simulator's own coroutines can be awaited; what needs an event loop belongs into a handler."
+    )
+
+
+def _failed() -> tuple[type[BaseException], ...]:
+    """Return pytest's own exception for a failed test, which ``except Exception`` would not catch."""
+    outcomes: Any = sys.modules.get("_pytest.outcomes")
+    return () if outcomes is None else (outcomes.Failed,)
+
+
+def _always() -> bool:
+    return True
+
+
+async def _result_of(
+    simulator: Simulator, invocation: Invocation, handler: Handler[Any, Any] | None, *, leaves: bool = False
+) -> Result[Any]:
     """Let events happen until an invocation has ended; see :meth:`Simulator.call`."""
     # pytest leaves such frames out: the line that is of interest is that of the test.
     __tracebackhide__ = True
     driver = simulator.driver
-    reached = driver.run(lambda: invocation.ended or invocation.status is Status.PAUSED)
-    if not reached:
+
+    def ended() -> bool:
+        return invocation.ended or invocation.status is Status.PAUSED
+
+    # What the client does with the answer may come later than the answer.
+    if not (driver.run(ended) if leaves else await simulator.turn(Turn(ended, first=True))):
         raise StuckError(_why_stuck(driver, invocation))
     if invocation.status is Status.PAUSED:
         error = invocation.last_error or Failure(0, "it was paused from outside")
@@ -530,7 +748,7 @@ async def _result_of(simulator: Simulator, invocation: Invocation, handler: Hand
     return Result(
         value=handler.handler_io.output_serde.deserialize(output) if handler else decoded(output),
         journal=_journal_of(driver, invocation),
-        effects=Effects([run for run in driver.bodies if run.invocation == invocation.id]),
+        effects=SimulatedInvocation(simulator, invocation, None).effects,
         attempts=invocation.attempts,
         invocation_id=invocation.id,
     )
@@ -551,7 +769,15 @@ def _journal_of(driver: Driver, invocation: Invocation) -> Journal:
 
 def _why_stuck(driver: Driver, invocation: Invocation) -> str:
     if driver.endless:
-        return f"{invocation.target} has not ended after {driver.events} events: does it loop for ever?"
+        return f"{invocation.target} has not ended after {driver.events} events: does it loop forever?"
+    return (
+        f"{invocation.target} has not ended, and nothing more can happen:\n{_waits(driver)}\n"
+        "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
+        "sim.resolve_awakeable(...). If it waits for something of asyncio's, it would hang on a server too."
+    )
+
+
+def _waits(driver: Driver) -> str:
     waits: list[str] = []
     for each in driver.world.invocations.values():
         if each.status in (Status.RUNNING, Status.SUSPENDED, Status.QUEUED, Status.PAUSED):
@@ -560,11 +786,7 @@ def _why_stuck(driver: Driver, invocation: Invocation) -> str:
             open_entries += _open_awakeables(driver, each)
             what = ", ".join(open_entries) or "nothing that is in its journal"
             waits.append(f"  {each.target} is {each.status.value}, and waits for {what}")
-    return (
-        f"{invocation.target} has not ended, and nothing more can happen:\n" + "\n".join(waits) + "\n"
-        "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
-        "sim.resolve_awakeable(...). If it waits for something of asyncio's, it would hang on a server too."
-    )
+    return "\n".join(waits)
 
 
 def _open_awakeables(driver: Driver, invocation: Invocation) -> list[str]:
