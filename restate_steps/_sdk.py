@@ -38,6 +38,7 @@ import asyncio
 import contextvars
 import functools
 import importlib
+import inspect
 import logging
 import math
 import random
@@ -103,6 +104,8 @@ _native: Any = importlib.import_module("restate._internal")
 
 _FUNNEL: Final = "create_poll_or_cancel_coroutine"
 _STATE: Final = "restate_steps"
+IN_THREAD: Final = "_restate_steps_in_thread"
+"""Marks the body of a step whose function runs in a thread."""
 _EXPLICIT_RECOVERY: Final = "_restate_steps_explicit_recovery"
 
 
@@ -942,8 +945,8 @@ class AttemptObserver(Protocol):
         """An awakeable was asked for, now or in an earlier attempt."""
         ...
 
-    async def body_starts(self, handle: int) -> None:
-        """A body is about to run; it runs when this returns."""
+    async def body_starts(self, handle: int, in_thread: bool) -> None:
+        """Wait until a body may run; ``in_thread`` says that all of it runs in a thread, which cannot be cancelled."""
         ...
 
     def body_ended(self, handle: int) -> None:
@@ -1040,10 +1043,11 @@ class _ObservedContext(ServerInvocationContext):
             service, handler, input_param, input_serde, output_serde, key, send_delay, *rest, **options
         )
 
-    async def create_run_coroutine(self, handle: int, *args: Any, **options: Any) -> None:
-        await self._observer.body_starts(handle)
+    async def create_run_coroutine(self, handle: int, action: Any, *args: Any, **options: Any) -> None:
+        marked = hasattr(getattr(action, "func", action), IN_THREAD)
+        await self._observer.body_starts(handle, marked or not inspect.iscoroutinefunction(action))
         try:
-            await super().create_run_coroutine(handle, *args, **options)
+            await super().create_run_coroutine(handle, action, *args, **options)
         finally:
             self._observer.body_ended(handle)
 

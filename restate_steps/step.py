@@ -34,7 +34,7 @@ from restate import RestateDurableFuture, RunOptions, SdkInternalBaseException, 
 from restate.exceptions import RetryableError
 from restate.serde import Serde
 
-from ._sdk import map_failure, result_of, run_unwatched
+from ._sdk import IN_THREAD, map_failure, result_of, run_unwatched
 from .codec import PLAIN_JSON, Codec, is_plain, verify
 from .codec import type_name as type_name_of
 from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step, step_ended
@@ -312,6 +312,8 @@ class DurableStep(Generic[P, T]):
                 await invocation.hold_back()
                 raise
 
+        if not self._is_async:
+            setattr(body, IN_THREAD, True)
         # The SDK encodes with the serde what the body returns. Ours hands the bytes on, because an error in a serde
         # makes the SDK run the body again (the result is encoded here, inside the body).
         future = run_unwatched(invocation.context, name, cast(Any, body), self._run_options)

@@ -381,7 +381,7 @@ async def test_branches_left_by_the_handler_end_with_it() -> None:
 
     async with simulate(restate_steps.app([service])) as sim:
         assert (await sim.call(handler)).value == "quick"
-        sim.settle()
+        await sim.settle()
         assert ended == ["slow"]
 
 
@@ -536,7 +536,7 @@ async def test_every_level_can_compensate_when_the_invocation_is_cancelled() -> 
 
     async def child(tag: str, steps: int) -> None:
         try:
-            await rs.restate_context().sleep(timedelta(hours=1))
+            await rs.restate_context().awakeable()[1]
         except restate.TerminalError:
             await undo(tag, steps)
             raise

@@ -89,7 +89,7 @@ class SimulatedServer:
         if at:
             answer["executionTime"] = "<time>"
         answer["status"] = "PreviouslyAccepted" if known else "Accepted"
-        self._simulator.settle()
+        await self._simulator.settle()
         asked = {"key": key, "idempotency_key": idempotency_key, "delay": delay}
         body = json.dumps(answer).encode()
         self._asked("send", Answer(202, body), f"{service}/{handler}", arg, **asked)
@@ -128,17 +128,17 @@ class SimulatedServer:
             return self._asked("cancel", Answer(409, body), invocation_id)
         at_once = invocation.status in (Status.QUEUED, Status.SCHEDULED)
         self._world.cancel(invocation_id)
-        self._simulator.settle()
+        await self._simulator.settle()
         return self._asked("cancel", Answer(200 if at_once else 202, b""), invocation_id)
 
     async def kill(self, invocation_id: str) -> Answer:
         self._simulator.driver.kill(invocation_id)
-        self._simulator.settle()
+        await self._simulator.settle()
         return self._asked("kill", Answer(200, b""), invocation_id)
 
     async def resume(self, invocation_id: str) -> Answer:
         self._world.resume(invocation_id)
-        self._simulator.settle()
+        await self._simulator.settle()
         return self._asked("resume", Answer(200, b""), invocation_id)
 
     async def cut(self) -> None:
@@ -181,7 +181,7 @@ class SimulatedServer:
             self._world.complete_awakeable(awakeable_id, **outcome)
         except (ValueError, LookupError) as error:
             return self._asked(what, Answer(400, _error(400, str(error), "ingress")), awakeable_id, arg)
-        self._simulator.settle()
+        self._simulator.run(self._simulator.settle())
         return self._asked(what, Answer(202, b""), awakeable_id, arg)
 
     def _asked(self, what: str, answer: Answer, of: str, arg: bytes = b"", **more: Any) -> Answer:

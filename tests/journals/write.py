@@ -192,11 +192,11 @@ class SimulatedRun:
         asyncio.run(self._simulator.send(target, arg, key=key))
 
     def wait(self) -> None:
-        self._simulator.drain()
+        self._simulator.run(self._simulator.drain())
         assert "completed" == self._invocation.status, self._simulator.timeline()[-2000:]
 
     def settle(self) -> None:
-        self._simulator.settle()
+        self._simulator.run(self._simulator.settle())
         assert "completed" != self._invocation.status, self._simulator.timeline()
 
     def recorded(self) -> RecordedJournal:

@@ -208,7 +208,11 @@ def test_a_client_that_was_started_acts_in_the_middle_of_others() -> None:
         return [(await sent.result()).value, await other]
 
     report = explored(scenario, crashes=0)
-    assert {tuple(done) for done, _ in answers(report)} == {("one", "stop"), ("one", "two", "stop"), ("one", "two", "three")}
+    assert {tuple(done) for done, _ in answers(report)} == {
+        ("one", "stop"),
+        ("one", "two", "stop"),
+        ("one", "two", "three"),
+    }
 
 
 def test_the_failure_of_a_started_client_is_a_finding() -> None:

@@ -17,7 +17,12 @@ from restate import TerminalError
 from restate_steps._sdk import AttemptObserver
 from restate_steps.testing._determinism.user_code import Place
 from restate_steps.testing._determinism.watch import Kind, Operation, Outside, Playback, Reading, Tape, Watch, watched
-from restate_steps.testing._errors import InvocationEndedError, InvocationPausedError, JournalMismatchError, SimulationError
+from restate_steps.testing._errors import (
+    InvocationEndedError,
+    InvocationPausedError,
+    JournalMismatchError,
+    SimulationError,
+)
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._recording.replay import run_against
 from restate_steps.testing._simulation.driver import ASGIApp, quiet

@@ -204,9 +204,9 @@ class Watch:
         """Pass it on."""
         self._inner.awakeable_made(awakeable_id)
 
-    async def body_starts(self, handle: int) -> None:
+    async def body_starts(self, handle: int, in_thread: bool) -> None:
         """Pass it on, and look away (A1)."""
-        await self._inner.body_starts(handle)
+        await self._inner.body_starts(handle, in_thread)
         watching.set(None)
 
     def body_ended(self, handle: int) -> None:

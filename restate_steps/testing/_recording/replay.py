@@ -160,7 +160,7 @@ class _Connection:
     def awakeable_made(self, awakeable_id: str) -> None:
         pass
 
-    async def body_starts(self, handle: int) -> None:
+    async def body_starts(self, handle: int, in_thread: bool) -> None:
         if not self._over:
             self._attempt.bodies.append(self._names.get(handle, "?"))
         await self._loop.create_future()

@@ -22,6 +22,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 from restate_steps._sdk import allow_observers, observing
@@ -127,6 +128,7 @@ class BodyRun:
         completion_id: The number of the step's completion, which tells steps of the same name apart.
         ended: Whether the body ended before its attempt did.
         recorded: Whether the server has stored what came of it.
+        works: Whether it has begun its work.
     """
 
     invocation: str
@@ -135,6 +137,7 @@ class BodyRun:
     completion_id: int
     ended: bool = False
     recorded: bool = False
+    works: bool = field(default=False, repr=False)
 
 
 class _Attempt:
@@ -217,22 +220,29 @@ class _Attempt:
     def delay_requested(self, milliseconds: int) -> None:
         self._delays.append(milliseconds)
 
-    async def body_starts(self, handle: int) -> None:
-        gate = self.gates[handle] = asyncio.get_running_loop().create_future()
-        try:
-            await gate
-        finally:
-            self.gates.pop(handle, None)
-        self._process.loop.bodies += 1
+    async def body_starts(self, handle: int, in_thread: bool) -> None:
+        if not in_thread:
+            gate = self.gates[handle] = asyncio.get_running_loop().create_future()
+            try:
+                await gate
+            finally:
+                self.gates.pop(handle, None)
         run = self.running[handle] = BodyRun(
             self.invocation.id, self._names.get(handle, "?"), self.number, self._completion_of(handle)
         )
+        if not in_thread:
+            self.body_works(run)
+        _body.set(_Body(self, handle, run, in_thread))
+
+    def body_works(self, run: BodyRun) -> None:
+        """Count the run of a body, which begins its work."""
+        self._process.loop.bodies += 1
+        run.works = True
         self._driver.body_runs(run, self._process)
-        _in_body.set(True)
 
     def body_ended(self, handle: int) -> None:
         run = self.running.pop(handle, None)
-        if run is not None:
+        if run is not None and run.works:
             run.ended = True
             self._process.loop.bodies -= 1
 
@@ -243,7 +253,8 @@ class _Attempt:
     def name_of(self, handle: int) -> str:
         """Return the name of a step, with its number if there is another one of that name to choose from."""
         name = self._names.get(handle, "?")
-        same = sum(self._names.get(other) == name for other in self.gates)
+        waiting = {*self.gates, *(each.body.handle for each in self._process.threads if each.body.attempt is self)}
+        same = sum(self._names.get(other) == name for other in waiting)
         return f"{name} (completion {self._completion_of(handle)})" if same > 1 else name
 
     def _completion_of(self, handle: int) -> int:
@@ -253,7 +264,27 @@ class _Attempt:
         return runs[place] if 0 <= place < len(runs) else 0
 
 
-_in_body: contextvars.ContextVar[bool] = contextvars.ContextVar("in_body", default=False)
+class _Body(NamedTuple):
+    """The body of a step that code is a part of.
+
+    Attributes:
+        in_thread: Whether all of it runs in a thread.
+    """
+
+    attempt: _Attempt
+    handle: int
+    run: BodyRun
+    in_thread: bool
+
+
+class _Thread(NamedTuple):
+    """A thread of a body that has been started, and does its work when that is chosen: it cannot be cancelled."""
+
+    body: _Body
+    start: Callable[[], None]
+
+
+_body: contextvars.ContextVar[_Body | None] = contextvars.ContextVar("body", default=None)
 
 
 @contextmanager
@@ -288,6 +319,8 @@ class _Process:
         now = (driver.world.now - START_MS) / 1000
         self.loop = SimulatedLoop.take(driver.idle, now)
         self.loop.outside_of_steps = self._talks_outside
+        self.loop.holds_back = self._holds_back
+        self.threads: list[_Thread] = []
         self.attempts: dict[str, _Attempt] = {}
         self.tasks: dict[str, asyncio.Task[Any]] = {}
         self.dead = False
@@ -295,8 +328,15 @@ class _Process:
 
     def _talks_outside(self, what: str) -> None:
         attempt = observing.get()
-        if isinstance(attempt, _Attempt) and not _in_body.get() and not self.dead:
+        if isinstance(attempt, _Attempt) and _body.get() is None and not self.dead:
             self._driver.talks_outside(attempt.invocation, what)
+
+    def _holds_back(self, start: Callable[[], None]) -> bool:
+        body = _body.get()
+        if body is None or self.dead:
+            return False
+        self.threads.append(_Thread(body, start))
+        return True
 
     def end(self) -> None:
         self.dead = True
@@ -533,7 +573,20 @@ class Driver:
     def _options(self, process: _Process, next_timer: float | None) -> list[Option]:
         options: list[Option] = []
         for attempt in process.attempts.values():
-            options += (self._start_body(attempt, handle) for handle in sorted(attempt.gates))
+            bodies = [(handle, self._start_body(attempt, handle)) for handle in attempt.gates]
+            bodies += [
+                (thread.body.handle, self._start_thread(process, thread))
+                for thread in process.threads
+                if thread.body.attempt is attempt
+            ]
+            options += (option for _, option in sorted(bodies, key=itemgetter(0)))
+        # An attempt may end before them.
+        open_attempts = list(process.attempts.values())
+        options += (
+            self._start_thread(process, thread)
+            for thread in process.threads
+            if thread.body.attempt not in open_attempts
+        )
         options += (self._delivery(index) for index in range(len(self.world.deliveries)))
         for turn in self.turns:
             if turn.ready():
@@ -568,6 +621,21 @@ class Driver:
 
         return Option(f"run {attempt.name_of(handle)}", start)
 
+    def _start_thread(self, process: _Process, thread: _Thread) -> Option:
+        attempt, handle, run, in_thread = thread.body
+
+        def start() -> None:
+            process.threads.remove(thread)
+            if in_thread:
+                attempt.body_works(run)
+                if handle not in attempt.running:
+                    # Nothing waits for it any more.
+                    process.loop.bodies -= 1
+            thread.start()
+
+        name = attempt.name_of(handle)
+        return Option(f"run {name}" if in_thread else f"run a thread of {name}", start)
+
     def _delivery(self, index: int) -> Option:
         verb, target = self.world.deliveries[index][:2]
         return Option(f"{verb} {self.world.invocations[target].target}", lambda: self.world.deliver(index))
@@ -583,9 +651,7 @@ class Driver:
             statuses = tuple(each.status.value for each in self.world.invocations.values())
             running = tuple(run.name for attempt in process.attempts.values() for run in attempt.running.values())
             labels = tuple(option.label for option in options)
-            self.on_moment(
-                self._moments, hash((self.world.fingerprint(), statuses, running, labels, self.turns_taken))
-            )
+            self.on_moment(self._moments, hash((self.world.fingerprint(), statuses, running, labels, self.turns_taken)))
         if self.cancel_at is None or self._moments < self.cancel_at:
             return False
         self.cancel_at = None
@@ -634,7 +700,8 @@ class Driver:
             return
         self.bodies.append(run)
         invocation = self.world.invocations[run.invocation]
-        if run.completion_id in invocation.completed:
+        is_open = process.attempts.get(run.invocation) is not None and run.attempt == invocation.attempts
+        if is_open and run.completion_id in invocation.completed:
             self.anomalies.append(f"the body of step {run.name!r} runs although its result is in the journal")
 
     def talks_outside(self, invocation: Invocation, what: str) -> None:

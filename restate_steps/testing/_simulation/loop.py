@@ -113,6 +113,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """How many bodies of steps run at this moment; see :meth:`_IdleSelector.select`."""
         self.outside_of_steps: Callable[[str], None] = _ignore
         """Told when something talks to the world outside."""
+        self.holds_back: Callable[[Callable[[], None]], bool] = _at_once
+        """Takes what starts a thread, to call it later; returns False if the thread is to start at once."""
         self._on_idle = on_idle
         self._tasks: list[asyncio.Task[Any]] = []
         self._tasks_kept = _FIRST_PRUNING
@@ -214,10 +216,15 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         When a thread ends is a matter of chance. So it is waited for in real time, and the first comes first.
         """
         self.outside_of_steps("a thread")
-        result = super().run_in_executor(executor, func, *args)
-        handed = self.create_future()
-        self._patient += 1
-        self._threads.append((result, handed))
+        handed: asyncio.Future[Any] = self.create_future()
+
+        def start() -> None:
+            result = asyncio.SelectorEventLoop.run_in_executor(self, executor, func, *args)
+            self._patient += 1
+            self._threads.append((result, handed))
+
+        if not self.holds_back(start):
+            start()
         return handed
 
     def watch_threads_of_anyio(self) -> None:
@@ -313,6 +320,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         loop._threads.clear()
         loop._limiter = None
         loop.outside_of_steps = _ignore
+        loop.holds_back = _at_once
         loop._watchdogs.clear()
         return loop
 
@@ -353,6 +361,11 @@ def _forget_library() -> Callable[[], None]:
 
 def _stop(next_timer: float | None) -> bool:
     del next_timer
+    return False
+
+
+def _at_once(start: Callable[[], None]) -> bool:
+    del start
     return False
 
 

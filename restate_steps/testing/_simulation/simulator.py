@@ -33,6 +33,7 @@ from restate_steps.testing._simulation.wire import Kind, decode
 from restate_steps.testing._simulation.world import (
     START_MS,
     Failure,
+    HandlerInfo,
     Invocation,
     Manifest,
     Status,
@@ -41,7 +42,17 @@ from restate_steps.testing._simulation.world import (
     awakeable_of,
 )
 
-__all__ = ["NOTHING", "A", "Client", "HandlerOf", "HandlerRef", "Result", "SimulatedInvocation", "Simulator", "simulate"]
+__all__ = [
+    "NOTHING",
+    "A",
+    "Client",
+    "HandlerOf",
+    "HandlerRef",
+    "Result",
+    "SimulatedInvocation",
+    "Simulator",
+    "simulate",
+]
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -464,7 +475,7 @@ class Simulator:
         if service not in keyed:
             known = ", ".join(keyed) or "none"
             raise SimulationError(f"there is no Virtual Object or workflow {service!r}; there are {known}.")
-        place = self.driver.world.objects.get((service, key))
+        place = self.driver.world.objects.get((service, key, None))
         return {name.decode(): decoded(value) for name, value in (place.state if place else {}).items()}
 
     def timeline(self) -> str:
@@ -624,20 +635,29 @@ class Simulator:
         if not isinstance(key, str | None):
             raise SimulationError(f"a key is a string, not {key!r}.")
         target, known = _resolve(handler, key)
+        info = self._info_of(target)
         body = _encoded(target, known, arg)
+        if (reason := info.refusal(body, idempotency_key)) is not None:
+            raise SimulationError(f"a server's ingress answers a call of {target} with 400: {reason}.")
         if body and self.codec is not None:
             body = self.codec.encode(body)
+        invocation = self.driver.world.submit(
+            target,
+            body,
+            headers=tuple((headers or {}).items()),
+            idempotency_key=idempotency_key,
+            at=self.driver.world.now + delay // timedelta(milliseconds=1) if delay else 0,
+        )
+        return invocation, known
+
+    def _info_of(self, target: Target) -> HandlerInfo:
         try:
-            invocation = self.driver.world.submit(
-                target,
-                body,
-                headers=tuple((headers or {}).items()),
-                idempotency_key=idempotency_key,
-                at=self.driver.world.now + delay // timedelta(milliseconds=1) if delay else 0,
-            )
+            info = self.driver.world.manifest[target]
         except UnknownHandlerError as error:
             raise SimulationError(str(error)) from None
-        return invocation, known
+        if info.keyed and target.key is None:
+            raise SimulationError(f"{target.service}/{target.handler} needs a key: a client's path has one.")
+        return info
 
     async def _complete_awakeable(self, awakeable_id: str, **outcome: Any) -> None:
         try:

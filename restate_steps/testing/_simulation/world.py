@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
 from typing import Any, ClassVar, Final
@@ -36,6 +36,7 @@ from restate_steps.testing._simulation.wire import (
 
 __all__ = [
     "Failure",
+    "HandlerInfo",
     "Invocation",
     "Manifest",
     "RetryRules",
@@ -75,14 +76,20 @@ class Status(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A handler, and the key it is called with if its service has keys."""
+    """A handler, and the key it is called with if its service has keys.
+
+    Attributes:
+        scope: The scope of the call, which has keys of its own; limits within a scope are not enforced.
+    """
 
     service: str
     handler: str
     key: str | None = None
+    scope: str | None = None
 
     def __str__(self) -> str:
-        return "/".join(part for part in (self.service, self.key, self.handler) if part is not None)
+        path = "/".join(part for part in (self.service, self.key, self.handler) if part is not None)
+        return path if self.scope is None else f"{path} in scope {self.scope}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,21 @@ class HandlerInfo:
     keyed: bool
     lazy_state: bool
     retry: RetryRules
+    takes_input: bool = True
+    needs_input: bool = False
+    is_private: bool = False
+
+    def refusal(self, body: bytes, idempotency_key: str | None) -> str | None:
+        """Return why the ingress refuses a client's call with the status 400; None if it takes it."""
+        if self.is_private:
+            return "the service is not public, so that only handlers can call it"
+        if body and not self.takes_input:
+            return "the handler takes no argument, so the body has to be empty"
+        if self.needs_input and not body:
+            return "the handler needs an argument, and the body is empty"
+        if self.workflow and idempotency_key is not None:
+            return "a workflow takes no idempotency key: its own key makes it idempotent"
+        return None
 
     @property
     def exclusive(self) -> bool:
@@ -160,6 +182,9 @@ class Manifest:
                     keyed=keyed,
                     lazy_state=bool(handler.get("enableLazyState", service.get("enableLazyState", False))),
                     retry=_retry_rules({**service, **handler}),
+                    takes_input=handler.get("input") != {},
+                    needs_input=bool((handler.get("input") or {}).get("required", False)),
+                    is_private=bool(handler.get("ingressPrivate", service.get("ingressPrivate", False))),
                 )
                 self.handlers[info.target] = info
 
@@ -171,9 +196,10 @@ class Manifest:
                 f"there is no handler {target.service}/{target.handler} in this application; it has {known}. "
                 "Simulate all services together that call each other: simulate(restate_steps.app([one, other]))."
             )
-        if info.keyed is not (target.key is not None):
-            which = "needs a key" if info.keyed else "takes no key"
-            raise UnknownHandlerError(f"{target.service}/{target.handler} {which}.")
+        if target.key is not None and not info.keyed:
+            raise UnknownHandlerError(
+                f"a key was given, but {target.service} is a Service. Only Virtual Objects and workflows have keys."
+            )
         return info
 
 
@@ -198,6 +224,7 @@ class Invocation:
     info: HandlerInfo
     seed: int
     idempotency_key: str | None
+    limit_key: str | None
     journal: list[Frame]
     status: Status = Status.READY
     completed: set[int] = field(default_factory=set[int])
@@ -288,7 +315,8 @@ class World:
         """After how many rounds a handler that sends itself again with a delay is left alone, if ever."""
         self.now = START_MS
         self.invocations: dict[str, Invocation] = {}
-        self.objects: dict[tuple[str, str], _Object] = {}
+        self.objects: dict[tuple[str, str, str | None], _Object] = {}
+        """By service, key and scope."""
         self.outbox: list[tuple[str, Frame]] = []
         """What is to be sent to attempts that are open."""
         self.deliveries: list[tuple[Any, ...]] = []
@@ -311,6 +339,7 @@ class World:
         *,
         headers: tuple[tuple[str, str], ...] = (),
         idempotency_key: str | None = None,
+        limit_key: str | None = None,
         at: int = 0,
     ) -> Invocation:
         """Take a call, and return its invocation: an earlier one if it has the same idempotency key.
@@ -319,6 +348,9 @@ class World:
             UnknownHandlerError: The application has no such handler.
         """
         info = self.manifest[target]
+        if info.keyed and target.key is None:
+            # Handlers may leave it out.
+            target = replace(target, key="")
         same = (target, "" if info.workflow else idempotency_key or "")
         if (idempotency_key is not None or info.workflow) and same in self._idempotent:
             return self.invocations[self._idempotent[same]]
@@ -331,6 +363,7 @@ class World:
             info=info,
             seed=_seed_of(self.seed, number),
             idempotency_key=idempotency_key,
+            limit_key=limit_key,
             journal=[],
         )
         pairs = [{"key": key, "value": value} for key, value in headers]
@@ -377,6 +410,8 @@ class World:
             retry_count=invocation.failures or None,
             duration=(self.now - invocation.failing_since if invocation.failures else 0) or None,
             random_seed=invocation.seed,
+            scope=invocation.target.scope,
+            limit_key=invocation.limit_key,
         )
         return [start, *invocation.journal]
 
@@ -595,7 +630,7 @@ class World:
     def _object(self, invocation: Invocation) -> _Object:
         key = invocation.target.key
         assert key is not None
-        return self.objects.setdefault((invocation.target.service, key), _Object())
+        return self.objects.setdefault((invocation.target.service, key, invocation.target.scope), _Object())
 
     def _admit(self, invocation: Invocation) -> None:
         invocation.status = Status.READY
@@ -670,6 +705,7 @@ class World:
             fields.get("parameter", b""),
             headers=tuple((pair.get("key", ""), pair.get("value", "")) for pair in fields.get("headers", ())),
             idempotency_key=fields.get("idempotency_key"),
+            limit_key=fields.get("limit_key"),
             at=fields.get("invoke_time", 0),
         )
         invocation.children.append(child.id)
@@ -840,7 +876,7 @@ def _seed_of(seed: int, number: int) -> int:
 
 
 def _target(fields: Mapping[str, Any]) -> Target:
-    return Target(fields.get("service", ""), fields.get("handler", ""), fields.get("key"))
+    return Target(fields.get("service", ""), fields.get("handler", ""), fields.get("key"), fields.get("scope"))
 
 
 def _resolved(awaits: Mapping[str, Any], invocation: Invocation) -> bool:
