@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
@@ -21,7 +20,7 @@ from restate_steps.testing._errors import (
 from restate_steps.testing._exploration.schedule import Schedule
 from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, Option, quiet
 from restate_steps.testing._simulation.effects import Effects
-from restate_steps.testing._simulation.simulator import Result, Simulator
+from restate_steps.testing._simulation.simulator import Result, Simulator, failures
 from restate_steps.testing._simulation.world import Manifest, Status
 
 __all__ = ["Moment", "Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
@@ -254,17 +253,11 @@ def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
             verdict = settings.check(simulator)
             if inspect.iscoroutine(verdict):
                 verdict = simulator.run(verdict)
-        except _failures() as error:
+        except failures() as error:
             run.problem, run.error = "assertion", error
         else:
             if verdict is False:
                 run.problem, run.details = "assertion", "The check returned False."
-
-
-def _failures() -> tuple[type[BaseException], ...]:
-    """Return the exceptions with which a test fails; pytest's own is none that ``except Exception`` would catch."""
-    outcomes: Any = sys.modules.get("_pytest.outcomes")
-    return (Exception,) if outcomes is None else (Exception, outcomes.Failed)
 
 
 def _problem(error: BaseException) -> Problem:
@@ -302,7 +295,7 @@ def perform(
         except SimulationError:
             simulator.close()
             raise
-        except _failures() as caught:
+        except failures() as caught:
             error = caught
         except BaseException:
             simulator.close()

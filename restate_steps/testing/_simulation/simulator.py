@@ -51,6 +51,7 @@ __all__ = [
     "Result",
     "SimulatedInvocation",
     "Simulator",
+    "failures",
     "simulate",
 ]
 
@@ -202,19 +203,19 @@ class Client(Generic[T]):
             self._coroutine.close()
 
     def _wait_for(self, turn: Turn) -> None:
-        turn.label = f"client {self._coroutine.__qualname__}"
+        turn.label = f"client {getattr(self._coroutine, '__qualname__', self._coroutine)}"
         turn.then = partial(self._continue, turn)
         self._simulator.driver.turns.append(turn)
 
     def _continue(self, turn: Turn) -> None:
         simulator = self._simulator
         simulator.driver.turns.remove(turn)
-        before, simulator._running = simulator._running, self
+        before, simulator.running = simulator.running, self
         try:
             paused = self._coroutine.send(None)
         except StopIteration as stop:
             self._outcome = (cast(T, stop.value), None)
-        except (Exception, *_failed()) as error:
+        except failures() as error:
             self._outcome = (None, error)
         else:
             if not isinstance(paused, Turn):
@@ -222,7 +223,7 @@ class Client(Generic[T]):
                 raise SimulationError(_waits_for_something_else(self._coroutine))
             self._wait_for(paused)
         finally:
-            simulator._running = before
+            simulator.running = before
 
     def __await__(self) -> Generator[Any, Any, T]:
         return self.result().__await__()
@@ -262,6 +263,7 @@ class Simulator:
         app: The application.
         codec: The codec of the application's values, if it has one.
         choices: What was chosen so far, where there was more than one thing that could happen.
+        running: The started client whose code runs at this moment.
     """
 
     def __init__(
@@ -279,7 +281,7 @@ class Simulator:
     ) -> None:
         self.app = app
         self.codec = journal_value_codec
-        self._running: Client[Any] | None = None
+        self.running: Client[Any] | None = None
         self.choices: list[int] = []
         self.driver = Driver(
             app,
@@ -375,7 +377,7 @@ class Simulator:
         return await _result_of(self, invocation, known)
 
     async def call_and_leave(self, handler: HandlerRef, arg: Any, key: str | None) -> Result[Any]:
-        """Call a handler as a client that does nothing afterwards, so that it does not matter when it gets the answer."""
+        """Call a handler as a client that does nothing afterwards: when it gets the answer does not matter."""
         __tracebackhide__ = True
         invocation, known = self._submit(handler, arg, key, None, None, timedelta(0))
         return await _result_of(self, invocation, known, leaves=True)
@@ -490,8 +492,8 @@ class Simulator:
 
     async def turn(self, turn: Turn) -> bool:
         """Let events happen until it is the caller's turn; return False if nothing more can happen before."""
-        if self._running is not None:
-            return await self._running.until(turn)
+        if self.running is not None:
+            return await self.running.until(turn)
         return self.driver.take(turn)
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -729,10 +731,10 @@ def _waits_for_something_else(coroutine: Any) -> str:
     )
 
 
-def _failed() -> tuple[type[BaseException], ...]:
-    """Return pytest's own exception for a failed test, which ``except Exception`` would not catch."""
+def failures() -> tuple[type[BaseException], ...]:
+    """Return the exceptions with which a test fails: ``except Exception`` would not catch pytest's own."""
     outcomes: Any = sys.modules.get("_pytest.outcomes")
-    return () if outcomes is None else (outcomes.Failed,)
+    return (Exception,) if outcomes is None else (Exception, outcomes.Failed)
 
 
 def _always() -> bool:

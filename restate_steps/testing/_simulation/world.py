@@ -176,14 +176,15 @@ class Manifest:
         for service in manifest["services"]:
             for handler in service["handlers"]:
                 keyed = service["ty"] != "SERVICE"
+                declared: Mapping[str, Any] | None = handler.get("input")
                 info = HandlerInfo(
                     target=(service["name"], handler["name"]),
                     kind=handler.get("ty") or ("EXCLUSIVE" if keyed else "SHARED"),
                     keyed=keyed,
                     lazy_state=bool(handler.get("enableLazyState", service.get("enableLazyState", False))),
                     retry=_retry_rules({**service, **handler}),
-                    takes_input=handler.get("input") != {},
-                    needs_input=bool((handler.get("input") or {}).get("required", False)),
+                    takes_input=declared != {},
+                    needs_input=declared is not None and bool(declared.get("required", False)),
                     is_private=bool(handler.get("ingressPrivate", service.get("ingressPrivate", False))),
                 )
                 self.handlers[info.target] = info
