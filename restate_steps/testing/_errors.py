@@ -27,6 +27,10 @@ class StuckError(SimulationError):
     """
 
 
+class OutOfTimeError(SimulationError):
+    """The time that was given for an exploration or a check was used up within a run."""
+
+
 class InvocationEndedError(SimulationError):
     """An invocation returned while something was waited for that it should have done.
 

@@ -164,6 +164,7 @@ def check_deterministic(
     runs: int = len(SHIFTS),
     interpreters: int = 4,
     ignore: Collection[str] = (),
+    max_seconds: float = 60.0,
     version: int = 6,
 ) -> DeterminismReport:
     """Find what makes a handler do otherwise when it is replayed, without waiting for the crash that shows it.
@@ -189,6 +190,7 @@ def check_deterministic(
             are started when they are first needed, and kept. The order of a set of two strings is missed by 4 of them
             once in 16 times, that of three once in 1,296.
         ignore: Kinds of findings that do not matter here; see :attr:`Nondeterminism.kind`.
+        max_seconds: After how many seconds to stop; the report says what was not checked then.
         version: The version of the service protocol, 6 or 7.
 
     Returns:
@@ -223,7 +225,7 @@ def check_deterministic(
     if unknown := sorted(set(ignore) - _MEND.keys()):
         raise SimulationError(f"{unknown[0]!r} is no kind of finding. There are {', '.join(map(repr, _MEND))}.")
     began = time.perf_counter()
-    check = _Check(found, app, handler, runs, interpreters, frozenset(ignore))
+    check = _Check(found, app, handler, runs, interpreters, frozenset(ignore), began + max_seconds)
     listen()
     with _one_at_a_time, watched_sources():
         check.run(scenario or _call(handler, arg, key), version)
@@ -257,20 +259,30 @@ class _Check:
         runs: int,
         interpreters: int,
         ignore: frozenset[str],
+        deadline: float,
     ) -> None:
         self.report = DeterminismReport()
+        self._deadline = deadline
         self._app, self._given_app, self._handler = app, given_app, handler
         self._runs, self._interpreters, self._ignore = runs, interpreters, ignore
 
     def run(self, scenario: Scenario, version: int) -> None:
         before = remember()
-        recordings, left_out = record_runs(self._app, read_manifest(self._app), scenario, version)
+        recordings, left_out = record_runs(self._app, read_manifest(self._app), scenario, version, self._deadline)
         after = remember()
         self.report.not_checked += left_out
         if recordings:
             self.report.journal = journal_of(recordings[0])
         for recording in recordings:
+            if self._is_out_of_time(recording.target):
+                break
             self._check(recording, before, after)
+
+    def _is_out_of_time(self, what: str) -> bool:
+        if time.perf_counter() < self._deadline:
+            return False
+        self._not_checked(f"{what}, and what comes after it, since the time was used up (max_seconds)")
+        return True
 
     def _check(self, recording: Recording, before: Memory, after: Memory) -> None:
         outside = list(_by_place(recording.outside))
@@ -324,6 +336,8 @@ class _Check:
         for reading in readings[_MOST_READINGS:]:
             self._not_checked(f"{reading.kind}: {reading}, since there are many readings before it")
         for reading in readings[:_MOST_READINGS]:
+            if self._is_out_of_time(f"{reading.kind}: {reading}"):
+                return
             for variant in range(self._runs):
                 parting = self._rerun(recording, reading, variant).parting
                 if parting is not None and parting.index < earliest:

@@ -21,8 +21,10 @@ from restate_steps.testing._errors import (
     InvocationEndedError,
     InvocationPausedError,
     JournalMismatchError,
+    OutOfTimeError,
     SimulationError,
 )
+from restate_steps.testing._exploration.run import ROUNDS
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._recording.replay import run_against
 from restate_steps.testing._simulation.driver import ASGIApp, quiet
@@ -104,9 +106,16 @@ class Rerun:
 
 
 def record_runs(
-    app: ASGIApp, manifest: Manifest, scenario: Scenario, version: int
+    app: ASGIApp, manifest: Manifest, scenario: Scenario, version: int, deadline: float
 ) -> tuple[list[Recording], list[str]]:
     """Run a scenario, and return what each invocation did, and why some can tell nothing.
+
+    Args:
+        app: The application.
+        manifest: Its manifest.
+        scenario: What a client does.
+        version: The version of the service protocol.
+        deadline: When to stop, by ``time.perf_counter()``.
 
     Raises:
         SimulationError: The scenario came to no end, or waits for something that is not the simulator.
@@ -118,15 +127,17 @@ def record_runs(
         return watches[-1]
 
     simulator = Simulator(watched(app, begin), version=version, manifest=manifest)
+    simulator.driver.deadline = deadline
     try:
         failure: InvocationPausedError | None = None
         with quiet():
             try:
                 _drive(scenario(simulator))
-            except (TerminalError, InvocationEndedError):
+            except (TerminalError, InvocationEndedError, OutOfTimeError):
                 pass
             except JournalMismatchError as error:
                 failure = error
+            simulator.driver.world.rounds = ROUNDS
             simulator.driver.run(lambda: False)
         for watch in watches:
             watch.open = False

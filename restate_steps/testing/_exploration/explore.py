@@ -36,6 +36,7 @@ _PROGRESS_EVERY: Final = 0.2
 _MAX_SHRINKS: Final = 300
 _SHRINK_FOR = 20.0
 _SHOWN_FINDINGS: Final = 3
+_FIRST_RUN_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,6 +256,10 @@ class Exploration:
             self._plan(job, run)
         return run
 
+    def out_of_time(self) -> None:
+        """Record that the budget was used up within a run."""
+        self.report.seconds = time.perf_counter() - self._began
+
     def finish(self) -> list[tuple[Outcome, Run]]:
         """Return the answers that only a crash gives, where every order without one was tried."""
         if not (self.report.complete and self._every_order):
@@ -350,7 +355,7 @@ def explore(
             itself; of several invocations, the oldest one that has not ended.
         orders: ``"all"``, or how many orders to draw.
         max_runs: After how many runs to stop.
-        max_seconds: After how many seconds to stop.
+        max_seconds: After how many seconds to stop, within a run if need be.
         seed: What the order of trying is drawn from: the same one tries the same.
         schedule: Run only this schedule, as it was printed by an earlier report.
         version: The version of the service protocol, 6 or 7.
@@ -391,7 +396,8 @@ def explore(
         mode=mode,
         journal_value_codec=journal_value_codec,
     )
-    performer = partial(perform, settings, scenario or _call(handler, arg, key))
+    plays = scenario or _call(handler, arg, key)
+    performer = partial(perform, settings, plays)
     exploration = Exploration(
         crashes=crashes,
         orders=orders,
@@ -403,31 +409,44 @@ def explore(
     if schedule is not None:
         return explore_one(performer, Schedule.parse(schedule), exploration)
     # Each run keeps logs back; doing so once for all of them is cheaper.
+    limited = replace(settings, deadline=time.perf_counter() + max(max_seconds, _FIRST_RUN_SECONDS))
     with quiet():
-        return explore_all(performer, exploration, _Progress(progress, max_runs))
+        return explore_all(partial(perform, limited, plays), exploration, _Progress(progress, max_runs), performer)
 
 
-def explore_all(perform: Perform, exploration: Exploration, progress: _Progress | None = None) -> Report:
-    """Try what the exploration says, until it has nothing left; what goes wrong is shortened."""
+def explore_all(
+    perform: Perform, exploration: Exploration, progress: _Progress | None = None, again: Perform | None = None
+) -> Report:
+    """Try what the exploration says, until it has nothing left; what goes wrong is shortened.
+
+    Args:
+        perform: Runs a schedule, unless the time is used up.
+        exploration: Says what to try.
+        progress: Shows how far it is.
+        again: Runs a schedule however long it takes, to shorten what goes wrong; the same as ``perform`` if left out.
+    """
     __tracebackhide__ = True
-    report = exploration.report
+    report, again = exploration.report, again or perform
     bar = progress or _Progress(False, 1)
     while (job := exploration.next()) is not None:
         run, simulator = perform(job.schedule, exploration.random_for(job))
+        if run.is_cut_short:
+            exploration.out_of_time()
+            break
         if run.problem is None and not simulator.driver.world.invocations:
             raise SimulationError("no handler was called, so there is nothing to explore: is an `await` missing?")
         exploration.take(job, run)
         if run.problem is not None:
             bar.clear()
-            report.findings.append(_shortest(perform, job, run))
+            report.findings.append(_shortest(again, job, run))
         bar.show(report)
     suspects = exploration.finish()
-    if suspects and not _answers_again(perform, report):
+    if suspects and not _answers_again(again, report):
         # Where steps return what is new each time, an answer that is new says nothing.
         suspects = []
     for outcome, run in suspects:
         run.problem, run.details = "answer", f"Without a crash {outcome} is never the answer."
-        report.findings.append(_finding(perform, run.schedule, run))
+        report.findings.append(_finding(again, run.schedule, run))
     bar.clear()
     return report
 

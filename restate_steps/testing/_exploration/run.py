@@ -14,6 +14,7 @@ from restate_steps.testing._errors import (
     InvocationEndedError,
     InvocationPausedError,
     JournalMismatchError,
+    OutOfTimeError,
     SimulationError,
     StuckError,
 )
@@ -30,7 +31,7 @@ Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
 
 Problem: TypeAlias = Literal["mismatch", "stuck", "paused", "twice", "assertion", "error", "unrepeatable", "answer"]
 
-_ROUNDS: Final = 10
+ROUNDS: Final = 10
 """How often a handler that sends itself again with a delay, as a cron job does, is followed after the answer."""
 
 _ADVICE: Final = {
@@ -117,6 +118,8 @@ class Run:
     details: str = ""
     effects: Effects = field(default_factory=lambda: Effects(()))
     attempts: int = 0
+    is_cut_short: bool = False
+    """Whether the time was used up before it had ended, so that nothing is known of it."""
 
     @property
     def why(self) -> str:
@@ -141,6 +144,7 @@ class RunSettings:
     mode: Mode = "bidirectional"
     max_events: int = 10_000
     journal_value_codec: JournalValueCodec | None = None
+    deadline: float | None = None
 
 
 class _Chooser:
@@ -184,6 +188,7 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
     )
     driver = simulator.driver
     driver.max_events = settings.max_events
+    driver.deadline = settings.deadline
     crashes = list(schedule.crashes)
     driver.crash_at = crashes.pop(0) if crashes else None
     driver.cancel_at = schedule.cancel
@@ -211,15 +216,19 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
 def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseException | None, value: Any) -> Run:
     """Look at what came of a run, and close its simulator."""
     try:
-        if error is None:
+        if simulator.driver.is_out_of_time:
+            run.is_cut_short = True
+        elif error is None:
             # Two results with one value are not equal: their journals and attempts differ, as they may.
             run.outcome = Outcome("value", cast(Any, value).value if isinstance(value, Result) else value)
         elif isinstance(error, TerminalError):
             run.outcome = Outcome("failure", (error.status_code, error.message))
         else:
             run.problem, run.error = run.problem or _problem(error), error
-        if run.problem is None:
+        if run.problem is None and not run.is_cut_short:
             _look(settings, simulator, run)
+            if simulator.driver.is_out_of_time:
+                run.problem, run.is_cut_short = None, True
     finally:
         run.schedule = replace(run.schedule, choices=tuple(simulator.choices))
         run.effects = simulator.effects
@@ -231,13 +240,14 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
 def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     """Let what goes on behind the answer come to its end, and find what went wrong without anybody's noticing."""
     world = simulator.driver.world
-    world.rounds = _ROUNDS
+    world.rounds = ROUNDS
     simulator.driver.run(lambda: False)
     for invocation in world.invocations.values():
         if invocation.status is Status.PAUSED and invocation.last_error is not None:
             run.problem = "mismatch" if invocation.wedged else "paused"
             run.details = f"{invocation.target}: {invocation.last_error.code}: {invocation.last_error.message}"
             return
+    for invocation in world.invocations.values():
         if not invocation.ended and not world.is_left(invocation):
             run.problem = "stuck"
             run.details = f"{invocation.target} is {invocation.status.value}."
@@ -290,7 +300,7 @@ def perform(
             value = simulator.run(coroutine)
         except InvocationEndedError as ended:
             value = ended.value
-        except (StuckError, InvocationPausedError) as caught:
+        except (StuckError, InvocationPausedError, OutOfTimeError) as caught:
             error = caught
         except SimulationError:
             simulator.close()

@@ -389,6 +389,9 @@ class Driver:
         self.outside: list[tuple[Invocation, str]] = []
         self.events = 0
         self.endless = False
+        self.deadline: float | None = None
+        """When to stop, by ``time.perf_counter()``, however much could still happen."""
+        self.is_out_of_time = False
         self.on_restart: Callable[[], object] = lambda: None
         """Called after a crash, before the service's process begins anew."""
         self.crash_at: Crash | None = None
@@ -501,6 +504,9 @@ class Driver:
         """Let one thing happen; see :class:`~restate_steps.testing._simulation.loop.SimulatedLoop`."""
         process = self._process
         if process is None or process.dead:
+            return False
+        if self.deadline is not None and time.perf_counter() > self.deadline:
+            self.is_out_of_time = True
             return False
         if self._settle(process):
             self._settled += 1

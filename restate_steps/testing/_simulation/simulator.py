@@ -22,6 +22,7 @@ from restate_steps.testing._errors import (
     InvocationEndedError,
     InvocationPausedError,
     JournalMismatchError,
+    OutOfTimeError,
     SimulationError,
     StuckError,
 )
@@ -523,6 +524,7 @@ class Simulator:
         """
         __tracebackhide__ = True
         if not await self.turn(Turn(lambda: bool(condition()), first=True)):
+            _raise_if_out_of_time(self.driver)
             raise StuckError(f"the condition does not hold, and nothing more can happen:\n{_waits(self.driver)}")
 
     async def awakeable(self, invocation: SimulatedInvocation[Any], n: int = 0) -> str:
@@ -754,14 +756,14 @@ async def _result_of(
 
     # What the client does with the answer may come later than the answer.
     if not (driver.run(ended) if leaves else await simulator.turn(Turn(ended, first=True))):
+        _raise_if_out_of_time(driver)
+        if (cause := _paused_below(driver, invocation)) is not None:
+            paused = _paused(cause)
+            paused.add_note(f"{invocation.target} waits for it.")
+            raise paused
         raise StuckError(_why_stuck(driver, invocation))
     if invocation.status is Status.PAUSED:
-        error = invocation.last_error or Failure(0, "it was paused from outside")
-        kind = JournalMismatchError if invocation.wedged else InvocationPausedError
-        paused = kind(str(invocation.target), invocation.attempts, error.code, error.message)
-        if error.stacktrace:
-            paused.add_note(f"What the handler raised:\n{error.stacktrace}")
-        raise paused
+        raise _paused(invocation)
     if (failure := invocation.failure) is not None:
         raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)
     output = invocation.output or b""
@@ -774,6 +776,31 @@ async def _result_of(
         attempts=invocation.attempts,
         invocation_id=invocation.id,
     )
+
+
+def _paused_below(driver: Driver, invocation: Invocation) -> Invocation | None:
+    """Return the invocation that was paused by a failure, and that another one waits for, by way of others maybe."""
+    for child in (driver.world.invocations[each] for each in invocation.children):
+        if not child.ended and any(waiter == invocation.id for waiter, _, _ in child.waiters):
+            if child.status is Status.PAUSED and child.last_error is not None:
+                return child
+            if (cause := _paused_below(driver, child)) is not None:
+                return cause
+    return None
+
+
+def _paused(invocation: Invocation) -> InvocationPausedError:
+    error = invocation.last_error or Failure(0, "it was paused from outside")
+    kind = JournalMismatchError if invocation.wedged else InvocationPausedError
+    paused = kind(str(invocation.target), invocation.attempts, error.code, error.message)
+    if error.stacktrace:
+        paused.add_note(f"What the handler raised:\n{error.stacktrace}")
+    return paused
+
+
+def _raise_if_out_of_time(driver: Driver) -> None:
+    if driver.is_out_of_time:
+        raise OutOfTimeError(f"the time was used up after {driver.events} events of one run")
 
 
 def _journal_of(driver: Driver, invocation: Invocation) -> Journal:

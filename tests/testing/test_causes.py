@@ -1,0 +1,92 @@
+"""A report names what is behind a hang or a long run, and not only where it shows."""
+
+from __future__ import annotations
+
+import time
+from datetime import timedelta
+
+import pytest
+import restate
+
+import restate_steps
+from restate_steps.testing import InvocationPausedError, Simulator, check_deterministic, explore, simulate
+
+outer = restate.Service("Outer")
+cron = restate.Service("Cron")
+
+
+@outer.handler()
+async def first(ctx: restate.Context) -> str:
+    return await ctx.service_call(second, None)
+
+
+@outer.handler()
+async def second(ctx: restate.Context) -> str:
+    return await ctx.service_call(third, None)
+
+
+@outer.handler(invocation_retry_policy=restate.InvocationRetryPolicy(max_attempts=2, on_max_attempts="pause"))
+async def third(ctx: restate.Context) -> str:
+    raise ConnectionError("the bank is closed")
+
+
+@cron.handler()
+async def tick(ctx: restate.Context) -> None:
+    """Send itself again, as a cron job does."""
+    await ctx.run_typed("work", lambda: None)
+    ctx.service_send(tick, None, send_delay=timedelta(minutes=1))
+
+
+@cron.handler()
+async def sleeps(ctx: restate.Context, times: int) -> None:
+    for _ in range(times):
+        await ctx.sleep(timedelta(seconds=1))
+
+
+APP = restate_steps.app([outer, cron])
+
+
+async def test_a_callee_that_is_paused_is_the_cause() -> None:
+    """Of a caller that waits for it through another one."""
+    async with simulate(APP) as sim:
+        with pytest.raises(InvocationPausedError, match=r"Outer/third is paused .*the bank is closed") as caught:
+            await sim.call(first)
+    assert "Outer/first waits for it." in caught.value.__notes__
+
+
+def test_the_cause_is_in_the_report_of_an_exploration() -> None:
+    """Also if nothing awaits the caller."""
+
+    async def scenario(sim: Simulator) -> None:
+        await sim.send(first)
+
+    for options in ({"handler": first}, {"scenario": scenario}):
+        report = explore(APP, crashes=0, progress=False, **options)  # type: ignore[arg-type]
+        [finding] = report.findings
+        assert finding.problem == "paused"
+        assert "Outer/third" in finding.why
+        assert "the bank is closed" in finding.why
+
+
+def test_a_handler_that_sends_itself_again_is_checked() -> None:
+    """For some rounds; a check comes to an end."""
+    report = check_deterministic(tick, app=APP, interpreters=0)
+    report.assert_deterministic()
+    assert report.journal.names == ["work"]
+
+
+def test_a_check_stops_when_its_time_is_used_up() -> None:
+    """And says what was not checked."""
+    began = time.monotonic()
+    report = check_deterministic(sleeps, 100_000, app=APP, interpreters=0, max_seconds=0.2)
+    assert time.monotonic() - began < 10
+    assert any("it has not come to an end" in what for what in report.not_checked)
+
+
+def test_an_exploration_stops_within_a_run() -> None:
+    """When its time is used up: here in the second one, which replays all that was before at each wait."""
+    began = time.monotonic()
+    report = explore(APP, sleeps, 3_000, max_seconds=0.2, progress=False)
+    assert time.monotonic() - began < 10
+    assert not report.complete
+    report.assert_replay_safe()
