@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import restate
 
+import restate_steps
 from restate_steps import durable_step, gather, race
 from restate_steps.testing import NotReplaySafeError, Schedule, SimulationError, Simulator, explore
 
@@ -409,3 +410,30 @@ def test_retries_are_explored() -> None:
 
     report.assert_replay_safe()
     assert timedelta(0) < timedelta(seconds=report.seconds)
+
+
+def test_a_step_that_returns_something_random() -> None:
+    """Its result is recorded, so the handler may decide by it; no schedule of another run need fit."""
+    service = restate.Service("Random")
+
+    @durable_step
+    async def draw() -> int:
+        return random.randrange(4)
+
+    @durable_step(name="{what}")
+    async def work(what: str) -> str:
+        return what
+
+    @service.handler()
+    async def handler(ctx: restate.Context) -> int:
+        count = await draw()
+        await restate_steps.gather(*(work(f"w{number}") for number in range(count)))
+        return count
+
+    for seed in range(6):
+        report = explore(restate_steps.app([service]), handler, max_runs=60, seed=seed, progress=False)
+        report.assert_replay_safe()
+        if not report.complete:
+            break
+    assert report.random_steps == {"draw"}
+    assert "not all orders were tried, because results differ from run to run: draw" in report.summary()

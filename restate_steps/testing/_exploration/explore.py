@@ -78,6 +78,7 @@ class Report:
         most_runs: How often the body of each step ran at most, by name: more than once is an at-least-once window.
         windows: A schedule for each step whose body ran more than once.
         seed: What the order of trying was drawn from.
+        random_steps: The steps whose results differed from run to run, so that some orders could not be tried.
     """
 
     schedules: int = 0
@@ -90,6 +91,7 @@ class Report:
     most_runs: dict[str, int] = field(default_factory=dict[str, int])
     windows: dict[str, Schedule] = field(default_factory=dict[str, Schedule])
     seed: int = 0
+    random_steps: set[str] = field(default_factory=set[str])
 
     @property
     def runs(self) -> int:
@@ -147,6 +149,9 @@ class Report:
         if again:
             shown = ", ".join(f"{name} (up to {self.most_runs[name]} times)" for name in again)
             lines.append(f"bodies that may run again after a crash: {shown}")
+        if self.random_steps:
+            shown = ", ".join(sorted(self.random_steps))
+            lines.append(f"not all orders were tried, because results differ from run to run: {shown}")
         found = len(self.findings)
         lines.append(f"found {found or 'no'} problem{'s' if found > 1 else ''}")
         return "\n".join(lines)
@@ -162,6 +167,8 @@ class _Job:
     schedule: Schedule
     random: bool = False
     crash: bool = False
+    before: Run | None = field(default=None, compare=False, repr=False)
+    """The run of which this is to be another order."""
 
 
 class Exploration:
@@ -220,7 +227,7 @@ class Exploration:
             return None
         heaps = [self._new_orders, self._new_crashes, self._new_cancellations]
         if not (self._first or self._later or any(heaps)):
-            report.complete = self._orders == "all"
+            report.complete = self._orders == "all" and not report.random_steps
             return None
         # However small the budget is, nothing counts as explored that was not run at all.
         if report.runs and (report.runs >= self._max_runs or report.seconds > self._max_seconds):
@@ -256,12 +263,29 @@ class Exploration:
             self._plan(job, run)
         return run
 
+    def has_random_result(self, job: _Job, run: Run) -> bool:
+        """Return whether a step has returned something else than in the run before, and note it.
+
+        It is recorded, so the handler may rightly go another way. What a body returns that runs again after a crash does
+        not count.
+        """
+        if job.before is None:
+            return False
+        crashes = run.schedule.crashes
+        step = job.before.history.random_result_in(run.history, crashes[0].stored if crashes else None)
+        if step is not None:
+            self.report.random_steps.add(step)
+        return step is not None
+
     def out_of_time(self) -> None:
         """Record that the budget was used up within a run."""
         self.report.seconds = time.perf_counter() - self._began
 
     def finish(self) -> list[tuple[Outcome, Run]]:
-        """Return the answers that only a crash gives, where every order without one was tried."""
+        """Return the answers that only a crash gives, where every order without one was tried.
+
+        Where steps return what is new each time, an answer that is new says nothing.
+        """
         if not (self.report.complete and self._every_order):
             return []
         return [(outcome, run) for outcome, run in self._crash_only if outcome not in self._calm]
@@ -287,14 +311,14 @@ class Exploration:
             heap = self._new_orders if calm else self._later
             for at in range(given, len(made)):
                 for other in range(1, run.widths[at]):
-                    heap.append(_Job(replace(schedule, choices=(*made[:at], other)), crash=job.crash))
+                    heap.append(_Job(replace(schedule, choices=(*made[:at], other)), crash=job.crash, before=run))
         for moment in run.moments:
             key = hash((moment.fingerprint, moment.crashes, schedule.always_replay))
             # Before the last crash all is as it was without that crash.
             if moment.crashes == len(schedule.crashes) and key not in self._seen:
                 self._seen.add(key)
                 cancelled = replace(schedule, choices=made[: moment.choices], cancel=moment.number)
-                self._new_cancellations.append(_Job(cancelled, crash=job.crash))
+                self._new_cancellations.append(_Job(cancelled, crash=job.crash, before=run))
         if len(schedule.crashes) >= self._crashes:
             return
         for point in run.points:
@@ -307,7 +331,7 @@ class Exploration:
                 continue
             self._seen.add(key)
             crashed = replace(schedule, choices=made[: point.choices], crashes=(*schedule.crashes, point.crash))
-            self._new_crashes.append(_Job(crashed, crash=True))
+            self._new_crashes.append(_Job(crashed, crash=True, before=run))
 
 
 def explore(
@@ -433,6 +457,8 @@ def explore_all(
         if run.is_cut_short:
             exploration.out_of_time()
             break
+        if exploration.has_random_result(job, run) and run.problem == "unrepeatable":
+            continue
         if run.problem is None and not simulator.driver.world.invocations:
             raise SimulationError("no handler was called, so there is nothing to explore: is an `await` missing?")
         exploration.take(job, run)
@@ -442,7 +468,6 @@ def explore_all(
         bar.show(report)
     suspects = exploration.finish()
     if suspects and not _answers_again(again, report):
-        # Where steps return what is new each time, an answer that is new says nothing.
         suspects = []
     for outcome, run in suspects:
         run.problem, run.details = "answer", f"Without a crash {outcome} is never the answer."

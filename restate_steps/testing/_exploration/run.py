@@ -22,6 +22,7 @@ from restate_steps.testing._exploration.schedule import Schedule
 from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, Option, quiet
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
+from restate_steps.testing._simulation.wire import Frame, Kind, decode
 from restate_steps.testing._simulation.world import Manifest, Status
 
 __all__ = ["Moment", "Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
@@ -103,6 +104,34 @@ class Moment:
     crashes: int
 
 
+class History(tuple[tuple[str, Frame], ...]):
+    """What was stored in a run, each message with its invocation."""
+
+    def random_result_in(self, other: History, first: int | None) -> str | None:
+        """Return the step that has another result in another run, up to where the two part; None if none has.
+
+        Args:
+            other: The other run.
+            first: How many messages to look at; all if None.
+        """
+        for (mine, frame), (theirs, again) in zip(self[:first], other[:first], strict=False):
+            if (mine, frame) == (theirs, again):
+                continue
+            if mine != theirs or frame.kind != again.kind or frame.kind != Kind.RUN_COMPLETION:
+                return None
+            number = decode(frame)["completion_id"]
+            return self._name_of(mine, number) if decode(again)["completion_id"] == number else None
+        return None
+
+    def _name_of(self, invocation: str, number: int) -> str:
+        for whose, frame in self:
+            if whose == invocation and frame.kind == Kind.RUN:
+                fields = decode(frame)
+                if fields["completion_id"] == number:
+                    return str(fields.get("name", "?"))
+        return "?"
+
+
 @dataclass(slots=True)
 class Run:
     """One run, and how it ended."""
@@ -118,6 +147,8 @@ class Run:
     details: str = ""
     effects: Effects = field(default_factory=lambda: Effects(()))
     attempts: int = 0
+    history: History = field(default_factory=History)
+    """What was stored."""
     is_cut_short: bool = False
     """Whether the time was used up before it had ended, so that nothing is known of it."""
 
@@ -232,6 +263,7 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
     finally:
         run.schedule = replace(run.schedule, choices=tuple(simulator.choices))
         run.effects = simulator.effects
+        run.history = History((invocation.id, frame) for invocation, frame in simulator.driver.world.history)
         run.attempts = sum(each.attempts for each in simulator.driver.world.invocations.values())
         simulator.close()
     return run
