@@ -266,8 +266,8 @@ class Exploration:
     def has_random_result(self, job: _Job, run: Run) -> bool:
         """Return whether a step has returned something else than in the run before, and note it.
 
-        It is recorded, so the handler may rightly go another way. What a body returns that runs again after a crash does
-        not count.
+        It is recorded, so the handler may rightly go another way. What a body returns that runs again after a crash
+        does not count.
         """
         if job.before is None:
             return False
