@@ -71,6 +71,7 @@ class ServerEnvironment(HarnessEnvironment):
         client: The SDK's client, connected to the ingress. An answer may take a minute.
 
     Example:
+        >>> import restate, restate_steps
         >>> greeter = restate.Service("Greeter")
         >>> @greeter.handler()
         ... async def greet(ctx: restate.Context, name: str) -> str:
@@ -291,6 +292,7 @@ def server(
         ServerError: If the server or the application does not start (when the block is entered).
 
     Example:
+        >>> import restate, restate_steps
         >>> greeter = restate.Service("Greeter")
         >>> @greeter.handler()
         ... async def greet(ctx: restate.Context, name: str) -> str:
