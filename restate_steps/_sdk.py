@@ -945,6 +945,14 @@ class AttemptObserver(Protocol):
         """An awakeable was asked for, now or in an earlier attempt."""
         ...
 
+    def call_requested(self, handle: int, name: str) -> None:
+        """Another handler is called, and its result has this handle."""
+        ...
+
+    def result_read(self, handle: int) -> None:
+        """The handler takes the result of this handle."""
+        ...
+
     async def body_starts(self, handle: int, in_thread: bool) -> None:
         """Wait until a body may run; ``in_thread`` says that all of it runs in a thread, which cannot be cancelled."""
         ...
@@ -1039,9 +1047,16 @@ class _ObservedContext(ServerInvocationContext):
     ) -> Any:
         if send_delay:
             self._observer.delay_requested(int(send_delay.total_seconds() * 1000))
-        return super().do_raw_call(
+        call = super().do_raw_call(
             service, handler, input_param, input_serde, output_serde, key, send_delay, *rest, **options
         )
+        if (handle := getattr(call, "handle", None)) is not None:
+            self._observer.call_requested(handle, f"{service}/{handler}")
+        return call
+
+    async def must_take_notification(self, handle: int) -> Any:
+        self._observer.result_read(handle)
+        return await super().must_take_notification(handle)  # type: ignore[no-untyped-call]
 
     async def create_run_coroutine(self, handle: int, action: Any, *args: Any, **options: Any) -> None:
         marked = hasattr(getattr(action, "func", action), IN_THREAD)

@@ -9,6 +9,7 @@ import pytest
 import restate
 
 import restate_steps
+from restate_steps import durable_step
 from restate_steps.testing import InvocationPausedError, Simulator, check_deterministic, explore, simulate
 
 outer = restate.Service("Outer")
@@ -90,3 +91,32 @@ def test_an_exploration_stops_within_a_run() -> None:
     assert time.monotonic() - began < 10
     assert not report.complete
     report.assert_replay_safe()
+
+
+def test_failures_that_nothing_reads_are_mentioned() -> None:
+    """A step and a call that the handler starts and forgets; one whose failure it handles is not."""
+    service = restate.Service("Forgets")
+
+    @durable_step(name="{what}")
+    async def fails(what: str) -> None:
+        raise restate.TerminalError(what)
+
+    @service.handler()
+    async def callee(ctx: restate.Context) -> None:
+        raise restate.TerminalError("no")
+
+    @service.handler()
+    async def forgets(ctx: restate.Context) -> str:
+        call = ctx.service_call(callee, None)
+        forgotten = fails.start("forgotten")
+        try:
+            await fails("handled")
+        except restate.TerminalError:
+            await ctx.sleep(timedelta(seconds=1))
+        await restate.wait_completed(call, forgotten)
+        return "fine"
+
+    report = explore(restate_steps.app([service]), forgets, progress=False)
+    report.assert_replay_safe()
+    assert report.unread_failures == {"forgotten", "Forgets/callee"}
+    assert "failures that the handler never read: Forgets/callee, forgotten" in report.summary()

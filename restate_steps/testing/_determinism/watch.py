@@ -204,6 +204,14 @@ class Watch:
         """Pass it on."""
         self._inner.awakeable_made(awakeable_id)
 
+    def call_requested(self, handle: int, name: str) -> None:
+        """Pass it on."""
+        self._inner.call_requested(handle, name)
+
+    def result_read(self, handle: int) -> None:
+        """Pass it on."""
+        self._inner.result_read(handle)
+
     async def body_starts(self, handle: int, in_thread: bool) -> None:
         """Pass it on, and look away (A1)."""
         await self._inner.body_starts(handle, in_thread)

@@ -78,6 +78,7 @@ class Report:
         most_runs: How often the body of each step ran at most, by name: more than once is an at-least-once window.
         windows: A schedule for each step whose body ran more than once.
         seed: What the order of trying was drawn from.
+        unread_failures: Steps and calls that failed in some run without the handler having read their result.
         random_steps: The steps whose results differed from run to run, so that some orders could not be tried.
     """
 
@@ -92,6 +93,7 @@ class Report:
     windows: dict[str, Schedule] = field(default_factory=dict[str, Schedule])
     seed: int = 0
     random_steps: set[str] = field(default_factory=set[str])
+    unread_failures: set[str] = field(default_factory=set[str])
 
     @property
     def runs(self) -> int:
@@ -152,6 +154,8 @@ class Report:
         if self.random_steps:
             shown = ", ".join(sorted(self.random_steps))
             lines.append(f"not all orders were tried, because results differ from run to run: {shown}")
+        if self.unread_failures:
+            lines.append(f"failures that the handler never read: {', '.join(sorted(self.unread_failures))}")
         found = len(self.findings)
         lines.append(f"found {found or 'no'} problem{'s' if found > 1 else ''}")
         return "\n".join(lines)
@@ -462,6 +466,7 @@ def explore_all(
         if run.problem is None and not simulator.driver.world.invocations:
             raise SimulationError("no handler was called, so there is nothing to explore: is an `await` missing?")
         exploration.take(job, run)
+        report.unread_failures.update(simulator.driver.unread_failures)
         if run.problem is not None:
             bar.clear()
             report.findings.append(_shortest(again, job, run))

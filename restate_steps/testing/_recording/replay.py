@@ -160,6 +160,12 @@ class _Connection:
     def awakeable_made(self, awakeable_id: str) -> None:
         pass
 
+    def call_requested(self, handle: int, name: str) -> None:
+        pass
+
+    def result_read(self, handle: int) -> None:
+        pass
+
     async def body_starts(self, handle: int, in_thread: bool) -> None:
         if not self._over:
             self._attempt.bodies.append(self._names.get(handle, "?"))

@@ -155,6 +155,8 @@ class _Attempt:
         self._waiter: asyncio.Future[None] | None = None
         self._heard = False
         self._names: dict[int, str] = {}
+        self._calls: dict[int, str] = {}
+        self._read: set[int] = set()
         self._delays: list[int] = []
         self._timed = sum(_is_timed(frame) for frame in invocation.journal)
 
@@ -216,6 +218,29 @@ class _Attempt:
 
     def run_requested(self, handle: int, name: str) -> None:
         self._names[handle] = name
+
+    def call_requested(self, handle: int, name: str) -> None:
+        self._calls[handle] = name
+
+    def result_read(self, handle: int) -> None:
+        self._read.add(handle)
+
+    def unread_failures(self) -> list[str]:
+        """Return the steps and calls that have failed without the handler's having looked at their result."""
+        failed: set[int] = set()
+        calls: list[int] = []
+        for frame in self.invocation.journal:
+            if frame.kind in (Kind.RUN_COMPLETION, Kind.CALL_COMPLETION):
+                fields = decode(frame)
+                if "failure" in fields:
+                    failed.add(fields["completion_id"])
+            elif frame.kind == Kind.CALL:
+                calls.append(decode(frame)["completion_id"])
+        if not failed:
+            return []
+        made = [*zip(self._names.items(), self.invocation.runs, strict=False)]
+        made += zip(self._calls.items(), calls, strict=False)
+        return [name for (handle, name), number in made if number in failed and handle not in self._read]
 
     def delay_requested(self, milliseconds: int) -> None:
         self._delays.append(milliseconds)
@@ -386,6 +411,8 @@ class Driver:
         self.logged: dict[str, set[str]] = {}
         """How each invocation has failed so far, as the log has it."""
         self.anomalies: list[str] = []
+        self.unread_failures: list[str] = []
+        """The steps and calls whose failure no handler has looked at."""
         self.outside: list[tuple[Invocation, str]] = []
         self.events = 0
         self.endless = False
@@ -686,6 +713,8 @@ class Driver:
             return
         if attempt.invocation.status is not Status.RUNNING:
             self._note(_said(frame, attempt.invocation))
+            if frame.kind == Kind.END:
+                self.unread_failures += attempt.unread_failures()
             attempt.feed([], more=False)
         self._stored()
 
