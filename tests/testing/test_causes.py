@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from datetime import timedelta
 
@@ -120,3 +121,38 @@ def test_failures_that_nothing_reads_are_mentioned() -> None:
     report.assert_replay_safe()
     assert report.unread_failures == {"forgotten", "Forgets/callee"}
     assert "failures that the handler never read: Forgets/callee, forgotten" in report.summary()
+
+
+ledger = restate.VirtualObject("Ledger")
+
+
+@ledger.handler()
+async def book(ctx: restate.ObjectContext) -> None:
+    ctx.set("balance", random.random())
+    await ctx.run_typed("pay", lambda: None)
+
+
+@ledger.handler()
+async def write(ctx: restate.ObjectContext) -> None:
+    ctx.set("text", "a long beginning, " * 30 + str(random.random()))
+    await ctx.run_typed("pay", lambda: None)
+
+
+def test_the_advice_for_a_value_that_differs() -> None:
+    """It is not the order of tasks."""
+    report = explore(restate_steps.app([ledger]), book, key="k", progress=False)
+    [finding] = report.findings
+    assert finding.problem == "mismatch"
+    assert "only its value differs" in finding.why
+    assert "check_deterministic finds the line" in finding.why
+    assert "asyncio" not in finding.why
+
+
+def test_texts_that_are_cut_show_their_first_difference() -> None:
+    """Two equal beginnings say nothing."""
+    report = check_deterministic(write, key="k", app=restate_steps.app([ledger]), interpreters=0)
+    [finding] = report.findings
+    assert finding.kind == "randomness"
+    assert finding.recorded != finding.replayed
+    assert finding.recorded.startswith("set state 'text' to 'a long beginning")
+    assert len(finding.recorded) <= 120

@@ -33,6 +33,7 @@ from restate_steps.testing._simulation.simulator import Simulator
 from restate_steps.testing._simulation.wire import Frame, decode, is_command
 from restate_steps.testing._simulation.wire import Kind as MessageKind
 from restate_steps.testing._simulation.world import Failure, Manifest
+from restate_steps.testing._texts import cut, cut_apart
 
 __all__ = ["Parting", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]
 
@@ -248,8 +249,9 @@ def contradiction(recording: Recording) -> Parting | None:
 
 
 def _parting(index: int, recorded: Operation | None, again: Operation) -> Parting:
-    there = "nothing more" if recorded is None else describe_operation(recorded)
-    return Parting(index, there, describe_operation(again), _where_they_part(recorded, again))
+    there = "nothing more" if recorded is None else _in_full(recorded)
+    there, here = cut_apart(there, _in_full(again), _WIDTH)
+    return Parting(index, there, here, _where_they_part(recorded, again))
 
 
 def _where_they_part(recorded: Operation | None, again: Operation) -> Place | None:
@@ -271,8 +273,11 @@ def describe_operation(operation: Operation) -> str:
         >>> describe_operation(Operation("sys_call", ("Shop", "pay", b'"tea"', None)))
         "call Shop/pay with 'tea'"
     """
-    text = _described(operation.name, list(operation.arguments))
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+    return cut(_in_full(operation), _WIDTH)
+
+
+def _in_full(operation: Operation) -> str:
+    return _described(operation.name, list(operation.arguments))
 
 
 def _described(name: str, arguments: list[Any]) -> str:

@@ -220,6 +220,7 @@ class Exploration:
         if orders != "all":
             self._new_orders = [_Job(Schedule(), random=True) for _ in range(max(0, orders - 1))]
         self._turn = 0
+        self._has_random_results = False
         self._crash_only: list[tuple[Outcome, Run]] = []
         self._calm: list[Outcome] = []
 
@@ -267,8 +268,8 @@ class Exploration:
             self._plan(job, run)
         return run
 
-    def has_random_result(self, job: _Job, run: Run) -> bool:
-        """Return whether a step has returned something else than in the run before, and note it.
+    def does_not_fit(self, job: _Job, run: Run) -> bool:
+        """Return whether a schedule did not fit because a step has returned something else than in the run before.
 
         It is recorded, so the handler may rightly go another way. What a body returns that runs again after a crash
         does not count.
@@ -277,9 +278,13 @@ class Exploration:
             return False
         crashes = run.schedule.crashes
         step = job.before.history.random_result_in(run.history, crashes[0].stored if crashes else None)
-        if step is not None:
-            self.report.random_steps.add(step)
-        return step is not None
+        if step is None:
+            return False
+        self._has_random_results = True
+        if run.problem != "unrepeatable":
+            return False
+        self.report.random_steps.add(step)
+        return True
 
     def out_of_time(self) -> None:
         """Record that the budget was used up within a run."""
@@ -290,7 +295,7 @@ class Exploration:
 
         Where steps return what is new each time, an answer that is new says nothing.
         """
-        if not (self.report.complete and self._every_order):
+        if self._has_random_results or not (self.report.complete and self._every_order):
             return []
         return [(outcome, run) for outcome, run in self._crash_only if outcome not in self._calm]
 
@@ -461,7 +466,7 @@ def explore_all(
         if run.is_cut_short:
             exploration.out_of_time()
             break
-        if exploration.has_random_result(job, run) and run.problem == "unrepeatable":
+        if exploration.does_not_fit(job, run):
             continue
         if run.problem is None and not simulator.driver.world.invocations:
             raise SimulationError("no handler was called, so there is nothing to explore: is an `await` missing?")

@@ -46,6 +46,11 @@ _ADVICE: Final = {
     "answer": "a crash changed the answer",
 }
 
+_MEND_VALUE: Final = (
+    "The command is the same, and only its value differs. So the order of tasks is not the cause: the value depends on "
+    "something that is not recorded, such as a clock, random numbers or memory. check_deterministic finds the line."
+)
+
 _MEND_MISMATCH: Final = (
     "Under restate.app, asyncio's tasks do not follow the order of the journal: serve the handler with "
     "restate_steps.app. A clock, random numbers and the like outside of steps are found by check_deterministic."
@@ -158,7 +163,16 @@ class Run:
         if self.problem is None:
             return "it went well"
         told = f"{_ADVICE[self.problem]}. {self.details or self.error or ''}".rstrip()
-        return f"{told}\n{_MEND_MISMATCH}" if self.problem == "mismatch" else told
+        if self.problem != "mismatch":
+            return told
+        return f"{told}\n{_MEND_VALUE if _differs_in_value(told) else _MEND_MISMATCH}"
+
+
+def _differs_in_value(message: str) -> bool:
+    """Return whether the VM says that the same command has another value, and nothing else."""
+    _, found, differences = message.partition("- Difference:\n")
+    names = [line.strip().partition(":")[0] for line in differences.splitlines() if line.startswith("   ")]
+    return bool(found) and bool(names) and set(names) <= {"value", "parameter"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from restate_steps.testing._recording.replay import Asked, Attempt, Place
 from restate_steps.testing._simulation.journal import describe_frame
 from restate_steps.testing._simulation.wire import CANCEL_SIGNAL, FIELDS, Frame, Kind, decode, is_command, make
 from restate_steps.testing._simulation.world import Failure, Manifest
+from restate_steps.testing._texts import cut, cut_apart
 
 __all__ = ["difference", "missing_handler"]
 
@@ -346,7 +347,8 @@ def _changes(there: Frame, today: Frame) -> list[str]:
         return []
     lines: list[str] = []
     for name in names:
-        lines += [f"{name} recorded  {_field(old.get(name))}", f"{'':<{len(name)}} today     {_field(new.get(name))}"]
+        recorded, now = cut_apart(_field(old.get(name)), _field(new.get(name)), _WIDTH)
+        lines += [f"{name} recorded  {recorded}", f"{'':<{len(name)}} today     {now}"]
     return lines
 
 
@@ -355,8 +357,7 @@ def _field(value: Any) -> str:
         value = cast("dict[str, Any]", value).get("content", cast("dict[str, Any]", value))
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
-    text = "nothing" if value is None else str(value) if isinstance(value, str) else repr(value)
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
+    return "nothing" if value is None else str(value) if isinstance(value, str) else repr(value)
 
 
 def _described(frame: Frame) -> str:
@@ -396,7 +397,7 @@ def _answer_text(frame: Frame) -> str:
     if "failure" in fields:
         failure = Failure.of(fields["failure"])
         return f"failure {failure.code}: {failure.message}"
-    return _field(fields.get("value", {}).get("content", b"")) or "nothing"
+    return cut(_field(fields.get("value", {}).get("content", b"")), _WIDTH) or "nothing"
 
 
 def _shown(places: Sequence[Place]) -> str:

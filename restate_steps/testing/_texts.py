@@ -1,0 +1,31 @@
+"""Texts that are shown next to each other, cut where they are equal."""
+
+from __future__ import annotations
+
+__all__ = ["cut", "cut_apart"]
+
+_BEFORE = 20
+
+
+def cut(text: str, width: int) -> str:
+    """Return the beginning of a text, with an ellipsis if it is longer than ``width``."""
+    return text if len(text) <= width else text[: width - 1] + "…"
+
+
+def cut_apart(one: str, other: str, width: int) -> tuple[str, str]:
+    """Return two texts, each at most ``width`` long, so that the first difference between them is visible.
+
+    Example:
+        >>> cut_apart("a" * 100 + "b", "a" * 100 + "c", 12)
+        ('aaaaa…aaaaab', 'aaaaa…aaaaac')
+    """
+    if max(len(one), len(other)) <= width or one == other:
+        return cut(one, width), cut(other, width)
+    equal = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    if equal < width - _BEFORE:
+        return cut(one, width), cut(other, width)
+    # The beginning says what it is; then comes what is just before the difference.
+    head = max(min(width // 3, equal), 1) if width >= 3 * _BEFORE else width // 2 - 1
+    tail = min(_BEFORE, width // 2 - 1)
+    start = max(equal - tail, head)
+    return tuple(cut(f"{text[:head]}…{text[start:]}", width) for text in (one, other))  # type: ignore[return-value]
