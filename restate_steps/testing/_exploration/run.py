@@ -23,7 +23,7 @@ from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, Optio
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
 from restate_steps.testing._simulation.wire import Frame, Kind, decode
-from restate_steps.testing._simulation.world import Manifest, Status
+from restate_steps.testing._simulation.world import Invocation, Manifest, Status
 
 __all__ = ["Moment", "Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
@@ -109,8 +109,11 @@ class Moment:
     crashes: int
 
 
-class History(tuple[tuple[str, Frame], ...]):
+@dataclass(frozen=True, slots=True)
+class History:
     """What was stored in a run, each message with its invocation."""
+
+    stored: Sequence[tuple[Invocation, Frame]] = ()
 
     def random_result_in(self, other: History, first: int | None) -> str | None:
         """Return the step that has another result in another run, up to where the two part; None if none has.
@@ -119,22 +122,14 @@ class History(tuple[tuple[str, Frame], ...]):
             other: The other run.
             first: How many messages to look at; all if None.
         """
-        for (mine, frame), (theirs, again) in zip(self[:first], other[:first], strict=False):
-            if (mine, frame) == (theirs, again):
+        for (mine, frame), (theirs, again) in zip(self.stored[:first], other.stored[:first], strict=False):
+            if frame == again and mine.id == theirs.id:
                 continue
-            if mine != theirs or frame.kind != again.kind or frame.kind != Kind.RUN_COMPLETION:
+            if mine.id != theirs.id or frame.kind != again.kind or frame.kind != Kind.RUN_COMPLETION:
                 return None
             number = decode(frame)["completion_id"]
-            return self._name_of(mine, number) if decode(again)["completion_id"] == number else None
+            return mine.runs.get(number, "?") if decode(again)["completion_id"] == number else None
         return None
-
-    def _name_of(self, invocation: str, number: int) -> str:
-        for whose, frame in self:
-            if whose == invocation and frame.kind == Kind.RUN:
-                fields = decode(frame)
-                if fields["completion_id"] == number:
-                    return str(fields.get("name", "?"))
-        return "?"
 
 
 @dataclass(slots=True)
@@ -277,7 +272,7 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
     finally:
         run.schedule = replace(run.schedule, choices=tuple(simulator.choices))
         run.effects = simulator.effects
-        run.history = History((invocation.id, frame) for invocation, frame in simulator.driver.world.history)
+        run.history = History(simulator.driver.world.history)
         run.attempts = sum(each.attempts for each in simulator.driver.world.invocations.values())
         simulator.close()
     return run

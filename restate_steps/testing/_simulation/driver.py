@@ -278,7 +278,9 @@ class _Attempt:
     def name_of(self, handle: int) -> str:
         """Return the name of a step, with its number if there is another one of that name to choose from."""
         name = self._names.get(handle, "?")
-        waiting = {*self.gates, *(each.body.handle for each in self._process.threads if each.body.attempt is self)}
+        waiting = [*self.gates]
+        if self._process.threads:
+            waiting += {each.body.handle for each in self._process.threads if each.body.attempt is self}
         same = sum(self._names.get(other) == name for other in waiting)
         return f"{name} (completion {self._completion_of(handle)})" if same > 1 else name
 
@@ -606,6 +608,9 @@ class Driver:
     def _options(self, process: _Process, next_timer: float | None) -> list[Option]:
         options: list[Option] = []
         for attempt in process.attempts.values():
+            if not process.threads:
+                options += (self._start_body(attempt, handle) for handle in sorted(attempt.gates))
+                continue
             bodies = [(handle, self._start_body(attempt, handle)) for handle in attempt.gates]
             bodies += [
                 (thread.body.handle, self._start_thread(process, thread))
@@ -613,13 +618,14 @@ class Driver:
                 if thread.body.attempt is attempt
             ]
             options += (option for _, option in sorted(bodies, key=itemgetter(0)))
-        # An attempt may end before them.
-        open_attempts = list(process.attempts.values())
-        options += (
-            self._start_thread(process, thread)
-            for thread in process.threads
-            if thread.body.attempt not in open_attempts
-        )
+        if process.threads:
+            # An attempt may end before them.
+            open_attempts = list(process.attempts.values())
+            options += (
+                self._start_thread(process, thread)
+                for thread in process.threads
+                if thread.body.attempt not in open_attempts
+            )
         options += (self._delivery(index) for index in range(len(self.world.deliveries)))
         for turn in self.turns:
             if turn.ready():
