@@ -1,5 +1,6 @@
 """Test durable handlers: play the server in-process in virtual time, explore every crash, or run a real server."""
 
+from restate_steps.testing._both import BothOutcomes, on_both
 from restate_steps.testing._determinism.deterministic import DeterminismReport, Nondeterminism, check_deterministic
 from restate_steps.testing._errors import (
     InvocationEndedError,
@@ -27,6 +28,7 @@ from restate_steps.testing._simulation.world import Target
 
 __all__ = [
     "BodyRun",
+    "BothOutcomes",
     "Crash",
     "DeterminismReport",
     "Effects",
@@ -57,6 +59,7 @@ __all__ = [
     "explore",
     "export_journal",
     "load_journals",
+    "on_both",
     "record",
     "replay",
     "server",

@@ -32,10 +32,12 @@ from restate.types import HarnessEnvironment
 
 from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, ASGIApp, JournalEntry, RestateServer
+from restate_steps.server._admin import AdminClient
 from restate_steps.server._child import Child
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import decoded, read_journal
 from restate_steps.server._ports import LOOPBACK, free_ports
+from restate_steps.testing._server_client import ServerClient, signals_app
 
 if TYPE_CHECKING:
     import httpx
@@ -60,7 +62,7 @@ _IDLE_AT_MOST = 4
 _ENCODED = ("Success", "payload", "value")
 
 
-class ServerEnvironment(HarnessEnvironment):
+class ServerEnvironment(HarnessEnvironment, ServerClient):
     """A server and the application it runs, for the length of a test; :func:`server` makes it.
 
     It is a ``restate.types.HarnessEnvironment``, so what was written for the SDK's own harness takes it as it is.
@@ -92,13 +94,25 @@ class ServerEnvironment(HarnessEnvironment):
             client=Client(http, journal_codec=codec),
         )
         self._block = block
-        self._http = http
-        self._codec = codec
+        self._serves_signals = False
+        self.http = http
+        self.codec = codec
 
     @property
     def server(self) -> RestateServer:
         """The server itself, whose methods block; it has its log, its process id, and what is missing here."""
         return self._block.server
+
+    @property
+    def admin(self) -> AdminClient:
+        """The admin API, whose methods block."""
+        return self._block.server
+
+    def serve_signals(self) -> None:
+        """Serve what sends signals for clients, once."""
+        if not self._serves_signals:
+            self._serves_signals = True
+            self._block.serve_beside(signals_app())
 
     @property
     def app_url(self) -> str:
@@ -212,14 +226,14 @@ class ServerEnvironment(HarnessEnvironment):
         Raises:
             ServerError: If the server cannot be reached, or the id is malformed.
         """
-        if self._codec is None:
+        if self.codec is None:
             return await _in_thread(self.server.journal, invocation_id)
         columns = '"index", entry_type, name, entry_json'
         sql = f'SELECT {columns} FROM sys_journal WHERE id = {_quoted(invocation_id)} ORDER BY "index"'
         rows = await _in_thread(self.server.query, sql)
         for row in rows:
             entry: Any = json.loads(row.get("entry_json") or "{}")
-            await _decode(entry, self._codec)
+            await _decode(entry, self.codec)
             row["entry_json"] = json.dumps(entry)
         return read_journal(rows)
 
@@ -240,14 +254,14 @@ class ServerEnvironment(HarnessEnvironment):
         import httpx
 
         try:
-            answer = await self._http.get(f"/restate/invocation/{invocation_id}/attach", timeout=timeout)
+            answer = await self.http.get(f"/restate/invocation/{invocation_id}/attach", timeout=timeout)
         except httpx.TimeoutException as error:
             raise TimeoutError(f"the invocation {invocation_id} has not ended within {timeout:g} s.") from error
         if answer.is_error:
             raise HttpError(answer.status_code, answer.reason_phrase, answer.text)
         data = answer.content
-        if self._codec is not None:
-            data = await self._codec.decode(data)
+        if self.codec is not None:
+            data = await self.codec.decode(data)
         return decoded(data)
 
 
@@ -581,6 +595,13 @@ class _Block:
         self._cleanup.callback(self.app.stop)
         self.deployment_id = lease.server.register(self.app.url, http1=self.app.http1)
         self.services = tuple(lease.server.services(self.deployment_id))
+
+    def serve_beside(self, app: ASGIApp) -> None:
+        """Serve another application to the same server."""
+        beside = AppServer(app)
+        beside.start()
+        self._cleanup.callback(beside.stop)
+        self.server.register(beside.url)
 
     def close(self) -> None:
         with self._lock:

@@ -68,6 +68,11 @@ async def pay(ctx: restate.Context) -> str:
             return "too late"
 
 
+@shop.handler()
+async def waits_for_a_signal(ctx: restate.Context) -> Any:
+    return await ctx.signal("go", type_hint=dict[str, str])
+
+
 @cart.handler()
 async def add(ctx: restate.ObjectContext, by: int) -> int:
     total = (await ctx.get("total", type_hint=int) or 0) + by
@@ -85,12 +90,25 @@ async def approve(ctx: restate.WorkflowContext) -> str:
             return "looked"
 
 
+decision = restate.Workflow("Decision")
+
+
+@decision.main()
+async def approve_only(ctx: restate.WorkflowContext) -> str:
+    return await ctx.promise("answer", type_hint=str).value()
+
+
+@decision.handler(name="answer")
+async def decide(ctx: restate.WorkflowSharedContext, found: str) -> None:
+    await ctx.promise("answer", type_hint=str).resolve(found)
+
+
 @approval.handler()
 async def answer(ctx: restate.WorkflowSharedContext, found: str) -> None:
     await ctx.promise("answer", type_hint=str).resolve(found)
 
 
-APP = restate_steps.app([shop, cart, approval])
+APP = restate_steps.app([shop, cart, approval, decision])
 
 
 def explored(scenario: Scenario, **options: Any) -> Report:

@@ -52,7 +52,10 @@ __all__ = [
     "Result",
     "SimulatedInvocation",
     "Simulator",
+    "encoded",
     "failures",
+    "json_of",
+    "resolve",
     "simulate",
 ]
 
@@ -161,7 +164,7 @@ class SimulatedInvocation(Generic[T]):
 
     async def signal(self, name: str, value: Any = None) -> None:
         """Send it a named signal, with a value that is encoded as JSON."""
-        content = {"content": _json(value)}
+        content = {"content": json_of(value)}
         self._simulator.driver.world.signal(self.id, signal_name=name, value=content)
         await self._simulator.settle()
 
@@ -433,7 +436,7 @@ class Simulator:
 
     async def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
         """Resolve an awakeable from outside, with a value that is encoded as JSON."""
-        await self._complete_awakeable(awakeable_id, value={"content": _json(value)})
+        await self._complete_awakeable(awakeable_id, value={"content": json_of(value)})
 
     async def reject_awakeable(self, awakeable_id: str, reason: str, *, code: int = 500) -> None:
         """Reject an awakeable from outside: its waiter gets a ``TerminalError``."""
@@ -637,9 +640,9 @@ class Simulator:
     ) -> tuple[Invocation, Handler[Any, Any] | None]:
         if not isinstance(key, str | None):
             raise SimulationError(f"a key is a string, not {key!r}.")
-        target, known = _resolve(handler, key)
+        target, known = resolve(handler, key)
         info = self._info_of(target)
-        body = _encoded(target, known, arg)
+        body = encoded(target, known, arg)
         if (reason := info.refusal(body, idempotency_key)) is not None:
             raise SimulationError(f"a server's ingress answers a call of {target} with 400: {reason}.")
         if body and self.codec is not None:
@@ -843,7 +846,8 @@ def _open_awakeables(driver: Driver, invocation: Invocation) -> list[str]:
     return [f"the awakeable {each!r}" for each in made if awakeable_of(each)[1] not in answered]
 
 
-def _resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any, Any] | None]:
+def resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any, Any] | None]:
+    """Return what is called, and the handler if it was given as a function."""
     if isinstance(handler, str):
         service, _, name = handler.partition("/")
         if not name or "/" in name:
@@ -859,7 +863,8 @@ def _resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any,
     return Target(known.service_tag.name, known.name, key), known
 
 
-def _encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> bytes:
+def encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> bytes:
+    """Return an argument as the body of a call."""
     if handler is None:
         if arg is NOTHING or isinstance(arg, bytes):
             return b"" if arg is NOTHING else arg
@@ -889,7 +894,7 @@ def _type_name(annotation: object) -> str:
     return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
-def _json(value: Any) -> bytes:
+def json_of(value: Any) -> bytes:
     """Encode what comes from outside; besides plain values, whatever pydantic writes as JSON."""
     try:
         return json.dumps(value, default=to_jsonable_python).encode()

@@ -1,0 +1,103 @@
+"""Run one scenario in two worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from restate import JournalValueCodec, TerminalError
+
+from restate_steps.testing._errors import InvocationEndedError
+from restate_steps.testing._exploration.run import Outcome
+from restate_steps.testing._server import server
+from restate_steps.testing._server_client import ServerResult
+from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.simulator import Result, simulate
+
+__all__ = ["BothOutcomes", "on_both"]
+
+
+@dataclass(frozen=True, slots=True)
+class BothOutcomes:
+    """What a client ended up with, in two worlds.
+
+    Attributes:
+        simulated: In the simulator.
+        real: On a real server.
+    """
+
+    simulated: Outcome
+    real: Outcome
+
+    def assert_same(self) -> None:
+        """Fail unless both are the same.
+
+        Raises:
+            AssertionError: They are not.
+        """
+        __tracebackhide__ = True
+        if self.simulated != self.real:
+            raise AssertionError(f"the simulator says {self.simulated}, and the server {self.real}")
+
+
+async def on_both(
+    app: ASGIApp,
+    scenario: Callable[[Any], Coroutine[Any, Any, Any]],
+    *,
+    setup: Callable[[], object] | None = None,
+    always_replay: bool = False,
+    journal_value_codec: JournalValueCodec | None = None,
+) -> BothOutcomes:
+    """Run a scenario on the simulator and on a real server.
+
+    On a server time is real, and what happens between two actions of the client is up to chance. So use it for
+    scenarios with one outcome, to see that the simulator tells the truth about your handlers.
+
+    Args:
+        app: The application, as ``restate_steps.app(...)`` returns it.
+        scenario: What a client does: a coroutine function that is given a :class:`Simulator`, or a
+            :class:`ServerEnvironment`, which has the same methods.
+        setup: Called before each of the two runs, to reset what steps have changed.
+        always_replay: Whether handlers are suspended at every wait.
+        journal_value_codec: The codec of the application, if it has one.
+
+    Returns:
+        What the client ended up with in each; see :meth:`BothOutcomes.assert_same`.
+
+    Example:
+        >>> import restate, restate_steps
+        >>> shop = restate.Service("Shop")
+        >>> @shop.handler()
+        ... async def pay(ctx: restate.Context, amount: int) -> str:
+        ...     confirmed = await ctx.awakeable(type_hint=bool)[1]
+        ...     return f"paid {amount}" if confirmed else "cancelled"
+        >>> async def confirm(world) -> str:
+        ...     order = await world.send(pay, 7)
+        ...     await world.resolve_awakeable(await world.awakeable(order), True)
+        ...     return (await order.result()).value
+        >>> outcomes = await on_both(restate_steps.app([shop]), confirm)
+        >>> outcomes.assert_same()
+        >>> outcomes.real.value
+        'paid 7'
+    """
+    __tracebackhide__ = True
+    if setup is not None:
+        setup()
+    async with simulate(app, always_replay=always_replay, journal_value_codec=journal_value_codec) as simulator:
+        simulated = await _outcome(scenario(simulator))
+    if setup is not None:
+        setup()
+    async with server(app, always_replay=always_replay, journal_value_codec=journal_value_codec) as environment:
+        real = await _outcome(scenario(environment))
+    return BothOutcomes(simulated, real)
+
+
+async def _outcome(running: Coroutine[Any, Any, Any]) -> Outcome:
+    try:
+        value = await running
+    except InvocationEndedError as ended:
+        value = ended.value
+    except TerminalError as error:
+        return Outcome("failure", (error.status_code, error.message))
+    return Outcome("value", value.value if isinstance(value, Result | ServerResult) else value)

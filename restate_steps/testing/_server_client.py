@@ -1,0 +1,257 @@
+"""What a client does, on a real server, in the form that it has on the simulator.
+
+So one scenario runs on both: see :func:`restate_steps.testing.on_both`. Time is real, nothing is settled, and what
+only the simulator knows, such as effects, is missing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from urllib.parse import quote
+
+import restate
+from restate import JournalValueCodec, TerminalError
+from restate.handler import Handler
+
+from restate_steps.server._admin import AdminClient
+from restate_steps.server._journal import decoded
+from restate_steps.testing._errors import StuckError
+from restate_steps.testing._recording.export import raw_id
+from restate_steps.testing._simulation.simulator import NOTHING, HandlerRef, encoded, json_of, resolve
+
+if TYPE_CHECKING:
+    import httpx
+
+__all__ = ["ServerClient", "ServerInvocation", "ServerResult", "signals_app"]
+
+T = TypeVar("T")
+
+_FIRST_SIGNAL: Final = 17
+_EVERY: Final = 0.01
+_SIGNALS: Final = "ScenarioSignals"
+
+_signals = restate.Service(_SIGNALS)
+
+
+@_signals.handler()
+async def send(ctx: restate.Context, what: list[Any]) -> None:
+    """Send a signal, which only handlers can."""
+    invocation_id, name, value = what
+    ctx.resolve_signal(invocation_id, name, value)
+
+
+def signals_app() -> Any:
+    """Return the application that sends signals for clients."""
+    return restate.app([_signals])
+
+
+@dataclass(frozen=True, slots=True)
+class ServerResult(Generic[T]):
+    """How a call ended that succeeded.
+
+    Attributes:
+        value: What the handler returned, decoded with the handler's own serde.
+        invocation_id: The id of the invocation.
+    """
+
+    value: T
+    invocation_id: str
+
+
+class ServerInvocation(Generic[T]):
+    """A handle to an invocation that was started without waiting for it; made by :meth:`ServerClient.send`."""
+
+    def __init__(self, client: ServerClient, invocation_id: str, handler: Handler[Any, Any] | None) -> None:
+        self._client, self.id, self._handler = client, invocation_id, handler
+
+    @property
+    def status(self) -> str:
+        """Where it stands, as ``sys_invocation`` has it; this asks the server, and blocks meanwhile."""
+        return str(self._client.admin.invocation(self.id)["status"])
+
+    async def result(self) -> ServerResult[T]:
+        """Wait until it ends.
+
+        Raises:
+            restate.TerminalError: It failed.
+        """
+        answer = await self._client.http.get(f"/restate/invocation/{self.id}/attach")
+        return ServerResult(await self._client.value_of(answer, self._handler), self.id)
+
+    async def cancel(self) -> None:
+        """Ask it to end: what it waits for raises a ``TerminalError`` with the status 409."""
+        self._client.admin.cancel(self.id)
+
+    async def kill(self) -> None:
+        """Kill it and the invocations that it waits for; the handler is not notified."""
+        self._client.admin.kill_invocation(self.id)
+
+    async def resume(self) -> None:
+        """Try it again, if it is paused."""
+        self._client.admin.resume(self.id)
+
+    async def signal(self, name: str, value: Any = None) -> None:
+        """Send it a named signal, with a value that is encoded as JSON."""
+        self._client.serve_signals()
+        await self._client.call(f"{_SIGNALS}/send", [self.id, name, value])
+
+    def __repr__(self) -> str:
+        return f"<{self.id}>"
+
+
+class ServerClient:
+    """A client of a real server, whose methods are those of the simulator.
+
+    Attributes:
+        http: A client of the ingress.
+    """
+
+    http: httpx.AsyncClient
+    codec: JournalValueCodec | None
+
+    @property
+    def admin(self) -> AdminClient:
+        """The admin API, whose methods block."""
+        raise NotImplementedError
+
+    def serve_signals(self) -> None:
+        """Serve :func:`signals_app` to the server, once."""
+        raise NotImplementedError
+
+    async def call(
+        self,
+        handler: HandlerRef,
+        arg: Any = NOTHING,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> ServerResult[Any]:
+        """Call a handler and wait for its answer; see :meth:`Simulator.call`.
+
+        Raises:
+            restate.TerminalError: The handler ended with it, or the ingress refused the call.
+        """
+        known, answer = await self._post(handler, arg, key, idempotency_key, headers, "")
+        return ServerResult(await self.value_of(answer, known), answer.headers.get("x-restate-id", ""))
+
+    async def send(
+        self,
+        handler: HandlerRef,
+        arg: Any = NOTHING,
+        *,
+        key: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        delay: timedelta = timedelta(0),
+    ) -> ServerInvocation[Any]:
+        """Start a handler; see :meth:`Simulator.send`."""
+        late = f"?delay={delay // timedelta(milliseconds=1)}ms" if delay else ""
+        known, answer = await self._post(handler, arg, key, idempotency_key, headers, f"/send{late}")
+        if answer.is_error:
+            raise _failure(answer)
+        return ServerInvocation(self, answer.json()["invocationId"], known)
+
+    async def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
+        """Resolve an awakeable, with a value that is encoded as JSON."""
+        answer = await self.http.post(
+            f"/restate/awakeables/{awakeable_id}/resolve",
+            content=json_of(value),
+            headers={"content-type": "application/json"},
+        )
+        answer.raise_for_status()
+
+    async def reject_awakeable(self, awakeable_id: str, reason: str) -> None:
+        """Reject an awakeable: its waiter gets a ``TerminalError``."""
+        answer = await self.http.post(
+            f"/restate/awakeables/{awakeable_id}/reject",
+            content=reason.encode(),
+            headers={"content-type": "text/plain"},
+        )
+        answer.raise_for_status()
+
+    async def awakeable(self, invocation: ServerInvocation[Any], n: int = 0) -> str:
+        """Return the id of an awakeable; the server keeps an answer until the handler makes it."""
+        number = (_FIRST_SIGNAL + n).to_bytes(4, "big")
+        return "sign_1" + urlsafe_b64encode(raw_id(invocation.id) + number).decode().rstrip("=")
+
+    async def until(self, condition: Callable[[], object], *, timeout: timedelta = timedelta(seconds=30)) -> None:
+        """Wait until a condition holds.
+
+        Raises:
+            StuckError: It does not in time.
+        """
+        end = time.monotonic() + timeout.total_seconds()
+        while not condition():
+            if time.monotonic() > end:
+                raise StuckError(f"the condition does not hold within {timeout}.")
+            await asyncio.sleep(_EVERY)
+
+    async def advance(self, by: timedelta) -> None:
+        """Let time pass."""
+        await asyncio.sleep(by.total_seconds())
+
+    async def settle(self) -> None:
+        """Do nothing: on a server nobody knows whether all is quiet."""
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Start another client, which acts while the caller does something else."""
+        return asyncio.get_running_loop().create_task(coroutine)
+
+    def state(self, service: str, key: str) -> dict[str, Any]:
+        """Return the state of a key of a Virtual Object or workflow; this asks the server, and blocks meanwhile."""
+        query = (
+            "SELECT key, value FROM state "
+            f"WHERE service_name = {_quoted(service)} AND service_key = {_quoted(key)} ORDER BY key"
+        )
+        return {row["key"]: decoded(bytes.fromhex(row["value"])) for row in self.admin.query(query)}
+
+    async def _post(
+        self,
+        handler: HandlerRef,
+        arg: Any,
+        key: str | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+        what: str,
+    ) -> tuple[Handler[Any, Any] | None, httpx.Response]:
+        target, known = resolve(handler, key)
+        body = encoded(target, known, arg)
+        sent = {**(headers or {})}
+        if body:
+            sent["content-type"] = "application/json" if known is None else known.handler_io.accept
+            if self.codec is not None:
+                body = self.codec.encode(body)
+        if idempotency_key is not None:
+            sent["idempotency-key"] = idempotency_key
+        parts = [target.service, *([] if target.key is None else [target.key]), target.handler]
+        path = "/" + "/".join(quote(part, safe="") for part in parts)
+        return known, await self.http.post(path + what, content=body, headers=sent)
+
+    async def value_of(self, answer: httpx.Response, handler: Handler[Any, Any] | None) -> Any:
+        """Return the value of an answer, or raise the failure that it is."""
+        if answer.is_error:
+            raise _failure(answer)
+        output = answer.content
+        if output and self.codec is not None:
+            output = await self.codec.decode(output)
+        return handler.handler_io.output_serde.deserialize(output) if handler else decoded(output)
+
+
+def _failure(answer: httpx.Response) -> TerminalError:
+    try:
+        body: Any = answer.json()
+    except json.JSONDecodeError:
+        body = {}
+    return TerminalError(body.get("message", answer.text), body.get("code", answer.status_code))
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
