@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from restate import JournalValueCodec, TerminalError
 
@@ -100,4 +100,4 @@ async def _outcome(running: Coroutine[Any, Any, Any]) -> Outcome:
         value = ended.value
     except TerminalError as error:
         return Outcome("failure", (error.status_code, error.message))
-    return Outcome("value", value.value if isinstance(value, Result | ServerResult) else value)
+    return Outcome("value", cast(Any, value).value if isinstance(value, Result | ServerResult) else value)
