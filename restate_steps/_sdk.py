@@ -26,8 +26,6 @@ What is used, and what happens if a later SDK no longer has it:
   Missing: the future itself is awaited, which takes longer.
 * ``ReceiveChannel._queue`` tells whether more has arrived, so that the VM is asked once for all of it, and takes what
   wakes the driver up. Missing: the VM is asked after every message, and a refusal waits for the next one.
-* ``ReceiveChannel._http_input_closed`` tells whether the VM may be asked for a cancellation alone, where nothing
-  durable is waited for. Missing: a handler that waits for another invocation hears of its cancellation afterwards.
 
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
@@ -62,6 +60,8 @@ from restate.vm import (
 )
 
 from ._loop import Cancelled, running_operation, watchdog
+from ._loop._cancellation import undo
+from ._loop._task import HandlerTask
 from .errors import ConcurrencyError
 
 if TYPE_CHECKING:
@@ -442,7 +442,7 @@ class _SharedResult(Generic[T]):
         self.async_def = async_def
         self.task: asyncio.Task[T] | None = None
         self._outcome: tuple[T | None, BaseException | None] | None = None
-        self._waiting: list[tuple[asyncio.Future[None], LocalOperation | None]] | None = None
+        self._waiting: list[tuple[asyncio.Future[None], LocalOperation | None, Any]] | None = None
 
     def done(self) -> bool:
         """Return whether the result is there."""
@@ -456,7 +456,8 @@ class _SharedResult(Generic[T]):
             else:
                 waiting: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 operation = running_operation()
-                self._waiting.append((waiting, operation))
+                task = asyncio.current_task() if operation is None else operation.owner
+                self._waiting.append((waiting, operation, task))
                 if operation is not None:
                     operation.begin_wait()
                 await waiting
@@ -466,23 +467,25 @@ class _SharedResult(Generic[T]):
         return cast(T, result)
 
     async def _fetch(self) -> None:
-        waiting: list[tuple[asyncio.Future[None], LocalOperation | None]] = []
+        waiting: list[tuple[asyncio.Future[None], LocalOperation | None, Any]] = []
         self._waiting = waiting
         try:
             self._outcome = (await self.async_def(), None)
-        except Cancelled as error:
+        except Cancelled:
             # Those who wait now are told; the future itself may still be awaited.
-            for each, operation in waiting:
+            for each, operation, task in waiting:
                 if not each.done():
                     if operation is not None:
                         operation.end_wait()
-                    each.set_exception(error)
+                    if isinstance(task, HandlerTask):
+                        undo(task)
+                    each.set_exception(Cancelled())
             raise
         except Exception as error:
             self._outcome = (None, error)
         finally:
             self._waiting = None
-            for each, operation in waiting:
+            for each, operation, _ in waiting:
                 if operation is not None and not each.done():
                     operation.end_wait()
                 _settle(each)
@@ -769,15 +772,6 @@ class SdkPort:
         if isinstance(progress, _native.PyDoProgressAnyCompleted):
             return True
         return None if isinstance(progress, _native.PyDoProgressCancelSignalReceived) else False
-
-    def is_cancelled(self) -> bool:
-        """Return whether the server has cancelled the invocation; afterwards the cancellation counts as delivered."""
-        closed: asyncio.Event | None = getattr(self._context.receive, "_http_input_closed", None)
-        if closed is None or closed.is_set():
-            # The VM would suspend the attempt, which nothing but a cancellation could resume.
-            return False
-        progress = _progress(self._vm, _native.PyUnresolvedFuture.single(_native.CANCEL_NOTIFICATION_HANDLE))
-        return isinstance(progress, _native.PyDoProgressCancelSignalReceived)
 
     def _awaited(self) -> Any:
         if self._lone is not None:

@@ -228,7 +228,6 @@ def test_what_hangs_on_a_context(env_factory: Serve) -> None:
     assert isinstance(found["receive"], ReceiveChannel)
     assert isinstance(found["receive"]._task, asyncio.Task)
     assert isinstance(found["receive"]._queue, asyncio.Queue)
-    assert isinstance(found["receive"]._http_input_closed, asyncio.Event)
     assert isinstance(found["tasks"], server.Tasks)
     assert isinstance(found["extension_data"], dict)
     assert isinstance(found["run_coros_to_execute"], dict)

@@ -10,6 +10,9 @@
   durable that the invocation was cancelled.
 * ``Task._must_cancel``: whether the running task was cancelled and will be told when it next waits. If it is renamed,
   each wait takes its time, as one does that has to wait.
+* ``Lock._wake_up_first``, and anyio's ``Lock._waiters`` and ``Semaphore._waiters``: when the invocation is cancelled, a
+  task that waits for a lock receives an error that is no ``CancelledError``, and locks put their queue in order for
+  that only. If one is renamed, a lock that such a task waited for may not be passed on.
 * ``TaskGroup._on_task_done`` and ``TaskGroup._exiting``: a failing group cancels its own task to end the body, even if
   that has ended. If one is renamed, a task that undoes something after its group may be cancelled by that group.
 """
@@ -24,6 +27,7 @@ __all__ = [
     "get_running_loop_or_none",
     "is_cancelled_by_its_group",
     "is_sleep",
+    "leave_primitive",
     "must_cancel",
     "set_running_loop",
     "swap_current_task",
@@ -71,3 +75,35 @@ def swap_current_task(
 ) -> asyncio.Task[Any] | None:
     """Make a task the current one of a loop, and return the one that was (from Python 3.12 on)."""
     return cast("asyncio.Task[Any] | None", _tasks._swap_current_task(loop, task))
+
+
+_lock_acquire: Final = asyncio.Lock.acquire.__code__
+_condition_wait: Final = asyncio.Condition.wait.__code__
+
+
+def leave_primitive(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> bool:
+    """Take a task out of the queue of the lock that it waits for, as the lock does for a ``CancelledError`` only.
+
+    Returns:
+        False if the task must not be told: it takes the lock of a condition back, and has to hold it afterwards.
+    """
+    frames: list[Any] = []
+    coro: Any = task.get_coro()
+    while coro is not None:
+        if (frame := getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)) is not None:
+            frames.append(frame)
+        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
+    if not frames:
+        return True
+    frame = frames[-1]
+    if frame.f_code is _lock_acquire:
+        if len(frames) > 1 and frames[-2].f_code is _condition_wait:
+            return False
+        lock: Any = frame.f_locals["self"]
+        # After the task itself, which takes its future out of the queue.
+        future.add_done_callback(lambda _: None if lock.locked() else lock._wake_up_first())
+    elif frame.f_code.co_name == "acquire" and str(frame.f_globals.get("__name__")).startswith("anyio."):
+        waiters: Any = getattr(frame.f_locals.get("self"), "_waiters", ())
+        for waiter in [each for each in waiters if each is future or (type(each) is tuple and future in each)]:
+            waiters.remove(waiter)
+    return True

@@ -12,7 +12,7 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ._asyncio import waiting_on
+from ._asyncio import leave_primitive, waiting_on
 from ._task import HandlerTask
 from ._waits import Cancelled, DurableWait
 
@@ -30,8 +30,8 @@ __all__ = [
 ]
 
 
-def tell_of_cancellation(execution: Execution) -> None:
-    """Tell everything that waits that the invocation is cancelled (E2)."""
+def tell_of_cancellation(execution: Execution) -> bool:
+    """Tell everything that waits that the invocation is cancelled (E2); return whether anything does."""
     told = False
     note_local_waits(execution)
     for wait in execution.port.waits():
@@ -45,36 +45,52 @@ def tell_of_cancellation(execution: Execution) -> None:
     for timer, future in sleepers:
         told = _tell(future, tasks.get(future)) or told
         timer.cancel()
-    if not told:
-        tell_local_waits(execution)
+    told = told or tell_local_waits(execution) or bool(execution.untold)
+    execution.is_unheard = not told
+    return told
 
 
 def note_local_waits(execution: Execution) -> None:
     """Note which tasks wait for something local, to be told later (E2)."""
     execution.is_cancelled = True
+    # What runs there is told, and the task that waits for it hears of it from that.
+    results = execution.local.results()
     execution.untold = [
         (task, inner)
         for task in execution.live_tasks()
-        if (inner := waiting_on(task)) is not None and not isinstance(inner, HandlerTask)
+        if (inner := waiting_on(task)) is not None and not isinstance(inner, HandlerTask) and inner not in results
     ]
 
 
-def tell_local_waits(execution: Execution) -> bool:
+def tell_local_waits(execution: Execution, *, parents: bool = False) -> bool:
     """Tell those that have waited for something local ever since; return whether there are any (E2).
 
-    Only those at the ends of the tree of tasks: the others hear of it from them.
+    Only those at the ends of the tree of tasks: the others hear of it from them, unless those below wait for them.
     """
     if not execution.untold:
         return False
-    parents = {task.parent for task in execution.live_tasks()}
+    tasks = [task for task, inner in execution.untold if waiting_on(task) is inner] if parents else None
+    above = _above(execution.live_tasks() if tasks is None else tasks)
     waiting = [(task, inner) for task, inner in execution.untold if waiting_on(task) is inner]
-    execution.untold = [(task, inner) for task, inner in waiting if task in parents]
-    told = [_tell(inner, task) for task, inner in waiting if task not in parents]
+    execution.untold = [(task, inner) for task, inner in waiting if task in above]
+    told = [_tell(inner, task) for task, inner in waiting if task not in above]
     return any(told)
+
+
+def _above(tasks: list[HandlerTask]) -> set[HandlerTask]:
+    above: set[HandlerTask] = set()
+    for task in tasks:
+        parent = task.parent
+        while parent is not None and parent not in above:
+            above.add(parent)
+            parent = parent.parent
+    return above
 
 
 def _tell(future: asyncio.Future[Any], task: HandlerTask | None) -> bool:
     if future.done():
+        return False
+    if task is not None and not leave_primitive(task, future):
         return False
     undo(task)
     future.set_exception(Cancelled())

@@ -52,6 +52,7 @@ T = TypeVar("T")
 
 STALL_LIMIT_SECONDS: Final = 60.0
 _CLEAN_UP_ROUNDS: Final = 100
+_LONGEST_PAUSE_SECONDS: Final = 0.25
 
 
 class Driver:
@@ -65,7 +66,9 @@ class Driver:
         self._execution = execution
         # Whether more is ready, but the server's loop has its turn first.
         self._is_busy = False
+        self._pause = 0.001
         self._watching: asyncio.TimerHandle
+        self._has_warned = False
 
     async def run(self, coro: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the handler loop until it, and all that it started, has ended.
@@ -145,7 +148,8 @@ class Driver:
                     await port.wait()
             elif execution.ready:
                 # Local work that takes many turns, or code that polls for what other invocations do.
-                await self._let_others_run(0.001)
+                await self._let_others_run(self._pause)
+                self._pause = min(2 * self._pause, _LONGEST_PAUSE_SECONDS)
             else:
                 await self._wait_for_others()
 
@@ -169,17 +173,24 @@ class Driver:
                     return False
                 if execution.closed is not None or condition():
                     return False
-                if ready.is_polling or (ready.is_exhausted and port):
+                if (ready.is_polling or ready.is_exhausted) and (port or timers.was_read):
                     timers.poll()
                 if timers:
                     timers.make_durable()
+                if execution.is_unheard and tell_of_cancellation(execution):
+                    continue
                 if execution.deferring and release_settled(execution):
                     continue
+                if execution.untold and not ready and timers.only_limit() and tell_local_waits(execution):
+                    ready.refill()
+                    continue
                 if not port:
-                    if release_deferred(execution) or (not ready and tell_local_waits(execution)):
+                    if self._deliver_what_is_left():
                         ready.refill()
                         continue
                     ready.refill()
+                    # Nothing of the journal can come, so what polls need not sleep durably.
+                    ready.unpark()
                     return False
                 try:
                     done = port.ask()
@@ -197,6 +208,16 @@ class Driver:
                     for wait in done:
                         port.discard(wait)
                         wait.complete()
+
+    def _deliver_what_is_left(self) -> bool:
+        """Deliver what was held back of a cancellation, now that nothing durable is waited for (E2)."""
+        execution = self._execution
+        if not execution.ready and tell_local_waits(execution):
+            return True
+        # Another invocation may wake what undoes something.
+        if len(execution.loop.executions) < 2 and release_deferred(execution):
+            return True
+        return not execution.ready and tell_local_waits(execution, parents=True)
 
     async def _wait_for_signal(self, seconds: float | None = None, stalled: Callable[[], None] | None = None) -> None:
         execution = self._execution
@@ -273,11 +294,6 @@ class Driver:
         self._watch_others()
         try:
             while not execution.ready and execution.closed is None:
-                if port.is_cancelled():
-                    with execution.driving:
-                        tell_of_cancellation(execution)
-                        execution.ready.refill()
-                    return
                 await port.wait()
         finally:
             self._watching.cancel()
@@ -289,22 +305,36 @@ class Driver:
 
     def _look_at_others(self) -> None:
         """Refuse the handler if every other one waits in the same way, so that none can wake another."""
-        others = self._execution.loop.executions
+        execution = self._execution
+        others = execution.loop.executions
+        if execution.deferring:
+            with execution.driving:
+                released = release_deferred(execution)
+            if released:
+                execution.port.interrupt()
+                return
         if all(other.waits_outside and other.closed is None for other in others):
             self._refuse_deadlock(pause=False)
-        else:
-            self._watch_others()
+            return
+        if not self._has_warned:
+            self._has_warned = True
+            execution.log_warning(
+                f"a handler has waited for {STALL_LIMIT_SECONDS:.0f} s for another invocation of this process: "
+                f"{self._waiting()}. Until it continues, it hears of no cancellation."
+            )
+        self._watch_others()
+
+    def _waiting(self) -> str:
+        tasks = self._execution.live_tasks()[:10]
+        return "; ".join(f"task {name_of(task)} waits{describe(task.get_coro())}" for task in tasks)
 
     def _refuse_deadlock(self, *, pause: bool) -> None:
         execution = self._execution
         if execution.ready or execution.closed is not None:
             return
-        waiting = "; ".join(
-            f"task {name_of(task)} waits{describe(task.get_coro())}" for task in execution.live_tasks()[:10]
-        )
         execution.refuse(
-            f"no task of the handler can go on, because nothing is left that could end the waiting: {waiting}. Release "
-            "the lock, set the event or fill the queue before waiting for it.",
+            "no task of the handler can go on, because nothing is left that could end the waiting: "
+            f"{self._waiting()}. Release the lock, set the event or fill the queue before waiting for it.",
             pause=pause,
         )
 

@@ -58,6 +58,7 @@ class Execution:
         waits_outside: Whether wake-ups from outside are accepted, because nothing durable is waited for.
         begun: The durable waits that have begun since the driver looked at them.
         is_cancelled: Whether the cancellation of the invocation has been delivered.
+        is_unheard: Whether nothing waited then, so that what waits next is told.
         deferring: The tasks of which a cancellation is deferred.
         untold: The tasks that are still to be told of the invocation's cancellation, and what each waits for.
         task_factory: What the code has set as the loop's task factory.
@@ -85,7 +86,7 @@ class Execution:
         self._signalled: asyncio.Future[None] | None = None
         self.waits_outside = False
         self.begun: list[DurableWait] = []
-        self.is_cancelled = False
+        self.is_cancelled = self.is_unheard = False
         self.deferring: dict[HandlerTask, None] = {}
         self.untold: list[tuple[HandlerTask, asyncio.Future[Any]]] = []
         self.driving = _Driving(self, server_loop)
@@ -314,6 +315,8 @@ class Execution:
             or self.port
             or self.timers
             or task.undoing
+            or self.deferring
+            or self.is_unheard
             or must_cancel(task)
             or self.condition()
         ):
@@ -408,6 +411,10 @@ class Execution:
         self.loop.call_exception_handler(
             {"message": f"Exception in callback {handle!r}", "exception": error, "handle": handle}
         )
+
+    def log_warning(self, message: str) -> None:
+        """Log a warning."""
+        logger.warning("%s", message)
 
     def log_error(self, context: dict[str, Any]) -> None:
         """Log an error that nothing waited for."""

@@ -134,6 +134,10 @@ class LocalOperations:
                 return operation
         return None
 
+    def results(self) -> list[asyncio.Future[Any]]:
+        """Return what the handler waits for."""
+        return [operation.result for operation in self._operations]
+
     @property
     def has_context_managers(self) -> bool:
         """Whether a context manager has been entered."""

@@ -125,7 +125,7 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
     def time(self) -> float:
         """Return the time of the latest timer that has ended, in seconds since the handler began."""
         execution = self.driving or EXECUTION.get()
-        return execution.timers.now if execution is not None else 0.0
+        return execution.timers.read() if execution is not None else 0.0
 
     # --- tasks and futures --------------------------------------------------------------------------------------
 

@@ -154,6 +154,11 @@ class ReadyQueue:
         self.is_polling = False
         self._turns_seen = self._turns
 
+    def unpark(self) -> None:
+        """Let what polls go on although nothing has happened."""
+        if self.is_polling:
+            self._unpark()
+
     def refill(self) -> None:
         """Let turns run again: something has happened outside of the queue."""
         self.budget = BUDGET

@@ -5,8 +5,9 @@
   every attempt, and moves only when a timer ends.
 * **T3** While a local operation holds the turn, nothing of the journal is delivered. Timers that were made around the
   operation, by its task or one above, go by the server's clock meanwhile, so that a timeout of a client library works.
-* **T4** Code that polls without sleeping gets another chance after a durable sleep, each twice as long as the one
-  before. It is made before the VM is asked, so whether it is made does not depend on what the VM has.
+* **T4** Code that polls without sleeping, while something durable is waited for or the time is read, gets another
+  chance after a durable sleep, each twice as long as the one before. It is made before the VM is asked, so whether it
+  is made does not depend on what the VM has.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["DurableTimer", "Timers"]
 
 _LONGEST_SECONDS: Final = 100 * 366 * 86400.0
 _FIRST_POLL_SECONDS: Final = 0.01
-_LONGEST_POLL_SECONDS: Final = 3600.0
+_LONGEST_POLL_SECONDS: Final = 10.0
 
 
 class DurableTimer:
@@ -51,15 +52,18 @@ class Timers:
 
     Attributes:
         now: The time, in seconds.
+        was_read: Whether code has read the time since it was last let poll.
     """
 
     def __init__(self, execution: Execution) -> None:
         self.now = 0.0
+        self.was_read = False
         self._execution = execution
         self._live: dict[TimerHandle, tuple[HandlerTask | None, float]] = {}
         self._durable: dict[TimerHandle, DurableTimer] = {}
         self._poll_seconds = _FIRST_POLL_SECONDS
         self._polls = False
+        self._poll: TimerHandle | None = None
 
     def __bool__(self) -> bool:
         return bool(self._live)
@@ -74,6 +78,11 @@ class Timers:
             execution = self._execution
             self._live[timer] = (execution.current_task(), execution.server_loop.time())
 
+    def read(self) -> float:
+        """Return the time."""
+        self.was_read = True
+        return self.now
+
     def discard(self, timer: TimerHandle) -> None:
         """Forget a timer that was cancelled."""
         self._live.pop(timer, None)
@@ -87,8 +96,7 @@ class Timers:
 
     def end(self, timer: TimerHandle) -> None:
         """Let a timer's callback run, at its time."""
-        self._live.pop(timer, None)
-        self._durable.pop(timer, None)
+        self.discard(timer)
         self.now = max(self.now, timer.when())
         self._execution.ready.schedule(timer)
 
@@ -108,12 +116,18 @@ class Timers:
         if not self._polls:
             self._polls = True
             execution = self._execution
-            execution.loop.call_later(self._poll_seconds, self._end_poll, context=execution.own_context())
+            self._poll = execution.loop.call_later(self._poll_seconds, self._end_poll, context=execution.own_context())
+            self.was_read = False
             self._poll_seconds = min(2 * self._poll_seconds, _LONGEST_POLL_SECONDS)
 
     def _end_poll(self) -> None:
         # That it runs is enough: something has happened.
         self._polls = False
+
+    def only_limit(self) -> bool:
+        """Return whether all that is waited for is timers that end no sleep, as those of timeouts (E2)."""
+        waits = self._execution.port.waits()
+        return all(isinstance(each, DurableTimer) and not is_sleep(cast(Any, each.timer)._callback) for each in waits)
 
     def sleepers(self) -> Iterator[tuple[TimerHandle, Any]]:
         """Yield the timers that end an ``asyncio.sleep``, each with the future that the sleeper waits for."""
@@ -133,6 +147,6 @@ class Timers:
         ends = [
             (begun + timer.when() - self.now, timer)
             for timer, (maker, begun) in self._live.items()
-            if maker is None or maker in around
+            if (maker is None or maker in around) and timer is not self._poll
         ]
         return min(ends, key=lambda end: end[0]) if ends else None

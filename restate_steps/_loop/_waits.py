@@ -72,10 +72,6 @@ class Port(Protocol):
         """Return whether the only thing that is waited for is there; None if the invocation was cancelled."""
         ...
 
-    def is_cancelled(self) -> bool:
-        """Return whether the invocation was cancelled, once; asked where nothing durable is waited for."""
-        ...
-
     def sleep(self, seconds: float) -> Any:
         """Begin a durable sleep, and return what to ask for."""
         ...

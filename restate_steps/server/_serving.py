@@ -50,17 +50,22 @@ class Listener(socket.socket):
     _hung_up = False
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, as :meth:`socket.socket.accept` does, and remember it."""
+        """Accept a connection, as :meth:`socket.socket.accept` does, and remember it.
+
+        A listener that has hung up accepts none: asyncio makes a connection's transport in a later turn, and leaves it
+        half made if the server was closed before that (CPython gh-109564).
+        """
         connection, address = super().accept()
+        if self._hung_up:
+            connection.close()
+            raise BlockingIOError
         if self._accepted is None:
             self._accepted = weakref.WeakSet()
         self._accepted.add(connection)
-        if self._hung_up:
-            _end(connection)
         return connection, address
 
     def hang_up(self) -> None:
-        """End every connection, and those that are still to come."""
+        """End every connection, and accept none any more."""
         self._hung_up = True
         for connection in list(self._accepted or ()):
             _end(connection)
@@ -139,6 +144,8 @@ async def serve_until(
         # Hypercorn waits for this when everything listens.
         ready()
         await stopping.wait()
+        # Before Hypercorn closes its server, so that every accepted connection has its transport by then.
+        listener.hang_up()
 
     config = _config(listener)
     try:

@@ -79,12 +79,6 @@ class Port:
             self.journal.popleft()
         return done
 
-    def is_cancelled(self) -> bool:
-        if self.journal and self.journal[0] is CANCEL:
-            self.journal.popleft()
-            return True
-        return False
-
     def sleep(self, seconds: float) -> Any:
         self.sleeps.append(seconds)
         return f"sleep {len(self.sleeps)}"
@@ -630,8 +624,9 @@ async def test_a_timer_without_a_time_is_refused() -> None:
     """T1: where it is made, and not by the driver."""
 
     async def code() -> None:
+        # asyncio.sleep itself refuses it since Python 3.13.
         with pytest.raises(ValueError, match="must be a number, got nan"):
-            await asyncio.sleep(float("nan"))
+            asyncio.get_running_loop().call_later(float("nan"), print)
 
     await run(code)
 
@@ -951,7 +946,8 @@ async def test_a_local_wait_that_began_later_is_not_told() -> None:
         end[0].set_result(None)
 
     beside = asyncio.create_task(run(other))
-    assert await asyncio.wait_for(run(code, Port(CANCEL)), 5) == "went on"
+    # A task, so that the other one begins first: since Python 3.12, wait_for makes none.
+    assert await asyncio.wait_for(asyncio.create_task(run(code, Port(CANCEL))), 5) == "went on"
     await beside
 
 
@@ -1278,23 +1274,241 @@ async def test_handlers_that_wait_for_each_other_are_refused(monkeypatch: pytest
     assert found[1] == "locked"
 
 
-async def test_a_handler_that_waits_for_another_hears_of_its_cancellation() -> None:
-    """E2: the VM is asked, although nothing durable is waited for."""
+async def test_a_long_wait_for_another_handler_is_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """E6: once, with what waits for what."""
+    monkeypatch.setattr(_driver, "STALL_LIMIT_SECONDS", 0.01)
     lock = asyncio.Lock()
-    ports = [Port(), Port(later=[CANCEL])]
+    port = Port()
+
+    async def code(name: str) -> None:
+        async with lock:
+            await durable(name)
+
+    holder = asyncio.create_task(run(lambda: code("x"), port))
+    await asyncio.sleep(0)
+    waiter = asyncio.create_task(run(lambda: code("y"), Port("y")))
+    await asyncio.sleep(0.05)
+    port.journal.append("x")
+    port.interrupt()
+    await asyncio.wait_for(asyncio.gather(holder, waiter), 5)
+    [record] = [each for each in caplog.records if each.name == "restate_steps"]
+    assert "for another invocation of this process: task 'handler' waits for Lock.acquire" in record.getMessage()
+
+
+async def test_a_cancellation_that_finds_nothing_waiting_is_told_to_what_waits_next() -> None:
+    """E2: while code polls, only the timer of T4 is waited for."""
+    seen: list[bool] = []
 
     async def code() -> None:
-        async with lock:
-            await durable("x")
+        loop = asyncio.get_running_loop()
+        while loop.time() < 0.01:  # noqa: ASYNC110 - what this is about
+            await asyncio.sleep(0)
+        seen.append(True)
+        await durable("x")
 
-    holder = asyncio.create_task(run(code, ports[0]))
-    await asyncio.sleep(0)
     with pytest.raises(Cancelled):
-        await asyncio.wait_for(run(code, ports[1]), 5)
-    ports[0].journal.append("x")
-    ports[0].interrupt()
-    await holder
-    assert not lock.locked()
+        await run(code, Port(CANCEL, "sleep 1"))
+    assert seen == [True]
+
+
+async def test_local_waits_are_told_when_only_limits_are_left(log: list[Any]) -> None:
+    """E2: a timeout around a local wait is no reason for it to wait on."""
+
+    async def code() -> None:
+        async def works() -> None:
+            try:
+                async with asyncio.timeout(60):
+                    await asyncio.get_running_loop().create_future()
+            except Cancelled:
+                log.append("told")
+
+        worker = asyncio.create_task(works())
+        await _ignoring_cancellation("x")
+        await worker
+
+    await run(code, Port(CANCEL))
+    assert log == ["told"]
+
+
+@pytest.mark.parametrize(
+    "kind", [asyncio.Lock, anyio.Lock, lambda: anyio.Semaphore(1)], ids=["asyncio", "anyio", "anyio_semaphore"]
+)
+async def test_a_lock_is_passed_on_past_a_task_that_was_told(kind: Callable[[], Any], log: list[Any]) -> None:
+    """E2: the task that was told leaves the queue of the lock, and whoever comes after it gets it."""
+
+    async def code() -> None:
+        lock = kind()
+        event = asyncio.Event()
+
+        async def holds() -> None:
+            async with lock:
+                await event.wait()
+            log.append("released")
+
+        async def waits() -> None:
+            try:
+                async with lock:
+                    log.append("locked")
+            except Cancelled:
+                log.append("told")
+                await durable("undo")
+                event.set()
+                raise
+
+        holder = asyncio.create_task(holds())
+        waiter = asyncio.create_task(waits())
+        await _ignoring_cancellation("x")
+        await asyncio.wait([waiter])
+        with suppress(Cancelled):
+            await holder
+        async with lock:
+            log.append("free")
+
+    await run(code, Port(CANCEL, "undo"))
+    assert "told" in log
+    assert log[-1] == "free"
+
+
+async def test_a_condition_holds_its_lock_after_the_cancellation(log: list[Any]) -> None:
+    """E2: a task that takes the lock of a condition back is not told before it has it."""
+
+    async def code() -> None:
+        condition = asyncio.Condition()
+
+        async def waits() -> None:
+            async with condition:
+                await condition.wait()
+                log.append(condition.locked())
+
+        async def holds() -> None:
+            async with condition:
+                condition.notify()
+                try:
+                    await durable("x")
+                except Cancelled:
+                    log.append(condition.locked())
+                    await durable("undo")
+                    log.append(condition.locked())
+
+        waiter = asyncio.create_task(waits())
+        await asyncio.sleep(0)
+        holder = asyncio.create_task(holds())
+        await asyncio.gather(waiter, holder, return_exceptions=True)
+
+    await run(code, Port(CANCEL, "undo"))
+    assert log == [True, True, True]
+
+
+async def test_undo_code_that_waits_for_something_local_is_not_interrupted(log: list[Any]) -> None:
+    """E2: what could wake it is told before anything that was deferred is delivered."""
+
+    async def code() -> None:
+        event = asyncio.Event()
+
+        async def undoes() -> None:
+            try:
+                await durable("x")
+            except Cancelled:
+                await event.wait()
+                log.append("undone")
+                raise
+
+        async def waits() -> None:
+            try:
+                await asyncio.get_running_loop().create_future()
+            except Cancelled:
+                event.set()
+
+        undoing = asyncio.create_task(undoes())
+        waiting = asyncio.create_task(waits())
+        await _ignoring_cancellation("y")
+        undoing.cancel()
+        await asyncio.wait([undoing, waiting])
+
+    await run(code, Port(CANCEL))
+    assert log == ["undone"]
+
+
+async def test_a_task_that_holds_what_those_below_it_need_is_told(log: list[Any]) -> None:
+    """E2: it would hear of the cancellation by its child, which waits for the lock that it holds."""
+
+    async def code() -> None:
+        lock = asyncio.Lock()
+
+        async def works() -> None:
+            try:
+                await durable("x")
+            except Cancelled:
+                async with lock:
+                    log.append("undone")
+                raise
+
+        worker = asyncio.create_task(works())
+        try:
+            async with lock:
+                await asyncio.get_running_loop().create_future()
+        except Cancelled:
+            log.append("told")
+            await asyncio.wait([worker])
+
+    await run(code, Port(CANCEL))
+    assert log == ["told", "undone"]
+
+
+async def test_the_fast_path_does_not_pass_by_a_deferred_cancellation() -> None:
+    """E2: another attempt, which comes to rest there, delivers it."""
+
+    class QuickPort(Port):
+        def ask_for(self, handle: int) -> bool:
+            return True
+
+    async def code() -> list[bool]:
+        execution = current()
+        await durable("x")
+        found = [execution.has(1)]
+        execution.deferring[me()] = None
+        found.append(execution.has(1))
+        execution.deferring.clear()
+        return found
+
+    assert await run(code, QuickPort("x")) == [True, False]
+
+
+async def test_a_timer_that_ended_by_the_clock_does_not_end_again(log: list[Any]) -> None:
+    """T3: its sleep in the journal completes later, and is not waited for any more."""
+
+    async def code() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(0.01, log.append, "timer")
+        await durable("x")
+        await current().local.run(asyncio.sleep(0.03))
+        await durable("y")
+
+    port = Port("x", later=["y"])
+    await run(code, port)
+    assert port.sleeps == [0.01]
+    assert port.asked[-1] == ["y"]
+    assert log == ["timer"]
+
+
+async def test_polling_goes_by_no_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T4: the sleep of code that polls is made once, however long local work beside it takes."""
+    monkeypatch.setattr(_ready, "SPIN", 2 * KEEP)
+
+    async def code() -> None:
+        task = asyncio.create_task(_both("x", "y"))
+        for _ in range(5 * KEEP):
+            await asyncio.sleep(0)
+        await current().local.run(asyncio.sleep(0.03))
+        for _ in range(5 * KEEP):
+            await asyncio.sleep(0)
+        await task
+
+    port = Port("x", "y")
+    await run(code, port)
+    assert port.sleeps == [0.01]
 
 
 # --- the loop -------------------------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ class TestErrors:
             ("main", "'main' names no application: write MODULE:APP, for example main:app."),
             ("nowhere:app", "there is no module 'nowhere', in "),
             ("main:nothing", "the module 'main' has no 'nothing'."),
-            ("main:Mistakes", "it is not callable but of type Service. Give the ASGI application that restate.app"),
+            ("main:Mistakes", "it is not callable but of type Service. Give the ASGI application that"),
         ],
     )
     def test_a_target_that_is_no_application(
