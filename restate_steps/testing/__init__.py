@@ -22,7 +22,13 @@ from restate_steps.testing._server import ServerEnvironment, close_servers, serv
 from restate_steps.testing._simulation.driver import BodyRun, Crash
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
-from restate_steps.testing._simulation.simulator import Result, SimulatedInvocation, Simulator, simulate
+from restate_steps.testing._simulation.simulator import (
+    Result,
+    SimulatedClient,
+    SimulatedInvocation,
+    Simulator,
+    simulate,
+)
 from restate_steps.testing._simulation.wire import Frame
 from restate_steps.testing._simulation.world import Target
 
@@ -49,6 +55,7 @@ __all__ = [
     "Result",
     "Schedule",
     "ServerEnvironment",
+    "SimulatedClient",
     "SimulatedInvocation",
     "SimulationError",
     "Simulator",

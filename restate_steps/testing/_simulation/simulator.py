@@ -46,10 +46,10 @@ from restate_steps.testing._simulation.world import (
 __all__ = [
     "NOTHING",
     "A",
-    "Client",
     "HandlerOf",
     "HandlerRef",
     "Result",
+    "SimulatedClient",
     "SimulatedInvocation",
     "Simulator",
     "encoded",
@@ -172,7 +172,7 @@ class SimulatedInvocation(Generic[T]):
         return f"<{self._invocation.target} {self.status}>"
 
 
-class Client(Generic[T]):
+class SimulatedClient(Generic[T]):
     """One that acts beside the code that started it; made by :meth:`Simulator.start`.
 
     Args:
@@ -196,7 +196,10 @@ class Client(Generic[T]):
         return self._outcome is not None
 
     async def until(self, turn: Turn) -> bool:
-        """Wait for a turn; awaited by its own coroutine."""
+        """Wait for a turn; awaited by its own coroutine.
+
+        :meta private:
+        """
         await _Pause(turn)
         return True
 
@@ -285,7 +288,7 @@ class Simulator:
     ) -> None:
         self.app = app
         self.codec = journal_value_codec
-        self.running: Client[Any] | None = None
+        self.running: SimulatedClient[Any] | None = None
         self.choices: list[int] = []
         self.driver = Driver(
             app,
@@ -381,7 +384,10 @@ class Simulator:
         return await _result_of(self, invocation, known)
 
     async def call_and_leave(self, handler: HandlerRef, arg: Any, key: str | None) -> Result[Any]:
-        """Call a handler as a client that does nothing afterwards: when it gets the answer does not matter."""
+        """Call a handler as a client that does nothing afterwards: when it gets the answer does not matter.
+
+        :meta private:
+        """
         __tracebackhide__ = True
         invocation, known = self._submit(handler, arg, key, None, None, timedelta(0))
         return await _result_of(self, invocation, known, leaves=True)
@@ -495,7 +501,10 @@ class Simulator:
         await self.turn(Turn(_always))
 
     async def turn(self, turn: Turn) -> bool:
-        """Let events happen until it is the caller's turn; return False if nothing more can happen before."""
+        """Let events happen until it is the caller's turn; return False if nothing more can happen before.
+
+        :meta private:
+        """
         if self.running is not None:
             return await self.running.until(turn)
         return self.driver.take(turn)
@@ -553,7 +562,7 @@ class Simulator:
             raise InvocationEndedError(f"{invocation!r} has ended without awakeable {n}", result.value)
         return invocation.awakeables[n]
 
-    def start(self, coroutine: Coroutine[Any, Any, T]) -> Client[T]:
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> SimulatedClient[T]:
         """Start another client, which acts while the caller does something else.
 
         Args:
@@ -578,7 +587,7 @@ class Simulator:
             >>> sorted(outcome.value for outcome, _ in report.outcomes)
             [[1, 3], [3, 2]]
         """
-        client = Client(self, coroutine)
+        client = SimulatedClient(self, coroutine)
         self.driver.clients.append(client)
         return client
 
