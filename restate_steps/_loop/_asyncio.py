@@ -104,6 +104,8 @@ def leave_primitive(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> boo
         future.add_done_callback(lambda _: None if lock.locked() else lock._wake_up_first())
     elif frame.f_code.co_name == "acquire" and str(frame.f_globals.get("__name__")).startswith("anyio."):
         waiters: Any = getattr(frame.f_locals.get("self"), "_waiters", ())
-        for waiter in [each for each in waiters if each is future or (type(each) is tuple and future in each)]:
-            waiters.remove(waiter)
+        for waiter in list(waiters):
+            # A semaphore has futures in its queue, and a lock pairs of a task and a future.
+            if waiter is future or (isinstance(waiter, tuple) and future in cast("tuple[Any, ...]", waiter)):
+                waiters.remove(waiter)
     return True
