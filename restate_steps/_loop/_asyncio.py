@@ -106,6 +106,6 @@ def leave_primitive(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> boo
         waiters: Any = getattr(frame.f_locals.get("self"), "_waiters", ())
         for waiter in list(waiters):
             # A semaphore has futures in its queue, and a lock pairs of a task and a future.
-            if waiter is future or (isinstance(waiter, tuple) and future in cast("tuple[Any, ...]", waiter)):
+            if waiter is future or (hasattr(waiter, "index") and future in waiter):
                 waiters.remove(waiter)
     return True

@@ -1337,6 +1337,29 @@ async def a_saga_of_groups_in_groups(ctx: restate.Context) -> str:
     return "undone"
 
 
+@scenario("finished", "undone abc", ends_cancelled=False, needs_ctx=True)
+async def tasks_that_share_a_future_undo(ctx: restate.Context) -> str:
+    shared = work.start("shared")
+    undone: list[str] = []
+
+    async def uses(tag: str) -> None:
+        try:
+            await shared
+        except restate.TerminalError:
+            for number in range(2):
+                await work(f"undo {tag}{number}")
+            undone.append(tag)
+            raise
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for tag in "abc":
+                group.create_task(uses(tag))
+    except* restate.TerminalError:
+        pass
+    return f"undone {''.join(sorted(undone))}" if undone else "finished"
+
+
 @scenario("finished", "cancelled", ends_cancelled=False)
 async def workers_of_a_queue_that_is_joined(ctx: restate.Context) -> str:
     queue: asyncio.Queue[str] = asyncio.Queue()
