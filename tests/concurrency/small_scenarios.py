@@ -336,8 +336,7 @@ async def a_time_out_that_comes_too_late(ctx: restate.Context) -> str:
 
 async def approve(sim: Simulator) -> Any:
     invocation = await sim.send("Small/waits_for_an_approval_beside_a_step")
-    for awakeable in invocation.awakeables:
-        await sim.resolve_awakeable(awakeable, "approved")
+    await sim.resolve_awakeable(await sim.awakeable(invocation), "approved")
     return (await invocation.result()).value
 
 

@@ -398,8 +398,7 @@ async def pay(amount: int) -> str:
 
 async def approve(sim: Simulator) -> Any:
     invocation = await sim.send("Agents/a_tool_that_waits_for_an_approval")
-    for awakeable in invocation.awakeables:
-        await sim.resolve_awakeable(awakeable, "paid")
+    await sim.resolve_awakeable(await sim.awakeable(invocation), "paid")
     return (await invocation.result()).value
 
 
@@ -427,12 +426,15 @@ async def transfer(amount: int) -> str:
 
 async def decide(sim: Simulator) -> Any:
     invocation = await sim.send("Agents/approvals_of_two_calls")
-    for awakeable in invocation.awakeables:
-        await sim.resolve_awakeable(awakeable, {"approvals": {"call 0.0": True, "call 0.2": False}})
+    decision = {"approvals": {"call 0.0": True, "call 0.2": False}}
+    await sim.resolve_awakeable(await sim.awakeable(invocation), decision)
     return (await invocation.result()).value
 
 
-@agent_handler("transferred 5; seen; The tool call was denied.", scenario=decide)
+UNDECIDED = "No decision on this tool call arrived: No resolution arrived within 2 days, 0:00:00."
+
+
+@agent_handler("transferred 5; seen; The tool call was denied.", f"{UNDECIDED}; seen; {UNDECIDED}", scenario=decide)
 async def approvals_of_two_calls(ctx: restate.Context) -> str:
     return (await RestateAgent(careful, restate_context=ctx).run("go")).output
 

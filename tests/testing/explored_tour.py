@@ -36,10 +36,15 @@ def tour(name: str, *answers: Any, title: str = "", runs: int = 6, **given: Any)
 
 async def decide(sim: Simulator, invocation: SimulatedInvocation[Any], approval: Any) -> Any:
     """Answer what an agent asks; nothing is asked if it was cancelled before."""
-    for entry in invocation.journal:
-        if entry.type == "Notification: Run" and (entry.name or "").endswith(".ask"):
-            answer = {"approvals": {call["id"]: approval for call in entry.value["calls"]}}
-            await sim.resolve_awakeable(entry.value["token"], answer)
+
+    def asked() -> list[Any]:
+        steps = [entry for entry in invocation.journal if entry.type == "Notification: Run"]
+        return [entry.value for entry in steps if (entry.name or "").endswith(".ask")]
+
+    await sim.until(lambda: asked() or invocation.status == "completed")
+    for request in asked():
+        answer = {"approvals": {call["id"]: approval for call in request["calls"]}}
+        await sim.resolve_awakeable(request["token"], answer)
     return (await invocation.result()).value
 
 

@@ -101,8 +101,7 @@ def test_what_waits_for_a_client_is_cancelled_as_well() -> None:
 
     async def scenario(sim: Simulator) -> str:
         invocation = await sim.send(waits_for_nobody)
-        for awakeable in invocation.awakeables:
-            await sim.resolve_awakeable(awakeable, "yes")
+        await sim.resolve_awakeable(await sim.awakeable(invocation), "yes")
         return str((await invocation.result()).value)
 
     report = explore(APP, scenario=scenario, cancel=True)
