@@ -833,8 +833,8 @@ def _why_stuck(driver: Driver, invocation: Invocation) -> str:
     return (
         f"{invocation.target} has not ended, and nothing more can happen:\n{_waits(driver)}\n"
         "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
-        "sim.resolve_awakeable(await sim.awakeable(...), ...), which waits until the handler has made the awakeable. If "
-        "it waits for something of asyncio's, it would hang on a server too."
+        "sim.resolve_awakeable(await sim.awakeable(...), ...), which waits until the handler has made the awakeable. "
+        "If it waits for something of asyncio's, it would hang on a server too."
     )
 
 
