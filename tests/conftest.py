@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,6 +14,12 @@ from harness import Env, Harness
 
 import restate_steps
 from restate_steps.server import RestateServer
+
+
+def pytest_configure() -> None:
+    """Let programs that tests start be interrupted: in the background SIGINT is ignored, and they inherit that."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Serve(Protocol):

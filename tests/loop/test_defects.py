@@ -618,7 +618,7 @@ DEFECTS: list[tuple[Defect, str, set[str]]] = [
     (as_completed_is_unordered, "as_completed_of_many", {"mismatch"}),
     (spinning_code_is_never_parked, "a_spin_until_a_task_is_done", {"paused"}),
     (spinning_code_is_never_parked, "a_scope_that_cancels_again", {"paused"}),
-    (spinning_code_is_never_resumed, "a_spin_until_a_task_is_done", {"stuck"}),
+    (spinning_code_is_never_resumed, "a_spin_until_a_task_is_done", {"paused", "stuck"}),
     (spinning_code_is_never_resumed, "a_scope_that_cancels_again", {"paused"}),
     (local_operations_do_not_hold_the_turn, "local_operations_beside_steps", {"mismatch"}),
     (local_results_come_in_order_of_completion, "local_operations_that_wait_for_one_step", {"mismatch"}),

@@ -82,7 +82,8 @@ def test_a_check_stops_when_its_time_is_used_up() -> None:
     began = time.monotonic()
     report = check_deterministic(sleeps, 100_000, app=APP, interpreters=0, max_seconds=0.2)
     assert time.monotonic() - began < 10
-    assert any("it has not come to an end" in what for what in report.not_checked)
+    # Where the machine is busy, the first attempt may not even have begun.
+    assert any(what.startswith("Cron/sleeps: it has not") for what in report.not_checked), report.not_checked
 
 
 def test_an_exploration_stops_within_a_run() -> None:
