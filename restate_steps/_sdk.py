@@ -59,9 +59,7 @@ from restate.vm import (
     VMWrapper,
 )
 
-from ._loop import Cancelled, running_operation, watchdog
-from ._loop._cancellation import undo
-from ._loop._task import HandlerTask
+from ._loop import Cancelled, HandlerTask, running_operation, undo, watchdog
 from .errors import ConcurrencyError
 
 if TYPE_CHECKING:
@@ -536,7 +534,7 @@ class _DecodingContext(_LoopContext):
     """With a journal codec: decoding may be interrupted, and the VM hands out a result once."""
 
     taken: dict[int, Any]
-    """What was taken from the VM."""
+    """The results that the VM has handed out, by handle, not decoded yet."""
 
     async def create_poll_or_cancel_coroutine(self, unresolved_future: UnresolvedFuture) -> None:
         if not isinstance(unresolved_future, SingleUnresolvedFuture) or unresolved_future.handle not in self.taken:

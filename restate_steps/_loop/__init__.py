@@ -1,5 +1,6 @@
 """The event loop of handlers: plain asyncio in an order that the journal decides."""
 
+from ._cancellation import undo
 from ._driver import Driver
 from ._endings import again, ends_the_invocation, terminal_cause
 from ._execution import Execution
@@ -28,6 +29,7 @@ __all__ = [
     "handler_tasks",
     "running_operation",
     "terminal_cause",
+    "undo",
     "user_line",
     "watchdog",
 ]

@@ -23,6 +23,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, cast
 
+from ._frames import frames_of
+
 __all__ = [
     "get_running_loop_or_none",
     "is_cancelled_by_its_group",
@@ -87,12 +89,7 @@ def leave_primitive(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> boo
     Returns:
         False if the task must not be told: it takes the lock of a condition back, and has to hold it afterwards.
     """
-    frames: list[Any] = []
-    coro: Any = task.get_coro()
-    while coro is not None:
-        if (frame := getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)) is not None:
-            frames.append(frame)
-        coro = getattr(coro, "cr_await", None) or getattr(coro, "gi_yieldfrom", None)
+    frames = frames_of(task.get_coro())
     if not frames:
         return True
     frame = frames[-1]

@@ -69,9 +69,8 @@ def tell_local_waits(execution: Execution, *, parents: bool = False) -> bool:
     """
     if not execution.untold:
         return False
-    tasks = [task for task, inner in execution.untold if waiting_on(task) is inner] if parents else None
-    above = _above(execution.live_tasks() if tasks is None else tasks)
     waiting = [(task, inner) for task, inner in execution.untold if waiting_on(task) is inner]
+    above = _above([task for task, _ in waiting] if parents else execution.live_tasks())
     execution.untold = [(task, inner) for task, inner in waiting if task in above]
     told = [_tell(inner, task) for task, inner in waiting if task not in above]
     return any(told)

@@ -219,12 +219,11 @@ class Driver:
             return True
         return not execution.ready and tell_local_waits(execution, parents=True)
 
-    async def _wait_for_signal(self, seconds: float | None = None, stalled: Callable[[], None] | None = None) -> None:
+    async def _wait_for_signal(self, seconds: float | None) -> None:
         execution = self._execution
         loop = execution.server_loop
         timers = [] if seconds is None else [loop.call_later(max(seconds, 0.0), execution.signal)]
-        if stalled is not None:
-            timers.append(loop.call_later(STALL_LIMIT_SECONDS, watchdog(stalled)))
+        timers.append(loop.call_later(STALL_LIMIT_SECONDS, watchdog(self._local_operation_stalls)))
         try:
             await execution.signalled()
         finally:
@@ -239,7 +238,7 @@ class Driver:
             return
         around = execution.timers.next_around(operation.owner)
         seconds = None if around is None else around[0] - execution.server_loop.time()
-        await self._wait_for_signal(seconds, self._local_operation_stalls)
+        await self._wait_for_signal(seconds)
         if around is not None and not operation.outer.done() and around[0] <= execution.server_loop.time() + 1e-6:
             with execution.driving:
                 # T3: only the timer's turn, and what descends from it.

@@ -290,8 +290,7 @@ class Execution:
             self.port.discard(wait)
             if operation is None:
                 raise
-            operation.waits = False
-            self.local.hold()
+            operation.end_wait()
             if isinstance(error, asyncio.CancelledError) and not operation.is_cancelled and self.closed is None:
                 raise self.refuse(
                     "a local operation cancelled its own wait for something durable, as asyncio.timeout and "
@@ -360,15 +359,12 @@ class Execution:
             task.add_done_callback(end)
 
         def end(task: asyncio.Task[Any]) -> None:
-            operation.waits = False
-            self.local.hold()
+            operation.end_wait()
             if not ended.done():
                 ended.set_result(None)
 
-        operation.waits = True
         self.ready.prepend(Handle(start, (), self.loop, context))
-        self.local.hold()
-        self.signal()
+        operation.begin_wait()
         cancelled = False
         while not ended.done():
             try:
@@ -376,10 +372,9 @@ class Execution:
             except asyncio.CancelledError:
                 if self.closed is not None:
                     raise
-                cancelled = operation.waits = True
-                self.local.hold()
+                cancelled = True
+                operation.begin_wait()
                 self.ready.prepend(Handle(tasks[0].cancel, (), self.loop, context))
-                self.signal()
         if cancelled and tasks[0].cancelled():
             raise asyncio.CancelledError
         return cast(T, tasks[0].result())

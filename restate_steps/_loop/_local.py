@@ -140,7 +140,7 @@ class LocalOperations:
 
     @property
     def has_context_managers(self) -> bool:
-        """Whether a context manager has been entered."""
+        """True if the handler has entered a context manager through :func:`restate_steps.local`."""
         return bool(self._contexts)
 
     def add(self, operation: LocalOperation) -> None:

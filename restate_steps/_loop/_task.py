@@ -17,7 +17,7 @@ __all__ = ["HandlerTask"]
 
 
 _GROUPS_UNCANCEL: Final = int(sys.version_info >= (3, 13))
-"""Whether a task group that cancels its task while it waits for its other tasks takes the cancellation back."""
+"""1 where an exiting ``TaskGroup`` calls ``uncancel()`` after it has cancelled its own task, else 0."""
 
 
 class HandlerTask(asyncio.Task[Any]):

@@ -62,7 +62,6 @@ class Timers:
         self._live: dict[TimerHandle, tuple[HandlerTask | None, float]] = {}
         self._durable: dict[TimerHandle, DurableTimer] = {}
         self._poll_seconds = _FIRST_POLL_SECONDS
-        self._polls = False
         self._poll: TimerHandle | None = None
 
     def __bool__(self) -> bool:
@@ -113,8 +112,7 @@ class Timers:
 
     def poll(self) -> None:
         """Begin a sleep after which code that polls gets another chance, unless one has begun (T4)."""
-        if not self._polls:
-            self._polls = True
+        if self._poll is None:
             execution = self._execution
             self._poll = execution.loop.call_later(self._poll_seconds, self._end_poll, context=execution.own_context())
             self.was_read = False
@@ -122,7 +120,7 @@ class Timers:
 
     def _end_poll(self) -> None:
         # That it runs is enough: something has happened.
-        self._polls = False
+        self._poll = None
 
     def only_limit(self) -> bool:
         """Return whether all that is waited for is timers that end no sleep, as those of timeouts (E2)."""

@@ -125,10 +125,8 @@ class DurableWait:
 
     def end(self, error: BaseException | None) -> None:
         """Let the code go on, or raise ``error`` in it."""
-        operation = self.operation
-        if operation is not None:
-            operation.waits = False
-            operation.execution.local.hold()
+        if self.operation is not None:
+            self.operation.end_wait()
         if self.future.done():
             return
         if error is None:

@@ -12,7 +12,7 @@ from restate_steps.server._journal import JournalEntry, read_journal
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["AdminClient"]
+__all__ = ["AdminClient", "quoted"]
 
 _TIMEOUT = 30.0
 
@@ -79,7 +79,7 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached.
         """
-        sql = f"SELECT name FROM sys_service WHERE deployment_id = {_quoted(deployment_id)} ORDER BY name"
+        sql = f"SELECT name FROM sys_service WHERE deployment_id = {quoted(deployment_id)} ORDER BY name"
         return [str(row["name"]) for row in self._rows(sql, doing="list the services")]
 
     def query(self, sql: str) -> list[dict[str, Any]]:
@@ -108,7 +108,7 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached, or does not know the invocation, or the id is malformed.
         """
-        sql = f"SELECT * FROM sys_invocation WHERE id = {_quoted(invocation_id)}"
+        sql = f"SELECT * FROM sys_invocation WHERE id = {quoted(invocation_id)}"
         rows = self._rows(sql, doing=f"look up the invocation {invocation_id!r}")
         if not rows:
             raise ServerError(
@@ -130,7 +130,7 @@ class AdminClient:
             ServerError: If the server cannot be reached, or the id is malformed.
         """
         columns = '"index", entry_type, name, entry_json'
-        sql = f'SELECT {columns} FROM sys_journal WHERE id = {_quoted(invocation_id)} ORDER BY "index"'
+        sql = f'SELECT {columns} FROM sys_journal WHERE id = {quoted(invocation_id)} ORDER BY "index"'
         return read_journal(self._rows(sql, doing=f"read the journal of the invocation {invocation_id!r}"))
 
     def cancel(self, invocation_id: str) -> None:
@@ -201,5 +201,6 @@ def _reason(body: str) -> str:
         return body.strip() or "(no reason given)"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a text as a string literal of SQL."""
     return "'" + text.replace("'", "''") + "'"

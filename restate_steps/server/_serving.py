@@ -65,7 +65,7 @@ class Listener(socket.socket):
         return connection, address
 
     def hang_up(self) -> None:
-        """End every connection, and accept none any more."""
+        """End every connection, and refuse new ones."""
         self._hung_up = True
         for connection in list(self._accepted or ()):
             _end(connection)

@@ -1,4 +1,4 @@
-"""Run one scenario in two worlds."""
+"""Run one scenario on the simulator and on a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["BothOutcomes", "on_both"]
 
 @dataclass(frozen=True, slots=True)
 class BothOutcomes:
-    """What a client ended up with, in two worlds.
+    """The outcome of one scenario on the simulator and on a real server.
 
     Attributes:
         simulated: In the simulator.
@@ -99,5 +99,5 @@ async def _outcome(running: Coroutine[Any, Any, Any]) -> Outcome:
     except InvocationEndedError as ended:
         value = ended.value
     except TerminalError as error:
-        return Outcome("failure", (error.status_code, error.message))
+        return Outcome.of_failure(error)
     return Outcome("value", cast(Any, value).value if isinstance(value, Result | ServerResult) else value)

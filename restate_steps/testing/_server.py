@@ -32,12 +32,13 @@ from restate.types import HarnessEnvironment
 
 from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, ASGIApp, JournalEntry, RestateServer
-from restate_steps.server._admin import AdminClient
+from restate_steps.server._admin import quoted
 from restate_steps.server._child import Child
 from restate_steps.server._extra import missing_extra
-from restate_steps.server._journal import decoded, read_journal
+from restate_steps.server._journal import read_journal
 from restate_steps.server._ports import LOOPBACK, free_ports
 from restate_steps.testing._server_client import ServerClient, signals_app
+from restate_steps.testing._simulation.simulator import output_of
 
 if TYPE_CHECKING:
     import httpx
@@ -101,11 +102,6 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
     @property
     def server(self) -> RestateServer:
         """The server itself, whose methods block; it has its log, its process id, and what is missing here."""
-        return self._block.server
-
-    @property
-    def admin(self) -> AdminClient:
-        """The admin API, whose methods block."""
         return self._block.server
 
     def serve_signals(self) -> None:
@@ -209,7 +205,7 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
             "target_service_key": key,
             "status": status,
         }
-        tests = [f"{column} = {_quoted(value)}" for column, value in wanted.items() if value is not None]
+        tests = [f"{column} = {quoted(value)}" for column, value in wanted.items() if value is not None]
         where = f" WHERE {' AND '.join(tests)}" if tests else ""
         rows = await _in_thread(self.server.query, f"SELECT id FROM sys_invocation{where} ORDER BY created_at, id")
         return [str(row["id"]) for row in rows]
@@ -229,7 +225,7 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
         if self.codec is None:
             return await _in_thread(self.server.journal, invocation_id)
         columns = '"index", entry_type, name, entry_json'
-        sql = f'SELECT {columns} FROM sys_journal WHERE id = {_quoted(invocation_id)} ORDER BY "index"'
+        sql = f'SELECT {columns} FROM sys_journal WHERE id = {quoted(invocation_id)} ORDER BY "index"'
         rows = await _in_thread(self.server.query, sql)
         for row in rows:
             entry: Any = json.loads(row.get("entry_json") or "{}")
@@ -259,10 +255,7 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
             raise TimeoutError(f"the invocation {invocation_id} has not ended within {timeout:g} s.") from error
         if answer.is_error:
             raise HttpError(answer.status_code, answer.reason_phrase, answer.text)
-        data = answer.content
-        if self.codec is not None:
-            data = await self.codec.decode(data)
-        return decoded(data)
+        return await output_of(answer.content, None, self.codec)
 
 
 def server(
@@ -740,7 +733,3 @@ async def _decode(node: Any, codec: JournalValueCodec) -> None:
             body[name] = list(await codec.decode(bytes(cast("list[int]", value))))
         else:
             await _decode(value, codec)
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -1,7 +1,7 @@
-"""What a client does, on a real server, in the form that it has on the simulator.
+"""A client of a real server, with the methods of the simulator.
 
-So one scenario runs on both: see :func:`restate_steps.testing.on_both`. Time is real, nothing is settled, and what
-only the simulator knows, such as effects, is missing.
+It lets one scenario run on both: see :func:`restate_steps.testing.on_both`. Time is real, and what only the simulator
+can count, such as effects, is missing.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from base64 import urlsafe_b64encode
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,11 +20,13 @@ import restate
 from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler
 
-from restate_steps.server._admin import AdminClient
+from restate_steps.server import RestateServer
+from restate_steps.server._admin import quoted
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import StuckError
 from restate_steps.testing._recording.export import raw_id
-from restate_steps.testing._simulation.simulator import NOTHING, HandlerRef, encoded, json_of, resolve
+from restate_steps.testing._simulation.simulator import NOTHING, HandlerRef, encoded, json_of, output_of, resolve
+from restate_steps.testing._simulation.wire import FIRST_AWAKEABLE, awakeable_id
 
 if TYPE_CHECKING:
     import httpx
@@ -33,7 +35,6 @@ __all__ = ["ServerClient", "ServerInvocation", "ServerResult", "signals_app"]
 
 T = TypeVar("T")
 
-_FIRST_SIGNAL: Final = 17
 _EVERY: Final = 0.01
 _SIGNALS: Final = "ScenarioSignals"
 
@@ -73,8 +74,8 @@ class ServerInvocation(Generic[T]):
 
     @property
     def status(self) -> str:
-        """Where it stands, as ``sys_invocation`` has it; this asks the server, and blocks meanwhile."""
-        return str(self._client.admin.invocation(self.id)["status"])
+        """Its status in ``sys_invocation``. Reading it sends a query to the server, and blocks for the answer."""
+        return str(self._client.server.invocation(self.id)["status"])
 
     async def result(self) -> ServerResult[T]:
         """Wait until it ends.
@@ -87,15 +88,15 @@ class ServerInvocation(Generic[T]):
 
     async def cancel(self) -> None:
         """Ask it to end: what it waits for raises a ``TerminalError`` with the status 409."""
-        self._client.admin.cancel(self.id)
+        self._client.server.cancel(self.id)
 
     async def kill(self) -> None:
         """Kill it and the invocations that it waits for; the handler is not notified."""
-        self._client.admin.kill_invocation(self.id)
+        self._client.server.kill_invocation(self.id)
 
     async def resume(self) -> None:
         """Try it again, if it is paused."""
-        self._client.admin.resume(self.id)
+        self._client.server.resume(self.id)
 
     async def signal(self, name: str, value: Any = None) -> None:
         """Send it a named signal, with a value that is encoded as JSON."""
@@ -106,7 +107,7 @@ class ServerInvocation(Generic[T]):
         return f"<{self.id}>"
 
 
-class ServerClient:
+class ServerClient(ABC):
     """A client of a real server, whose methods are those of the simulator.
 
     Attributes:
@@ -117,13 +118,13 @@ class ServerClient:
     codec: JournalValueCodec | None
 
     @property
-    def admin(self) -> AdminClient:
-        """The admin API, whose methods block."""
-        raise NotImplementedError
+    @abstractmethod
+    def server(self) -> RestateServer:
+        """The server itself, whose methods block."""
 
+    @abstractmethod
     def serve_signals(self) -> None:
         """Serve :func:`signals_app` to the server, once."""
-        raise NotImplementedError
 
     async def call(
         self,
@@ -179,8 +180,7 @@ class ServerClient:
 
     async def awakeable(self, invocation: ServerInvocation[Any], n: int = 0) -> str:
         """Return the id of an awakeable; the server keeps an answer until the handler makes it."""
-        number = (_FIRST_SIGNAL + n).to_bytes(4, "big")
-        return "sign_1" + urlsafe_b64encode(raw_id(invocation.id) + number).decode().rstrip("=")
+        return awakeable_id(raw_id(invocation.id), FIRST_AWAKEABLE + n)
 
     async def until(self, condition: Callable[[], object], *, timeout: timedelta = timedelta(seconds=30)) -> None:
         """Wait until a condition holds.
@@ -199,19 +199,20 @@ class ServerClient:
         await asyncio.sleep(by.total_seconds())
 
     async def settle(self) -> None:
-        """Do nothing: on a server nobody knows whether all is quiet."""
+        """Let other clients of this event loop continue; a server does not tell when it has nothing more to do."""
+        await asyncio.sleep(0)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Start another client, which acts while the caller does something else."""
         return asyncio.get_running_loop().create_task(coroutine)
 
     def state(self, service: str, key: str) -> dict[str, Any]:
-        """Return the state of a key of a Virtual Object or workflow; this asks the server, and blocks meanwhile."""
+        """Return the state of a key of a Virtual Object or workflow. It blocks until the server has answered."""
         query = (
             "SELECT key, value FROM state "
-            f"WHERE service_name = {_quoted(service)} AND service_key = {_quoted(key)} ORDER BY key"
+            f"WHERE service_name = {quoted(service)} AND service_key = {quoted(key)} ORDER BY key"
         )
-        return {row["key"]: decoded(bytes.fromhex(row["value"])) for row in self.admin.query(query)}
+        return {row["key"]: decoded(bytes.fromhex(row["value"])) for row in self.server.query(query)}
 
     async def _post(
         self,
@@ -239,10 +240,7 @@ class ServerClient:
         """Return the value of an answer, or raise the failure that it is."""
         if answer.is_error:
             raise _failure(answer)
-        output = answer.content
-        if output and self.codec is not None:
-            output = await self.codec.decode(output)
-        return handler.handler_io.output_serde.deserialize(output) if handler else decoded(output)
+        return await output_of(answer.content, handler, self.codec)
 
 
 def _failure(answer: httpx.Response) -> TerminalError:
@@ -251,7 +249,3 @@ def _failure(answer: httpx.Response) -> TerminalError:
     except json.JSONDecodeError:
         body = {}
     return TerminalError(body.get("message", answer.text), body.get("code", answer.status_code))
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"

@@ -7,11 +7,10 @@ Whether plain asyncio survives every order and crash is explored in ``tests/test
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
@@ -50,19 +49,6 @@ async def on_handler_loop() -> bool:
 async def forever() -> Any:
     """Wait for something durable that never happens."""
     return await restate_context().awakeable()[1]
-
-
-@pytest.fixture
-def log() -> list[Any]:
-    """A list of events, in the order in which they happened."""
-    return []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def garbage() -> Iterator[None]:
-    """Collect garbage while these tests are still the ones to blame for a warning."""
-    yield
-    gc.collect()
 
 
 def app_of(body: Body, app: Any = restate_steps.app) -> Any:

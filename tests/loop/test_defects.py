@@ -43,13 +43,6 @@ EXPLORED = VARIANTS[0]
 RUNS = 80
 
 
-@pytest.fixture(autouse=True, scope="module")
-def garbage() -> Iterator[None]:
-    """Collect garbage while these tests are still the ones to blame for a warning."""
-    yield
-    gc.collect()
-
-
 @pytest.fixture(autouse=True)
 def no_automatic_collection() -> Iterator[None]:
     """Let only handlers collect garbage, so that a schedule reproduces when they do."""

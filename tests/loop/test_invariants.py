@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -124,19 +124,6 @@ def me() -> HandlerTask:
     task = asyncio.current_task()
     assert isinstance(task, HandlerTask)
     return task
-
-
-@pytest.fixture
-def log() -> list[Any]:
-    """A list of events, in the order in which they happened."""
-    return []
-
-
-@pytest.fixture(autouse=True, scope="module")
-def garbage() -> Iterator[None]:
-    """Collect garbage while these tests are still the ones to blame for a warning."""
-    yield
-    gc.collect()
 
 
 # --- the ready queue ------------------------------------------------------------------------------------------------

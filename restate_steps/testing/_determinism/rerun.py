@@ -22,9 +22,7 @@ from restate_steps.testing._errors import (
     InvocationPausedError,
     JournalMismatchError,
     OutOfTimeError,
-    SimulationError,
 )
-from restate_steps.testing._exploration.run import ROUNDS
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._recording.replay import run_against
 from restate_steps.testing._simulation.driver import ASGIApp, quiet
@@ -133,31 +131,17 @@ def record_runs(
         failure: InvocationPausedError | None = None
         with quiet():
             try:
-                _drive(scenario(simulator))
+                simulator.run(scenario(simulator))
             except (TerminalError, InvocationEndedError, OutOfTimeError):
                 pass
             except JournalMismatchError as error:
                 failure = error
-            simulator.driver.world.rounds = ROUNDS
-            simulator.driver.run(lambda: False)
+            simulator.driver.run_out()
         for watch in watches:
             watch.open = False
         return _recordings(simulator, watches, failure)
     finally:
         simulator.close()
-
-
-def _drive(coroutine: Coroutine[Any, Any, Any]) -> None:
-    try:
-        coroutine.send(None)
-    except StopIteration:
-        return
-    finally:
-        coroutine.close()
-    raise SimulationError(
-        "the scenario waits for something that is not the simulator. In a scenario only the simulator's own "
-        "coroutines can be awaited; what needs an event loop belongs into a handler."
-    )
 
 
 def _recordings(

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any, Final, Literal, TypeAlias, cast
+from typing import Any, Final, Literal, Self, TypeAlias, cast
 
 from restate import JournalValueCodec, TerminalError
 
@@ -31,9 +31,6 @@ Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
 """What a client does: a coroutine function that is given the simulator, and returns what the client ends up with."""
 
 Problem: TypeAlias = Literal["mismatch", "stuck", "paused", "twice", "assertion", "error", "unrepeatable", "answer"]
-
-ROUNDS: Final = 10
-"""How often a handler that sends itself again with a delay, as a cron job does, is followed after the answer."""
 
 _ADVICE: Final = {
     "mismatch": "a replay asked for something else than what is in the journal",
@@ -68,6 +65,11 @@ class Outcome:
 
     kind: Literal["value", "failure"]
     value: Any
+
+    @classmethod
+    def of_failure(cls, error: TerminalError) -> Self:
+        """Return the outcome of a call that failed."""
+        return cls("failure", (error.status_code, error.message))
 
     def __str__(self) -> str:
         return repr(self.value) if self.kind == "value" else f"TerminalError {self.value[0]}: {self.value[1]}"
@@ -111,7 +113,7 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What was stored in a run, each message with its invocation."""
+    """The messages that the server stored during a run, in order, each with its invocation."""
 
     stored: Sequence[tuple[Invocation, Frame]] = ()
 
@@ -148,9 +150,9 @@ class Run:
     effects: Effects = field(default_factory=lambda: Effects(()))
     attempts: int = 0
     history: History = field(default_factory=History)
-    """What was stored."""
+    """The messages that the server stored."""
     is_cut_short: bool = False
-    """Whether the time was used up before it had ended, so that nothing is known of it."""
+    """True if the time limit stopped it, so that it has no outcome."""
 
     @property
     def why(self) -> str:
@@ -262,7 +264,7 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
             # Two results with one value are not equal: their journals and attempts differ, as they may.
             run.outcome = Outcome("value", cast(Any, value).value if isinstance(value, Result) else value)
         elif isinstance(error, TerminalError):
-            run.outcome = Outcome("failure", (error.status_code, error.message))
+            run.outcome = Outcome.of_failure(error)
         else:
             run.problem, run.error = run.problem or _problem(error), error
         if run.problem is None and not run.is_cut_short:
@@ -281,8 +283,7 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
 def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     """Let what goes on behind the answer come to its end, and find what went wrong without anybody's noticing."""
     world = simulator.driver.world
-    world.rounds = ROUNDS
-    simulator.driver.run(lambda: False)
+    simulator.driver.run_out()
     for invocation in world.invocations.values():
         if invocation.status is Status.PAUSED and invocation.last_error is not None:
             run.problem = "mismatch" if invocation.wedged else "paused"

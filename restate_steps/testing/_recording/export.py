@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from restate_steps.errors import ServerError
 from restate_steps.server import AdminClient
+from restate_steps.server._admin import quoted
 from restate_steps.testing._recording.recorded import RecordedJournal, recorded_from
 from restate_steps.testing._simulation.journal import Origin
 from restate_steps.testing._simulation.wire import Frame, Kind, decode
@@ -58,8 +59,7 @@ def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJou
     admin = AdminClient(server) if isinstance(server, str) else server
     row = admin.invocation(invocation_id)
     columns = '"index", entry_type, raw, version'
-    quoted = invocation_id.replace("'", "''")
-    rows = admin.query(f"SELECT {columns} FROM sys_journal WHERE id = '{quoted}' ORDER BY \"index\"")
+    rows = admin.query(f'SELECT {columns} FROM sys_journal WHERE id = {quoted(invocation_id)} ORDER BY "index"')
     if not rows:
         raise ServerError(
             f"the server has no journal of the invocation {invocation_id!r}, which is {row.get('status')}. Journals of "

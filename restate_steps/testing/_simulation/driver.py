@@ -58,6 +58,9 @@ ASGIApp: TypeAlias = Any
 
 Mode: TypeAlias = Literal["bidirectional", "request_response"]
 
+ROUNDS: Final = 10
+"""How often a handler that sends itself again with a delay, as a cron job does, is followed after the answer."""
+
 _INVOKE_TIME: Final = "invoke_time"
 _MAX_WATCHED: Final = 10
 
@@ -109,6 +112,11 @@ class Turn:
         self.taken = True
         if self.then is not None:
             self.then()
+
+    def __await__(self) -> Generator[Turn, None, bool]:
+        """Wait for it, in the coroutine of a client that was started."""
+        yield self
+        return True
 
 
 def first(options: Sequence[Option]) -> int:
@@ -433,7 +441,7 @@ class Driver:
         """Told at each moment, with its number, and another number that is the same where all stands the same."""
         self.cancelled = False
         self.turns: list[Turn] = []
-        """What clients do next; taken out by whoever has put it in."""
+        """The turns that clients wait for. Whoever adds one removes it again."""
         self.turns_taken = 0
         self.clients: list[Any] = []
         """The clients that were started."""
@@ -442,7 +450,6 @@ class Driver:
         self._always_replay = always_replay
         self._choose, self.max_events = choose, max_events
         self._until: Callable[[], bool] = lambda: True
-        self._time_passes = True
         self._limit: int | None = None
         self._watched = 0
         self._settled = 0
@@ -453,17 +460,16 @@ class Driver:
 
     # --- running ------------------------------------------------------------------------------------------------
 
-    def run(self, until: Callable[[], bool], *, time_passes: bool = True) -> bool:
+    def run(self, until: Callable[[], bool]) -> bool:
         """Let events happen until ``until()``.
 
         Args:
             until: Whether it is enough; asked when nothing can run by itself.
-            time_passes: Whether virtual time may go on.
 
         Returns:
             Whether ``until()`` was reached. If not, nothing more can happen, or :attr:`endless` is set.
         """
-        self._until, self._time_passes = until, time_passes
+        self._until = until
         while True:
             self._stored()
             process = self._process
@@ -486,6 +492,11 @@ class Driver:
         self.world.advance(end)
         if self._process is not None:
             self._process.loop.advance((end - START_MS) / 1000)
+
+    def run_out(self) -> None:
+        """Let all happen that still can, and what sends itself again and again :data:`ROUNDS` times."""
+        self.world.rounds = ROUNDS
+        self.run(lambda: False)
 
     def take(self, turn: Turn) -> bool:
         """Let events happen until it is a client's turn; return False if nothing more can happen before."""
@@ -630,8 +641,6 @@ class Driver:
         for turn in self.turns:
             if turn.ready():
                 options.insert(0 if turn.first else len(options), Option(turn.label, partial(self._take, turn)))
-        if not self._time_passes:
-            return options
         due = self.world.next_timer()
         ends = [end for end in (next_timer, None if due is None else (due - START_MS) / 1000) if end is not None]
         if not ends and not options and self._watched < _MAX_WATCHED:

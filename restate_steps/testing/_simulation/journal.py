@@ -10,6 +10,7 @@ from restate_steps.server import JournalEntry, JournalFailure
 from restate_steps.server._journal import decoded
 from restate_steps.testing._simulation.wire import Frame, Kind, decode, is_notification
 from restate_steps.testing._simulation.world import Target
+from restate_steps.testing._texts import cut
 
 __all__ = ["Journal", "Origin", "describe_frame"]
 
@@ -156,4 +157,4 @@ def _outcome(fields: dict[str, Any]) -> tuple[Any, JournalFailure | None]:
 def _shown(outcome: tuple[Any, JournalFailure | None], limit: int = 60) -> str:
     value, failure = outcome
     text = repr(value) if failure is None else f"failure {failure.code}: {failure.message}"
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    return cut(text, limit)

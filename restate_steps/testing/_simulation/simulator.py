@@ -55,6 +55,7 @@ __all__ = [
     "encoded",
     "failures",
     "json_of",
+    "output_of",
     "resolve",
     "simulate",
 ]
@@ -104,7 +105,7 @@ class SimulatedInvocation(Generic[T]):
 
     @property
     def status(self) -> str:
-        """Where it stands.
+        """The status of the invocation.
 
         One of ``scheduled``, ``queued``, ``ready``, ``running``, ``suspended``, ``backing-off``, ``paused`` and
         ``completed``.
@@ -188,20 +189,12 @@ class SimulatedClient(Generic[T]):
 
     @property
     def unnoticed(self) -> BaseException | None:
-        """What the coroutine raised, if nothing has awaited the client."""
+        """The exception that the coroutine raised, if no caller has awaited the client."""
         return None if self._outcome is None or self._is_awaited else self._outcome[1]
 
     def done(self) -> bool:
         """Return whether it has ended."""
         return self._outcome is not None
-
-    async def until(self, turn: Turn) -> bool:
-        """Wait for a turn; awaited by its own coroutine.
-
-        :meta private:
-        """
-        await _Pause(turn)
-        return True
 
     def close(self) -> None:
         """End it, if it has not ended."""
@@ -250,14 +243,6 @@ class SimulatedClient(Generic[T]):
         if error is not None:
             raise error
         return cast(T, value)
-
-
-class _Pause:
-    def __init__(self, turn: Turn) -> None:
-        self._turn = turn
-
-    def __await__(self) -> Generator[Turn, None, None]:
-        yield self._turn
 
 
 class Simulator:
@@ -506,7 +491,7 @@ class Simulator:
         :meta private:
         """
         if self.running is not None:
-            return await self.running.until(turn)
+            return await turn
         return self.driver.take(turn)
 
     async def until(self, condition: Callable[[], object]) -> None:
@@ -777,11 +762,8 @@ async def _result_of(
         raise _paused(invocation)
     if (failure := invocation.failure) is not None:
         raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)
-    output = invocation.output or b""
-    if output and simulator.codec is not None:
-        output = await simulator.codec.decode(output)
     return Result(
-        value=handler.handler_io.output_serde.deserialize(output) if handler else decoded(output),
+        value=await output_of(invocation.output or b"", handler, simulator.codec),
         journal=_journal_of(driver, invocation),
         effects=SimulatedInvocation(simulator, invocation, None).effects,
         attempts=invocation.attempts,
@@ -898,6 +880,13 @@ def encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> byte
         hint = handler.handler_io.input_type
         which = "" if hint is None or hint.annotation is None else f", which takes {_type_name(hint.annotation)}"
         raise SimulationError(f"the argument {arg!r} cannot be sent to {target}{which}: {error}") from error
+
+
+async def output_of(output: bytes, handler: Handler[Any, Any] | None, codec: JournalValueCodec | None) -> Any:
+    """Return the value of an answer: decoded with the handler's own serde, or from JSON if the handler is not known."""
+    if output and codec is not None:
+        output = await codec.decode(output)
+    return handler.handler_io.output_serde.deserialize(output) if handler else decoded(output)
 
 
 def _type_name(annotation: object) -> str:

@@ -17,12 +17,14 @@ from typing import Any, Final, NamedTuple, TypeAlias, cast
 
 __all__ = [
     "CANCEL_SIGNAL",
+    "FIRST_AWAKEABLE",
     "NOTIFICATION",
     "REQUESTED_ACK",
     "Frame",
     "FrameReader",
     "Kind",
     "as_json",
+    "awakeable_id",
     "awakeable_of",
     "content_type",
     "decode",
@@ -39,6 +41,7 @@ __all__ = [
 NOTIFICATION: Final = 0x8000
 REQUESTED_ACK: Final = 0x8000
 CANCEL_SIGNAL: Final = 1
+FIRST_AWAKEABLE: Final = 17
 _CACHED_UP_TO: Final = 512
 _HEADER_BYTES: Final = struct.Struct(">HHI")
 _AWAKEABLE_PREFIX: Final = "sign_1"
@@ -467,6 +470,16 @@ def _unplain(table: _Fields, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 # --- awakeables -------------------------------------------------------------------------------------------------
+
+
+def awakeable_id(raw_id: bytes, number: int) -> str:
+    """Return the id of an awakeable.
+
+    Args:
+        raw_id: The id of its invocation, as bytes.
+        number: The number of its signal: :data:`FIRST_AWAKEABLE` for the first one of the invocation, and so on.
+    """
+    return _AWAKEABLE_PREFIX + base64.urlsafe_b64encode(raw_id + number.to_bytes(4, "big")).decode().rstrip("=")
 
 
 def awakeable_of(awakeable_id: str) -> tuple[bytes, int]:
