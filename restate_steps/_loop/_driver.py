@@ -177,17 +177,10 @@ class Driver:
                     timers.poll()
                 if timers:
                     timers.make_durable()
-                if execution.is_unheard and tell_of_cancellation(execution):
-                    continue
-                if execution.deferring and release_settled(execution):
-                    continue
-                if execution.untold and not ready and timers.only_limit() and tell_local_waits(execution):
+                if self._deliver_late():
                     ready.refill()
                     continue
                 if not port:
-                    if self._deliver_what_is_left():
-                        ready.refill()
-                        continue
                     ready.refill()
                     # Nothing of the journal can come, so what polls need not sleep durably.
                     ready.unpark()
@@ -209,11 +202,20 @@ class Driver:
                         port.discard(wait)
                         wait.complete()
 
-    def _deliver_what_is_left(self) -> bool:
-        """Deliver what was held back of a cancellation, now that nothing durable is waited for (E2)."""
+    def _deliver_late(self) -> bool:
+        """Deliver what was held back of a cancellation, if its time has come; return whether anything was (E2)."""
         execution = self._execution
-        if not execution.ready and tell_local_waits(execution):
+        if execution.is_unheard and tell_of_cancellation(execution):
             return True
+        if execution.deferring and release_settled(execution):
+            return True
+        if execution.untold and not execution.ready and execution.timers.only_limit() and tell_local_waits(execution):
+            return True
+        # What follows only if nothing durable is waited for.
+        return not execution.port and self._deliver_what_is_left()
+
+    def _deliver_what_is_left(self) -> bool:
+        execution = self._execution
         # Another invocation may wake what undoes something.
         if len(execution.loop.executions) < 2 and release_deferred(execution):
             return True

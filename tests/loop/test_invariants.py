@@ -1301,6 +1301,42 @@ async def test_a_cancellation_that_finds_nothing_waiting_is_told_to_what_waits_n
     assert seen == [True]
 
 
+async def test_a_cancellation_reaches_what_waits_beside_code_that_polls() -> None:
+    """E2, R6: it runs at once although the turns were used up, and not only after the next sleep of T4."""
+
+    async def code() -> None:
+        loop = asyncio.get_running_loop()
+        while loop.time() < 0.01:  # noqa: ASYNC110 - what this is about
+            await asyncio.sleep(0)
+        step = asyncio.create_task(durable("x"))
+        await _pass_turns_until(step)
+        await step
+
+    with pytest.raises(Cancelled):
+        await run(code, Port(CANCEL, "sleep 1"))
+
+
+async def _pass_turns_until(task: asyncio.Task[Any]) -> int:
+    """Let two tasks wake each other until another has ended; return how often they did."""
+    ping, pong = asyncio.Event(), asyncio.Event()
+
+    async def answers() -> None:
+        while True:
+            await ping.wait()
+            ping.clear()
+            pong.set()
+
+    rounds = 0
+    answering = asyncio.create_task(answers())
+    while not task.done():
+        ping.set()
+        await pong.wait()
+        pong.clear()
+        rounds += 1
+    answering.cancel()
+    return rounds
+
+
 async def test_local_waits_are_told_when_only_limits_are_left(log: list[Any]) -> None:
     """E2: a timeout around a local wait is no reason for it to wait on."""
 
@@ -1573,24 +1609,7 @@ async def test_tasks_that_wake_each_other_let_the_vm_be_asked() -> None:
     """R6: code that polls with two tasks comes to rest, and neither hangs nor keeps the server's loop."""
 
     async def code() -> int:
-        ping, pong = asyncio.Event(), asyncio.Event()
-        step = asyncio.create_task(durable("step"))
-        rounds = 0
-
-        async def answers() -> None:
-            while True:
-                await ping.wait()
-                ping.clear()
-                pong.set()
-
-        answering = asyncio.create_task(answers())
-        while not step.done():
-            ping.set()
-            await pong.wait()
-            pong.clear()
-            rounds += 1
-        answering.cancel()
-        return rounds
+        return await _pass_turns_until(asyncio.create_task(durable("step")))
 
     assert await run(code, Port(later=["step"])) > 1000
 
