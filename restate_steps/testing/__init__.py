@@ -13,7 +13,6 @@ from restate_steps.testing._errors import (
     StuckError,
 )
 from restate_steps.testing._exploration.explore import Finding, Report, explore
-from restate_steps.testing._exploration.run import Outcome
 from restate_steps.testing._exploration.schedule import Schedule
 from restate_steps.testing._recording.export import export_journal
 from restate_steps.testing._recording.recorded import RecordedJournal, record
@@ -22,6 +21,7 @@ from restate_steps.testing._server import ServerEnvironment, close_servers, serv
 from restate_steps.testing._simulation.driver import BodyRun, Crash
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.simulator import (
     Result,
     SimulatedClient,

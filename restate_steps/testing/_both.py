@@ -9,10 +9,10 @@ from typing import Any, cast
 from restate import JournalValueCodec, TerminalError
 
 from restate_steps.testing._errors import InvocationEndedError
-from restate_steps.testing._exploration.run import Outcome
 from restate_steps.testing._server import server
 from restate_steps.testing._server_client import ServerResult
 from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.simulator import Result, simulate
 
 __all__ = ["BothOutcomes", "on_both"]

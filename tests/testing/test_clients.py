@@ -14,6 +14,7 @@ import restate_steps
 from restate_steps import durable_step
 from restate_steps.testing import (
     InvocationEndedError,
+    Outcome,
     Report,
     SimulatedInvocation,
     SimulationError,
@@ -307,3 +308,16 @@ def test_a_started_client_may_wait_for_the_simulator_only() -> None:
 
     with pytest.raises(SimulationError, match="waits for something that is not the simulator"):
         explore(APP, scenario=scenario, progress=False)
+
+
+async def test_an_outcome_needs_no_waiting() -> None:
+    """It is there when the invocation has ended, as a value that can be compared."""
+    async with simulate(APP) as sim:
+        paid = await sim.send(pay)
+        assert paid.outcome is None
+        await sim.resolve_awakeable(paid.awakeables[0], "paid")
+        assert paid.outcome == Outcome("value", "paid")
+
+        cancelled = await sim.send(pay)
+        await cancelled.cancel()
+        assert cancelled.outcome == Outcome("failure", (409, "cancelled"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import re
 from collections import Counter
 from datetime import timedelta
 from typing import Any
@@ -328,6 +329,9 @@ def test_budget_of_runs() -> None:
     assert 7 == report.runs
     assert not report.complete
     assert "a sample" in report.summary()
+    [left] = report.left_out
+    assert re.match(r"\d+ other orders, \d+ crashes, .*: it stopped after 7 runs", left), left
+    assert left in report.summary()
 
 
 def test_budget_of_seconds() -> None:
@@ -336,6 +340,21 @@ def test_budget_of_seconds() -> None:
 
     assert not report.complete
     assert report.runs <= 1
+    assert "it stopped after 0 s" in report.left_out[0]
+
+
+def test_a_complete_exploration_leaves_nothing_out() -> None:
+    report = explore(app, two_branches, max_runs=100_000)
+
+    assert (report.complete, report.left_out) == (True, [])
+    assert "all there are" in report.summary()
+
+
+def test_one_schedule_is_not_an_exploration() -> None:
+    report = explore(app, two_branches, schedule="0")
+
+    assert not report.complete
+    assert report.left_out == ["every schedule but the given one"]
 
 
 def test_a_number_of_orders() -> None:
@@ -344,6 +363,8 @@ def test_a_number_of_orders() -> None:
 
     # And one that is suspended at every wait.
     assert 6 == report.schedules
+    assert not report.complete
+    assert report.left_out == ["every order but the 5 that were drawn (orders)"]
 
 
 def test_the_same_seed_tries_the_same() -> None:
@@ -433,7 +454,8 @@ def test_a_step_that_returns_something_random() -> None:
     for seed in range(6):
         report = explore(restate_steps.app([service]), handler, max_runs=60, seed=seed, progress=False)
         report.assert_replay_safe()
-        if not report.complete:
+        if report.random_steps:
             break
     assert report.random_steps == {"draw"}
-    assert "not all orders were tried, because results differ from run to run: draw" in report.summary()
+    assert not report.complete
+    assert report.left_out[-1:] == ["some orders, because the results of steps differ from run to run: draw"]

@@ -56,6 +56,16 @@ async def impatient_async(ctx: restate.Context) -> str:
 
 
 @travel.handler()
+async def hasty(ctx: restate.Context) -> str:
+    """Answer at once when the time is up."""
+    try:
+        async with asyncio.timeout(1):
+            return await book_async()
+    except TimeoutError:
+        return "too late"
+
+
+@travel.handler()
 async def plain(ctx: restate.Context) -> str:
     """The same with the SDK's own ctx.run."""
     match await restate.select(booked=ctx.run_typed("book", book_plainly), late=ctx.sleep(timedelta(seconds=1))):
@@ -120,8 +130,25 @@ def test_a_plain_run_of_the_sdk() -> None:
 
 
 def test_an_async_body_ends_with_its_attempt() -> None:
-    """Its effect may come late, but not after the handler has ended."""
-    assert orders(impatient_async) == {("book",), ("book", "cancel"), ("cancel",)}
+    """Its effect may come late, until the connection closes; then it is cancelled."""
+    assert orders(impatient_async) == {("book",), ("book", "cancel"), ("cancel",), ("cancel", "book")}
+
+
+def test_a_body_that_the_handler_does_not_wait_for() -> None:
+    """A payment behind the back of the handler, which has answered that there was none."""
+    answers: set[tuple[str, ...]] = set()
+
+    async def client(sim: Simulator) -> None:
+        invocation = await sim.send(hasty)
+        given = (await invocation.result()).value
+        # What the body does may come after the answer.
+        await sim.drain()
+        answers.add((given, *effects))
+
+    report = explore(APP, scenario=client, setup=effects.clear, crashes=0, progress=False)
+    report.assert_replay_safe()
+    assert report.complete
+    assert answers == {("booked", "book"), ("too late",), ("too late", "book")}
 
 
 def test_a_part_of_a_body() -> None:

@@ -20,9 +20,10 @@ from typing import Any, Final, Literal, TypeAlias
 from restate import JournalValueCodec
 
 from restate_steps.testing._errors import NotReplaySafeError, SimulationError
-from restate_steps.testing._exploration.run import Outcome, Problem, Run, RunSettings, Scenario, perform
+from restate_steps.testing._exploration.run import Problem, Run, RunSettings, Scenario, perform
 from restate_steps.testing._exploration.schedule import Schedule
 from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, quiet, read_manifest
+from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
 from restate_steps.testing._simulation.timeline import shortened
 
@@ -73,6 +74,7 @@ class Report:
         cancellations: In how many of all these runs the handler was cancelled.
         seconds: How long it took.
         complete: Whether every order and every crash within the limits was tried, and not only a sample.
+        left_out: What was not tried, a line each; empty if the exploration is complete.
         outcomes: What clients ended up with, each with a schedule that leads there.
         findings: What went wrong, each with the shortest schedule for it; empty if nothing did.
         most_runs: How often the body of each step ran at most, by name: more than once is an at-least-once window.
@@ -87,6 +89,7 @@ class Report:
     cancellations: int = 0
     seconds: float = 0.0
     complete: bool = False
+    left_out: list[str] = field(default_factory=list[str])
     outcomes: list[tuple[Outcome, Schedule]] = field(default_factory=list[tuple[Outcome, Schedule]])
     findings: list[Finding] = field(default_factory=list[Finding])
     most_runs: dict[str, int] = field(default_factory=dict[str, int])
@@ -137,8 +140,7 @@ class Report:
 
     def summary(self) -> str:
         """Return the report in a few lines."""
-        stopped = "until the first problem" if self.findings else "a sample, as the budget ran out"
-        covered = "all there are" if self.complete else stopped
+        covered = "all there are" if self.complete else "a sample"
         lines = [
             f"explored {self.schedules:,} schedules and {self.prefixes:,} resumed prefixes, {covered}, "
             f"in {self.seconds:.1f} s ({self.rate:,.0f} a second, seed {self.seed})"
@@ -151,9 +153,7 @@ class Report:
         if again:
             shown = ", ".join(f"{name} (up to {self.most_runs[name]} times)" for name in again)
             lines.append(f"bodies that may run again after a crash: {shown}")
-        if self.random_steps:
-            shown = ", ".join(sorted(self.random_steps))
-            lines.append(f"not all orders were tried, because results differ from run to run: {shown}")
+        lines += [f"left out: {what}" for what in self.left_out]
         if self.unread_failures:
             lines.append(f"failures that the handler never read: {', '.join(sorted(self.unread_failures))}")
         found = len(self.findings)
@@ -229,13 +229,18 @@ class Exploration:
         report = self.report
         report.seconds = time.perf_counter() - self._began
         if len(report.findings) >= self._stop_at:
+            self._leave_out("once there was a finding")
             return None
         heaps = [self._new_orders, self._new_crashes, self._new_cancellations]
         if not (self._first or self._later or any(heaps)):
-            report.complete = self._orders == "all" and not report.random_steps
+            self._end()
             return None
         # However small the budget is, nothing counts as explored that was not run at all.
-        if report.runs and (report.runs >= self._max_runs or report.seconds > self._max_seconds):
+        if report.runs and report.runs >= self._max_runs:
+            self._leave_out(f"after {self._max_runs:,} runs (max_runs)")
+            return None
+        if report.runs and report.seconds > self._max_seconds:
+            self.run_out_of_time()
             return None
         if self._first:
             return self._first.pop(0)
@@ -286,9 +291,36 @@ class Exploration:
         self.report.random_steps.add(step)
         return True
 
-    def out_of_time(self) -> None:
-        """Record that the budget was used up within a run."""
+    def run_out_of_time(self) -> None:
+        """Record that the time is used up, perhaps within a run."""
         self.report.seconds = time.perf_counter() - self._began
+        self._leave_out(f"after {self._max_seconds:g} s (max_seconds)")
+
+    def _leave_out(self, when: str) -> None:
+        """Record that it stopped although something was left to try."""
+        heaps = {
+            "other orders": self._new_orders,
+            "crashes": self._new_crashes,
+            "cancellations": self._new_cancellations,
+            "other orders after a crash or a cancellation": self._later,
+        }
+        planned = [f"{len(jobs):,} {what}" for what, jobs in heaps.items() if jobs]
+        self.report.left_out = [
+            f"{', '.join([*planned, 'and what follows from what ran'])}: it stopped {when}",
+            *self._random_orders(),
+        ]
+
+    def _end(self) -> None:
+        """Record that nothing is left to try."""
+        report = self.report
+        if self._orders != "all":
+            report.left_out.append(f"every order but the {self._orders:,} that were drawn (orders)")
+        report.left_out += self._random_orders()
+        report.complete = not report.left_out
+
+    def _random_orders(self) -> list[str]:
+        names = ", ".join(sorted(self.report.random_steps))
+        return [f"some orders, because the results of steps differ from run to run: {names}"] if names else []
 
     def finish(self) -> list[tuple[Outcome, Run]]:
         """Return the answers that only a crash gives, where every order without one was tried.
@@ -464,7 +496,7 @@ def explore_all(
     while (job := exploration.next()) is not None:
         run, simulator = perform(job.schedule, exploration.random_for(job))
         if run.is_cut_short:
-            exploration.out_of_time()
+            exploration.run_out_of_time()
             break
         if exploration.does_not_fit(job, run):
             continue
@@ -493,6 +525,7 @@ def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) 
     if run.problem is None and (unused := _unused(schedule, run, simulator)):
         run.problem, run.details = "unrepeatable", f"{unused} Has the handler changed? Then explore it anew."
     report = exploration.report
+    report.left_out = ["every schedule but the given one"]
     if run.problem is not None:
         report.findings.append(Finding(run.problem, run.why, schedule, simulator.timeline(), run.error))
     return report

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
-from typing import Any, Final, Literal, Self, TypeAlias, cast
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from restate import JournalValueCodec, TerminalError
 
@@ -21,11 +21,12 @@ from restate_steps.testing._errors import (
 from restate_steps.testing._exploration.schedule import Schedule
 from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, Option, quiet
 from restate_steps.testing._simulation.effects import Effects
+from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
 from restate_steps.testing._simulation.wire import Frame, Kind, decode
 from restate_steps.testing._simulation.world import Invocation, Manifest, Status
 
-__all__ = ["Moment", "Outcome", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
+__all__ = ["Moment", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
 Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
 """What a client does: a coroutine function that is given the simulator, and returns what the client ends up with."""
@@ -52,27 +53,6 @@ _MEND_MISMATCH: Final = (
     "Under restate.app, asyncio's tasks do not follow the order of the journal: serve the handler with "
     "restate_steps.app. A clock, random numbers and the like outside of steps are found by check_deterministic."
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a client ended up with.
-
-    Attributes:
-        kind: ``"value"``, or ``"failure"`` for a ``TerminalError``.
-        value: The value; for a failure, its status code and message.
-    """
-
-    kind: Literal["value", "failure"]
-    value: Any
-
-    @classmethod
-    def of_failure(cls, error: TerminalError) -> Self:
-        """Return the outcome of a call that failed."""
-        return cls("failure", (error.status_code, error.message))
-
-    def __str__(self) -> str:
-        return repr(self.value) if self.kind == "value" else f"TerminalError {self.value[0]}: {self.value[1]}"
 
 
 @dataclass(frozen=True, slots=True)

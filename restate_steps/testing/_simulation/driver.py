@@ -8,6 +8,7 @@ D3. After a crash nothing of the old process runs until the verdict is in. Then 
 D4. An operator's cancellation comes when nothing can run by itself, before the next thing happens: at a *moment*.
 D5. Time is virtual and the same for the server and for the application: it passes only when time is what is chosen.
 D6. What a client does next happens when it is chosen, like any other event: see :class:`Turn`.
+D7. A handler may end before the bodies that it left. They run until its connection closes, which is an event then.
 """
 
 from __future__ import annotations
@@ -157,6 +158,7 @@ class _Attempt:
         self.gates: dict[int, asyncio.Future[None]] = {}
         self.running: dict[int, BodyRun] = {}
         self.open = True
+        self.is_closing = False
         self._driver, self._process = driver, process
         self._reader = FrameReader()
         self._inbox: deque[dict[str, Any]] = deque()
@@ -200,8 +202,20 @@ class _Attempt:
         self._put({"type": "http.request", "body": frames_to_bytes(frames), "more_body": more})
         self.open = more
 
+    def close(self) -> None:
+        """Close the server's side: the invocation has ended, or its attempt has."""
+        self.is_closing = False
+        self.feed([], more=False)
+
+    def close_after_bodies(self) -> None:
+        """Let the bodies that the handler left run until the connection closes (D7)."""
+        if self.gates and self.open:
+            self.is_closing = True
+        else:
+            self.close()
+
     def hang_up(self) -> None:
-        self.open = False
+        self.open = self.is_closing = False
         self._put({"type": "http.disconnect"})
 
     def _put(self, event: dict[str, Any]) -> None:
@@ -619,6 +633,8 @@ class Driver:
     def _options(self, process: _Process, next_timer: float | None) -> list[Option]:
         options: list[Option] = []
         for attempt in process.attempts.values():
+            if attempt.is_closing:
+                options.append(Option(f"the connection of {attempt.invocation.target} closes", attempt.close))
             if not process.threads:
                 options += (self._start_body(attempt, handle) for handle in sorted(attempt.gates))
                 continue
@@ -730,7 +746,9 @@ class Driver:
             self._note(_said(frame, attempt.invocation))
             if frame.kind == Kind.END:
                 self.unread_failures += attempt.unread_failures()
-            attempt.feed([], more=False)
+                attempt.close_after_bodies()
+            else:
+                attempt.close()
         self._stored()
 
     def _times_run(self, invocation: Invocation, proposal: Frame) -> int:

@@ -29,6 +29,7 @@ from restate_steps.testing._errors import (
 from restate_steps.testing._simulation.driver import ASGIApp, Choose, Driver, Mode, Turn, first, read_manifest
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.timeline import timeline
 from restate_steps.testing._simulation.wire import Kind, decode
 from restate_steps.testing._simulation.world import (
@@ -137,6 +138,25 @@ class SimulatedInvocation(Generic[T]):
     def awakeables(self) -> list[str]:
         """The ids of the awakeables that it has made so far, in order."""
         return list(self._simulator.driver.awakeables.get(self.id, ()))
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What it ended with: a value, or a status code and a message; None while it has not ended.
+
+        Example:
+            ```python
+            order = await sim.send(pay, 7)
+            await order.cancel()
+            assert order.outcome == Outcome("failure", (409, "cancelled"))
+            ```
+        """
+        invocation = self._invocation
+        if not invocation.ended:
+            return None
+        if (failure := invocation.failure) is not None:
+            return Outcome("failure", (failure.code, failure.message))
+        decoding = output_of(invocation.output or b"", self._handler, self._simulator.codec)
+        return Outcome("value", self._simulator.run(decoding))
 
     async def result(self) -> Result[T]:
         """Wait until it ends; see :meth:`Simulator.call`."""
