@@ -23,8 +23,8 @@ from uuid import UUID
 from pydantic import BaseModel, TypeAdapter
 from restate.ext.pydantic._serde import PydanticTypeAdapter
 
-from restate_steps._compare import find_difference
 from restate_steps.codec import DEFAULT_CODEC
+from restate_steps.codec._compare import find_difference
 
 ROUNDS = 301
 SLICE_SECONDS = 0.002

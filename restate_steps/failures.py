@@ -18,8 +18,8 @@ from typing import Any, Final, cast
 
 from restate import TerminalError
 
-from ._compare import find_difference
 from .codec import DEFAULT_CODEC, PLAIN_JSON
+from .codec._compare import find_difference
 from .errors import DecodeError, EncodeError, StepResultError
 
 __all__ = ["decode_failure", "encode_failure"]

@@ -45,9 +45,17 @@ from pydantic import (
 from pydantic.alias_generators import to_camel
 from typing_extensions import TypeAliasType, TypedDict
 
-from restate_steps import _adapters, _strict
-from restate_steps._compare import find_difference
-from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, JsonCodec, is_plain, type_name, verify
+from restate_steps.codec import (
+    DEFAULT_CODEC,
+    PLAIN_JSON,
+    JsonCodec,
+    _adapters,
+    _strict_json,
+    is_plain,
+    type_name,
+    verify,
+)
+from restate_steps.codec._compare import find_difference
 from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError
 
 NAN = math.nan
@@ -607,7 +615,7 @@ def test_a_misfit_is_an_error_whatever_is_done_to_warnings() -> None:
 
 def test_the_fast_way_to_refuse_misfits_works_here() -> None:
     """Should Python change, encoding falls back to the slow way: correct, but worth knowing."""
-    assert _strict.encode is not _strict.encode_slowly
+    assert _strict_json.encode is not _strict_json.encode_slowly
 
 
 def test_what_a_serializer_raises_is_reported() -> None:
@@ -745,10 +753,10 @@ def test_an_unknown_core_schema_is_used_as_it_is(
     class Fresh(BaseModel):
         data: bytes
 
-    monkeypatch.setattr(_adapters, "Amendment", fail)
+    monkeypatch.setattr(_adapters, "lossless_schema", fail)
 
     assert DEFAULT_CODEC.dump(Fresh, Fresh(data=b"a")) == b'{"data":"a"}'
-    assert "cannot amend pydantic's schema" in caplog.text
+    assert "cannot copy pydantic's schema" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
-from restate_steps._compare import Difference, find_difference
+from restate_steps.codec._compare import Difference, find_difference
 
 NAN = math.nan
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -418,7 +418,7 @@ def test_a_value_of_absurd_depth_is_reported() -> None:
 
 def test_many_classes_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is remembered per class is bounded."""
-    from restate_steps import _compare
+    from restate_steps.codec import _compare
 
     monkeypatch.setattr(_compare, "_CACHE_LIMIT", 3)
 

@@ -9,8 +9,8 @@ from typing import Any, Final
 from pydantic_ai.messages import ModelResponse, TextPart, ThinkingPart, ToolCallPart
 from pydantic_ai.usage import RequestUsage
 
-from restate_steps._adapters import adapter_for
 from restate_steps.codec import Codec, JsonCodec
+from restate_steps.codec._adapters import adapter_for
 from restate_steps.context import running_step
 from restate_steps.errors import EncodeError, StepResultError
 

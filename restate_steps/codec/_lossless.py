@@ -1,12 +1,12 @@
-"""A copy of a type's core schema in which nothing is lost.
+"""Copy a type's core schema so that encoding loses nothing.
 
 Pydantic's defaults lose three things that JSON can hold: bytes that are not UTF-8, NaN and the infinities, and fields
-whose name in the output is not one their own validator accepts. And they write sets in an order that changes from one
-process to the next. Configuration mends some of it, but the one given to a ``TypeAdapter`` stops at the border of every
-class. So the schema is copied and completed. A choice a class makes itself is kept.
+whose output name their own validator rejects. They also write sets in an order that differs between processes.
+Configuration fixes only part of this, because the configuration of a ``TypeAdapter`` does not reach into classes. So
+the schema is copied and completed. Settings that a class makes itself stay.
 
-The layout of a core schema is known to this module and to ``_locate``. Should it change, building from a copy fails,
-and the schema is used as it is.
+Only this module and ``_error_paths`` know the layout of a core schema. If it changes, building from the copy fails, and
+the original schema is used.
 """
 
 from __future__ import annotations
@@ -16,33 +16,39 @@ from typing import Any, Final, cast
 
 from pydantic_core import CoreSchema, PydanticSerializationUnexpectedValue, core_schema
 
-__all__ = ["Amendment", "Infer", "classes_in", "union_choices"]
+__all__ = ["Infer", "classes_in", "lossless_schema", "union_choices"]
 
 Infer = Callable[[Any], Any]
-"""Prepares a value whose type is not declared for being encoded."""
+"""Prepares a value without a declared type for encoding."""
 
 _CLASS_KINDS: Final = frozenset({"model", "dataclass", "typed-dict"})
 _LOSSY_KINDS: Final = frozenset({"any", "bytes", "float", "is-instance", "json", "complex", "decimal"})
 _NOT_SCHEMAS: Final = frozenset({"config", "default", "expected", "members", "metadata"})
 
 
-class Amendment:
-    """A copy of a core schema in which nothing is lost.
-
-    Attributes:
-        schema: The copy.
-        needed: Whether it differs from the original in effect.
+def lossless_schema(schema: CoreSchema, infer: Infer) -> tuple[CoreSchema, bool]:
+    """Copy a core schema so that encoding loses nothing.
 
     Args:
         schema: The schema of a type.
-        infer: Called with what stands where nothing is declared.
-    """
+        infer: Called with values that have no declared type.
 
+    Returns:
+        The copy, and whether it behaves differently from the original.
+    """
+    copier = _Copier(schema, infer)
+    copy = copier.copy(schema)
+    return copy, copier.changed
+
+
+class _Copier:
     def __init__(self, schema: CoreSchema, infer: Infer) -> None:
-        self.needed = False
+        self.changed = False
         self._infer = infer
         self._definitions: dict[str, Any] = {item["ref"]: item for item in _schemas(schema) if "ref" in item}
-        self.schema = cast(CoreSchema, self._copy(schema))
+
+    def copy(self, schema: CoreSchema) -> CoreSchema:
+        return cast(CoreSchema, self._copy(schema))
 
     def _copy(self, node: Any) -> Any:
         if isinstance(node, dict):
@@ -60,12 +66,12 @@ class Amendment:
             return {key: self._copy(value) for key, value in node.items()}
         copy = {key: value if key in _NOT_SCHEMAS else self._copy(value) for key, value in node.items()}
         if kind in _LOSSY_KINDS or "serialization" in node:
-            self.needed = True
+            self.changed = True
         if kind in _CLASS_KINDS:
             config: dict[str, Any] = node.get("config") or {}
             copy["config"] = _completed(config)
             if config.get("validate_by_alias") is False:
-                self.needed = True
+                self.changed = True
         if kind in ("model-fields", "typed-dict"):
             for name, field in copy["fields"].items():
                 self._accept_own_output(field, name)
@@ -77,7 +83,7 @@ class Amendment:
         elif kind == "any" and "serialization" not in node:
             self._prepare(copy, core_schema.any_schema())
         elif kind == "dict" and _is_any(node.get("values_schema")) and "serialization" not in node:
-            # Once for the whole of a dict or a list is faster than for each of its elements.
+            # Preparing a whole dict or list at once is faster than preparing each element.
             self._prepare(copy, core_schema.dict_schema(copy.get("keys_schema")), dict)
         elif kind == "list" and _is_any(node.get("items_schema")) and "serialization" not in node:
             self._prepare(copy, core_schema.list_schema(), list)
@@ -85,7 +91,7 @@ class Amendment:
             copy["serialization"] = core_schema.plain_serializer_function_ser_schema(
                 _in_order, return_schema=core_schema.list_schema(copy.get("items_schema"))
             )
-            self.needed = True
+            self.changed = True
         return copy
 
     def _prepare(self, copy: dict[str, Any], schema: CoreSchema, expected: type | None = None) -> None:
@@ -98,18 +104,18 @@ class Amendment:
 
         function = infer if expected is None else prepare
         copy["serialization"] = core_schema.plain_serializer_function_ser_schema(function, return_schema=schema)
-        self.needed = True
+        self.changed = True
 
     def _accept_own_output(self, field: dict[str, Any], name: str) -> None:
-        """Add the key a field is written under to those it is read from."""
+        """Let a field also be read from the key that it is written under."""
         paths = _paths(field.get("validation_alias", name))
         written = [field.get("serialization_alias", name)]
         if written not in paths:
             field["validation_alias"] = [*paths, written]
-            self.needed = True
+            self.changed = True
 
     def _accept_own_tags(self, union: dict[str, Any], original: Mapping[str, Any]) -> None:
-        """Let a discriminated union find its tag under the key the tag is written under."""
+        """Let a discriminated union also find its tag under the key that the tag is written under."""
         if callable(union["discriminator"]):
             return
         paths = _paths(union["discriminator"])
@@ -121,10 +127,10 @@ class Amendment:
                     paths.append(written)
         if len(paths) > len(_paths(union["discriminator"])):
             union["discriminator"] = paths
-            self.needed = True
+            self.changed = True
 
     def _fields(self, schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The fields of the class a member of a union is, through any validators around it."""
+        """Yield the fields of a union member's class, looking through validators around it."""
         while schema is not None:
             kind = schema["type"]
             if kind == "definition-ref":
@@ -144,12 +150,12 @@ class Amendment:
 
 
 def classes_in(schema: CoreSchema) -> set[Any]:
-    """The classes a schema refers to."""
+    """Return the classes that a schema refers to."""
     return {item["cls"] for item in _schemas(schema) if "cls" in item}
 
 
 def _schemas(node: Any) -> Iterator[Mapping[str, Any]]:
-    """Every schema within a schema."""
+    """Yield every schema inside a schema."""
     if isinstance(node, dict):
         mapping = cast("dict[str, object]", node)
         is_schema = isinstance(mapping.get("type"), str)
@@ -164,10 +170,10 @@ def _schemas(node: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def _in_order(value: Any) -> Any:
-    """The members of a set in an order that every process agrees on.
+    """Return the members of a set in the same order in every process.
 
-    The order of a set of strings differs from process to process, and Restate compares what a replay sends (a new
-    state, the argument of a call) with what was sent before.
+    The order of a set of strings differs between processes, and Restate compares what a replay sends (new state, the
+    argument of a call) with the journal.
     """
     if not isinstance(value, set | frozenset):
         raise _misfit(set, value)
@@ -194,19 +200,19 @@ def _sort_key(member: Any) -> str:
 
 
 def _completed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a class, with what it leaves open filled in."""
+    """Return the configuration of a class with its gaps filled in."""
     config = dict(config)
     if "ser_json_bytes" not in config and "val_json_bytes" not in config:
         config["ser_json_bytes"] = config["val_json_bytes"] = "base64"
     config.setdefault("ser_json_inf_nan", "constants")
-    # Fields are written under their aliases, so they have to be found there, too.
+    # Fields are written under their aliases, so they must be read from there as well.
     if config.get("validate_by_alias") is False:
         config["validate_by_alias"] = True
     return config
 
 
 def union_choices(schema: Any) -> list[Any]:
-    """The schemas of the members of a union, tagged or not."""
+    """Return the schemas of the members of a union, tagged or not."""
     choices = schema["choices"]
     if schema["type"] == "tagged-union":
         return list(choices.values())
@@ -215,7 +221,7 @@ def union_choices(schema: Any) -> list[Any]:
 
 
 def _paths(alias: Any) -> list[list[Any]]:
-    """An alias as a list of paths, whichever of its three forms it has."""
+    """Return an alias, in any of its three forms, as a list of paths."""
     if isinstance(alias, str):
         return [[alias]]
     if alias and not isinstance(alias[0], list):

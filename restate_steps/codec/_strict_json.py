@@ -1,13 +1,13 @@
-"""Encoding in which a value that does not fit its type is an error, at the price of one in which it is not.
+"""Strict encoding at the speed of lenient encoding.
 
-Pydantic encodes a misfit as it comes and gives a warning. It can raise an error instead, but asking it to
-(``warnings="error"``) costs a microsecond a call, twice what encoding a small model takes. A warning asked for as usual
-costs nothing. So this module makes sure that no warning raised on its behalf can pass: Python looks for the record of a
-module's past warnings under ``__warningregistry__`` in its globals, before it looks at any filter, and raises
-``TypeError`` if what it finds is not a dictionary. The caller then encodes again in the slow way, for the real error.
+Pydantic encodes a value that does not fit its type, and warns. It can raise an error instead, but that
+(``warnings="error"``) costs a microsecond a call, twice as much as encoding a small model. The default warning costs
+nothing. So this module turns every warning that is attributed to it into an error: before Python consults any filter,
+it looks up ``__warningregistry__`` in the module's globals, and raises ``TypeError`` if that is not a dictionary. The
+caller then encodes again in the slow way to get the real error.
 
-That is a detail of Python, so it is tried out once on import; where it does not hold, the slow way is the only one.
-Nothing else may be put into this module: every warning attributed to it is an error.
+This is a detail of CPython, so it is tested once on import; where it does not hold, the slow way is used.
+Do not add other code to this module: every warning attributed to it is an error.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["encode", "encode_slowly"]
 _ToJson: TypeAlias = Callable[..., bytes]
 
 __warningregistry__: Final = ()
-# False, as other code that resets these registries (unittest's assertWarns) leaves alone what looks empty.
+# Falsy, because code that resets these registries (unittest's assertWarns) skips empty ones.
 
 
 def encode_slowly(to_json: _ToJson, value: Any, round_trip: bool) -> bytes:
-    """Encode a value, raising pydantic's own error for one that does not fit.
+    """Encode a value; raise pydantic's own error if it does not fit.
 
     Args:
         to_json: ``SchemaSerializer.to_json`` of the type's serializer.
@@ -55,4 +55,4 @@ def _refuses_misfits(encode: Callable[[_ToJson, Any, bool], bytes]) -> bool:
 
 
 encode: Final = _encode_fast if _refuses_misfits(_encode_fast) else encode_slowly
-"""Encode a value, raising an error of any kind for one that does not fit."""
+"""Encode a value; raise an error of any kind if it does not fit."""

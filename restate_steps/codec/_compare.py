@@ -33,7 +33,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from restate_steps._paths import Element, format_path, shorten
+from restate_steps.codec._paths import Element, format_path, shorten
 
 __all__ = ["Difference", "Kind", "find_difference"]
 

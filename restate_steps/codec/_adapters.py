@@ -1,13 +1,13 @@
-"""Pydantic serializers and validators that lose nothing, built once per type.
+"""Lossless pydantic serializers and validators, built once per type.
 
-The rest of the package sees :class:`Adapter` only. They are built from an amended copy of the type's core schema
-(see ``_amend``), which takes keeping pydantic-core from using the serializers that nested classes have already:
-``_use_prebuilt``, and ``__pydantic_complete__`` before that existed, are used here and nowhere else. If any of it
-changes, the plain adapter is used, and the comparison of every step's result still guards against losses.
+The rest of the package uses only :class:`Adapter`. Adapters are built from a lossless copy of the type's core schema
+(see ``_lossless``). For the copy to take effect, pydantic-core must not reuse the serializers of nested classes. Only
+this module uses the private names for that: ``_use_prebuilt``, and ``__pydantic_complete__`` in versions before it. If
+they change, the plain adapter is used, and comparing every step's result still guards against losses.
 
-The cache is safe on replay: an adapter is a function of the type alone, so it makes no difference which invocation
-built it, or whether it had to be built again. That is also why equal types do not always share one: ``int | str`` and
-``str | int`` compare equal, but pydantic may prefer the first member.
+The cache is safe on replay: an adapter depends on the type alone, so it does not matter which invocation built it, or
+whether it was rebuilt. Therefore equal types do not always share an adapter: ``int | str`` and ``str | int`` compare
+equal, but pydantic may prefer the first member.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Annotated, Any, Final, Literal, cast, get_args, get_origin
 from pydantic import TypeAdapter
 from pydantic_core import CoreConfig, CoreSchema, SchemaSerializer, SchemaValidator, core_schema
 
-from restate_steps._amend import Amendment, classes_in
+from restate_steps.codec._lossless import classes_in, lossless_schema
 
 __all__ = ["CACHE", "PLAIN_JSON", "Adapter", "adapter_for", "is_plain", "part_serializer"]
 
@@ -47,21 +47,21 @@ PLAIN_JSON: Final = _PlainJson()
 """Stands for "no declared type": what is decoded is dicts, lists, strings, numbers, booleans and ``None``."""
 
 CONFIG: Final = CoreConfig(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
-"""The configuration under which nothing is lost; classes that say nothing themselves get it too."""
+"""The lossless configuration, also for classes that configure nothing themselves."""
 
 _CACHE_LIMIT: Final = 4096
 
 
 class Adapter:
-    """How values of one type are encoded and decoded.
+    """Encodes and decodes values of one type.
 
     Attributes:
-        type: The type; holding it keeps its ``id`` from being used for another.
+        type: The type; the reference keeps its ``id`` from being reused.
         plain: Whether there is no declared type.
-        to_json: ``SchemaSerializer.to_json`` of the serializer, bound once because it is called for every value.
+        to_json: ``SchemaSerializer.to_json``, bound once because it is called for every value.
         to_python: ``SchemaSerializer.to_python``.
-        validate_json: ``SchemaValidator.validate_json`` of the validator.
-        schema: The core schema both were built from.
+        validate_json: ``SchemaValidator.validate_json``.
+        schema: The core schema that both were built from.
     """
 
     __slots__ = ("plain", "schema", "to_json", "to_python", "type", "validate_json")
@@ -79,13 +79,12 @@ class Adapter:
 
 CACHE: Final[dict[int, Adapter]] = {}
 _by_key: dict[Any, Adapter] = {}
-# Two levels, by identity and by structure, because the structure of list[Order] takes longer to look at than a small
-# value to encode. Both are bounded by emptying them: a program that makes up types for ever pays for building them
-# again, not with its memory.
+# Two levels, by identity and by structure, because hashing the structure of list[Order] takes longer than encoding a
+# small value. Both are emptied when full: a program that keeps making types pays in time, not in memory.
 
 
 def is_plain(type_: Any) -> bool:
-    """Whether ``type_`` declares nothing: :data:`PLAIN_JSON`, ``Any``, or ``inspect``'s mark for "no annotation"."""
+    """Return whether a type declares nothing: :data:`PLAIN_JSON`, ``Any``, or ``inspect.Parameter.empty``."""
     return type_ is PLAIN_JSON or type_ is Any or type_ is inspect.Parameter.empty
 
 
@@ -93,14 +92,14 @@ def adapter_for(type_: Any) -> Adapter:
     """Return the adapter of a type, from the cache if possible.
 
     Args:
-        type_: Anything pydantic takes, or one of the marks :func:`is_plain` knows.
+        type_: Any type that pydantic accepts, or one for which :func:`is_plain` is True.
 
     Returns:
         The adapter.
 
     Raises:
         PydanticUndefinedAnnotation: The type refers to a name that is not defined (yet).
-        Exception: Whatever else pydantic raises for a type it cannot handle.
+        Exception: Pydantic cannot handle the type.
     """
     adapter = CACHE.get(id(type_))
     if adapter is not None:
@@ -122,7 +121,7 @@ def adapter_for(type_: Any) -> Adapter:
 
 
 def part_serializer(schema: CoreSchema, config: CoreConfig | None) -> SchemaSerializer:
-    """Build a serializer for a part of :attr:`Adapter.schema`, under the configuration of the class it is in."""
+    """Build a serializer for a part of :attr:`Adapter.schema`, with the configuration of its class."""
     return cast(SchemaSerializer, _unshared(SchemaSerializer, schema, CONFIG if config is None else config))
 
 
@@ -135,10 +134,10 @@ def _renamed(adapter: Adapter, type_: Any) -> Adapter:
 
 
 def _key(type_: Any) -> Any:
-    """A cache key that keeps apart what ``==`` does not: the order of a union, ``1`` and ``True``, metadata."""
+    """Return a cache key that is stricter than ``==``: it includes union order, ``1`` or ``True``, and metadata."""
     origin = get_origin(type_)
     if origin is None:
-        # By identity: nothing here may depend on how a metaclass or a special form defines equality.
+        # By identity, because a metaclass or a special form may define equality in its own way.
         return id(type_)
     args = get_args(type_)
     if origin is Annotated:
@@ -151,30 +150,29 @@ def _key(type_: Any) -> Any:
 
 def _build(type_: Any) -> Adapter:
     if is_plain(type_):
-        schema = Amendment(core_schema.any_schema(), _as_plain).schema
+        schema, _ = lossless_schema(core_schema.any_schema(), _as_plain)
         return Adapter(type_, schema, SchemaSerializer(schema, CONFIG), SchemaValidator(schema, CONFIG), plain=True)
     adapter: TypeAdapter[Any] = TypeAdapter(type_)
     if not adapter.pydantic_complete:
-        # Deferred by a forward reference or by defer_build; this either completes it or says what is missing.
+        # A forward reference or defer_build deferred it; this completes it, or raises what is missing.
         adapter.rebuild(force=True, raise_errors=True)
     try:
-        amendment = Amendment(adapter.core_schema, _as_plain)
-        if amendment.needed:
-            schema = amendment.schema
+        schema, changed = lossless_schema(adapter.core_schema, _as_plain)
+        if changed:
             return Adapter(
                 type_, schema, _unshared(SchemaSerializer, schema), _unshared(SchemaValidator, schema), plain=False
             )
     except Exception:
-        _log.warning("cannot amend pydantic's schema of %r: bytes, NaN or aliases may be refused", type_, exc_info=True)
+        _log.warning("cannot copy pydantic's schema of %r: bytes, NaN or aliases may be rejected", type_, exc_info=True)
     return Adapter(type_, adapter.core_schema, adapter.serializer, adapter.validator, plain=False)
 
 
 def _unshared(factory: Callable[..., Any], schema: CoreSchema, config: CoreConfig = CONFIG) -> Any:
-    """Build a serializer or validator without the ones that the classes in the schema have already."""
+    """Build a serializer or validator without reusing those of the classes in the schema."""
     if _CAN_UNSHARE:
         return factory(schema, config, _use_prebuilt=False)
-    # Older versions take what a class has if the class is marked complete, so the mark is removed meanwhile. Only the
-    # building of other schemas looks at it, and for those its absence means no more than a little extra work.
+    # Older versions reuse the serializer of a class that is marked complete, so remove the mark meanwhile. Only code
+    # that builds other schemas looks at it, and then does a little extra work.
     with _unshare_lock:
         complete = [cls for cls in classes_in(schema) if cls.__dict__.get("__pydantic_complete__") is True]
         try:
@@ -199,14 +197,14 @@ _unshare_lock: Final = threading.Lock()
 
 
 def _as_plain(value: Any) -> Any:
-    """Encode the models in a value of no declared type in our way.
+    """Encode the models in a value without a declared type losslessly.
 
-    Left to itself, pydantic would use the serializer each model has, which turns NaN into null.
+    By itself, pydantic would use each model's own serializer, which turns NaN into null.
     """
     try:
         return _without_models(value) if _has_model(value) else value
     except RecursionError:
-        # It refers to itself; the encoder knows how to say so.
+        # It refers to itself; the encoder raises a clear error for that.
         return value
 
 
@@ -228,7 +226,7 @@ def _has_model(value: object) -> bool:
 
 def _without_models(value: object) -> object:
     if hasattr(type(value), "__pydantic_serializer__"):
-        # For a reader, since nothing will make a model of it again: computed fields are included.
+        # Computed fields are included: this is for readers, and is never decoded to a model.
         return adapter_for(type(value)).to_python(value, mode="json", by_alias=True, warnings="error")
     if isinstance(value, _PARTS):
         return [_without_models(item) for item in cast("Iterable[object]", value)]

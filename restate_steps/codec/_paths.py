@@ -1,4 +1,4 @@
-"""Places inside a value, written the way a reader would look for them."""
+"""Write paths into a value, such as ``$.items[3].price``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ __all__ = ["Element", "format_path", "shorten"]
 
 
 class Element:
-    """A path segment for a member of a set, which has neither a name nor an index.
+    """A path segment for a set member, which has neither a name nor an index.
 
     Args:
-        value: The member itself.
+        value: The member.
     """
 
     __slots__ = ("value",)
@@ -59,6 +59,6 @@ def shorten(value: object, limit: int = 60) -> str:
     try:
         text = repr(value)
     except Exception:
-        # An error message must not fail because of the object it is about.
+        # An error message must not fail because of the object that it describes.
         text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 3] + "..."

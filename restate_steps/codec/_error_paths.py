@@ -1,7 +1,7 @@
-"""Where inside a value an encoding error comes from; pydantic says what is wrong, but seldom where.
+"""Find the part of a value that cannot be encoded; pydantic says what is wrong, but seldom where.
 
-The core schema and the value are walked together, down to the smallest part that still fails on its own. It costs one
-encoding per part on the way, which is no matter: it runs once, on the way to an error.
+The core schema and the value are walked together, down to the smallest part that still fails alone. This encodes each
+part on the way, which is acceptable because it happens only before an error.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any, Final, TypeAlias, cast
 from pydantic import BaseModel
 from pydantic_core import CoreSchema, SchemaSerializer, core_schema
 
-from restate_steps._adapters import PLAIN_JSON, adapter_for, part_serializer
-from restate_steps._amend import union_choices
-from restate_steps._paths import Element, format_path
-from restate_steps._strict import encode_slowly
+from restate_steps.codec._adapters import PLAIN_JSON, adapter_for, part_serializer
+from restate_steps.codec._lossless import union_choices
+from restate_steps.codec._paths import Element, format_path
+from restate_steps.codec._strict_json import encode_slowly
 
 __all__ = ["colliding_keys", "locate"]
 
 _ANY: Final = adapter_for(PLAIN_JSON).schema
 _MAX_PARTS: Final = 10_000
-# Beyond this the search is given up and the path found so far is reported: an error must not take minutes to write.
+# Beyond this, the path found so far is reported: building an error must not take minutes.
 
 _Part: TypeAlias = tuple[Any, Any, Any]
 """A path segment, the schema of what is there, and the value."""
@@ -203,18 +203,18 @@ class _Search:
 
     def _dict_parts(self, schema: Any, value: dict[Any, Any]) -> Iterator[_Part]:
         values = schema.get("values_schema", _ANY)
-        # Keys are encoded in ways of their own, so a key is tried as the only key of a dictionary.
+        # Keys are encoded differently from values, so try each key as the only key of a dictionary.
         keys_only = core_schema.dict_schema(schema.get("keys_schema", _ANY), _ANY)
         for key, item in value.items():
             yield _Key(key), keys_only, {key: None}
             yield key, values, item
 
     def _field_parts(self, schema: Any, value: Any) -> Iterator[_Part]:
-        # A dataclass lists the names of its fields outside of the schema that describes them.
+        # A dataclass lists its field names outside the schema that describes them.
         while schema["type"] not in ("model-fields", "typed-dict", "dataclass-args"):
             schema = schema["schema"]
         fields: Any = schema["fields"]
-        # Those of a dataclass are a list.
+        # A dataclass has a list of fields.
         named: Any = fields.items() if hasattr(fields, "items") else ((field["name"], field) for field in fields)
         for name, field in named:
             item: Any = value.get(name, _ANY) if hasattr(value, "get") else getattr(value, name, _ANY)
@@ -224,7 +224,7 @@ class _Search:
             yield from ((name, _ANY, item) for name, item in (value.__pydantic_extra__ or {}).items())
 
     def _inferred(self, value: Any) -> Iterable[_Part]:
-        """The parts of a value nothing was declared about."""
+        """Yield the parts of a value without a declared type."""
         if isinstance(value, dict):
             return self._dict_parts({}, cast("dict[object, object]", value))
         if isinstance(value, BaseModel):
@@ -237,7 +237,7 @@ class _Search:
 
 
 class _Key(Element):
-    """A path segment for a key that itself cannot be encoded."""
+    """A path segment for a key that cannot be encoded."""
 
 
 _CLASSES: Final[dict[str, Any]] = {
