@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import collections.abc
-import contextlib
 import copy
 import dataclasses
 import functools
 import inspect
-import string
 import sys
 import types
 import typing
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import (
     Any,
     Concatenate,
     Final,
     Generic,
-    NoReturn,
     ParamSpec,
     TypedDict,
     TypeVar,
@@ -34,8 +30,20 @@ from restate import RestateDurableFuture, RunOptions, SdkInternalBaseException, 
 from restate.exceptions import RetryableError
 from restate.serde import Serde
 
+from restate_steps._callables import (
+    UNRESOLVED,
+    copy_metadata,
+    innermost,
+    is_async,
+    journal_names,
+    mark_as_coroutine_function,
+    names_around,
+    reject_uncallable,
+    return_type,
+)
+
 from ._sdk import IN_THREAD, map_failure, result_of, run_unwatched
-from .codec import PLAIN_JSON, Codec, is_plain, verify
+from .codec import Codec, is_plain, verify
 from .codec import type_name as type_name_of
 from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step, step_ended
 from .errors import (
@@ -91,19 +99,21 @@ class DurableStep(Generic[P, T]):
     __wrapped__: Callable[P, Any]
 
     def __init__(self, function: Callable[P, Any], options: StepOptions, caller: types.FrameType | None) -> None:
-        _refuse_what_is_no_step(function)
-        namespace = None if caller is None else _names_around(function, caller)
-        _take_over_looks(self, function, namespace)
+        if isinstance(inner := innermost(function), DurableStep):
+            raise StepDefinitionError(f"{inner!r} is a step already; use with_options() for a copy with other options.")
+        reject_uncallable(function)
+        namespace = None if caller is None else names_around(function, caller)
+        copy_metadata(self, function, namespace)
         self._declared = self._function = function
         self._receiver: tuple[Any, ...] = ()
         self._options = options
-        self._is_async = _is_async(function)
+        self.is_async = is_async(function)
         self._default_name = self.__name__
         # Where it is given for one call, it is not looked for: that takes longer than all else here.
         looked_for = options.returns is None or caller is not None
-        self._annotated = _return_type(function, namespace) if looked_for else _UNRESOLVED
+        self._annotated = return_type(function, namespace) if looked_for else UNRESOLVED
         self._settle()
-        _mark_as_coroutine_function(self)
+        mark_as_coroutine_function(self)
 
     def __repr__(self) -> str:
         return f"<durable_step {self._default_name}>"
@@ -241,8 +251,8 @@ class DurableStep(Generic[P, T]):
 
     def _settle(self) -> None:
         """Work out once what follows from the options."""
-        self._journal_name = _naming(self._options.name, self._declared)
-        if self._options.returns is not None or self._annotated is not _UNRESOLVED:
+        self._journal_name = journal_names(self._options.name, self._declared)
+        if self._options.returns is not None or self._annotated is not UNRESOLVED:
             self._check_result_type()
         retry = self._options.retry
         self._run_options: RunOptions[T] = RunOptions(
@@ -266,10 +276,10 @@ class DurableStep(Generic[P, T]):
     def _result_type(self) -> Any:
         if self._options.returns is not None:
             return self._options.returns
-        if self._annotated is _UNRESOLVED:
+        if self._annotated is UNRESOLVED:
             # It may name something that is defined further down than the step.
-            self._annotated = _return_type(self._function, None)
-            if self._annotated is _UNRESOLVED:
+            self._annotated = return_type(self._function, None)
+            if self._annotated is UNRESOLVED:
                 raise StepDefinitionError(
                     f"the return annotation of step {self._default_name!r} names something that does not exist "
                     "where the function is defined. Import it at run time, or pass returns=."
@@ -312,7 +322,7 @@ class DurableStep(Generic[P, T]):
                 await invocation.hold_back()
                 raise
 
-        if not self._is_async:
+        if not self.is_async:
             setattr(body, IN_THREAD, True)
         # The SDK encodes with the serde what the body returns. Ours hands the bytes on, because an error in a serde
         # makes the SDK run the body again (the result is encoded here, inside the body).
@@ -368,7 +378,7 @@ class DurableStep(Generic[P, T]):
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function: Callable[..., Any] = self._function
-        if self._is_async:
+        if self.is_async:
             return await function(*args, **kwargs)
         result = await asyncio.to_thread(function, *args, **kwargs)
         # A lambda or a wrapper that returns somebody else's coroutine.
@@ -524,184 +534,9 @@ def _check_known(options: object) -> None:
         raise StepDefinitionError(f"unknown option {sorted(unknown)[0]!r}. The options of a step are: {known}.")
 
 
-# --- looking at functions ---------------------------------------------------------------------------------------
-
-_UNRESOLVED: Final = object()
-
-
-def _untyped(value: Any) -> Any:
-    # What isinstance() tells a type checker about generic classes is only that their parameters are unknown.
-    return value
-
-
-def _innermost(function: Any) -> Any:
-    """Return the function inside partials, methods, classmethods and staticmethods."""
-    while True:
-        if isinstance(function, functools.partial):
-            function = _untyped(function).func
-        elif isinstance(function, (types.MethodType, classmethod, staticmethod)):
-            function = _untyped(function).__func__
-        else:
-            return function
-
-
-def _code_of(function: Any) -> Any:
-    """Return what is really called: an object's ``__call__``, or the function itself."""
-    inner = _innermost(function)
-    if inspect.isroutine(inner) or isinstance(inner, type):
-        return inner
-    return cast(Any, type(inner)).__call__
-
-
-def _is_async(function: Any) -> bool:
-    return inspect.iscoroutinefunction(_code_of(function))
-
-
-def _name_of(function: Any) -> str:
-    inner = _innermost(function)
-    name: str = getattr(inner, "__name__", type(inner).__name__)
-    return "lambda" if name == "<lambda>" else name
-
-
-def _refuse_what_is_no_step(function: Any) -> None:
-    inner = _innermost(function)
-    if isinstance(inner, DurableStep):
-        raise StepDefinitionError(f"{inner!r} is a step already; use with_options() for a copy with other options.")
-    if not callable(inner):
-        raise StepDefinitionError(f"durable_step needs something to call, got {function!r}.")
-    code = _code_of(function)
-    if inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
-        raise StepDefinitionError(
-            f"{_name_of(function)} is a generator, and a step has one result. Collect the values and return them as a "
-            "list, or make each of them a step."
-        )
-
-
-def _take_over_looks(step: Any, function: Any, namespace: dict[str, Any] | None) -> None:
-    """Give a step the name, docstring, annotations and signature of its function."""
-    code = _code_of(function)
-    # Attributes of an object or a class mean something there, and could hide a method of the step.
-    functools.update_wrapper(step, code, updated=("__dict__",) if inspect.isroutine(code) else ())
-    step.__wrapped__ = function
-    step.__name__ = _name_of(function)
-    if code is not _innermost(function):
-        step.__qualname__ = type(_innermost(function)).__qualname__
-        step.__doc__ = code.__doc__ or type(_innermost(function)).__doc__
-    if not hasattr(inspect.unwrap(step), "__globals__"):
-        # Nobody could tell any more what the names in annotations stand for.
-        with contextlib.suppress(NameError, AttributeError, TypeError):
-            step.__annotations__ = typing.get_type_hints(code, localns=namespace, include_extras=True)
-
-
-def _naming(name: str | Callable[..., str] | None, function: Any) -> Callable[..., str]:
-    """Return a function from the arguments of a call to its name in the journal."""
-    default = _name_of(function)
-    if isinstance(name, str):
-        signature = _check_template(name, function)
-        if signature is not None:
-            return functools.partial(_fill_in, default, name, signature)
-        default = name.format()
-    elif name is not None:
-        return functools.partial(_ask_for_name, default, name)
-    return lambda *args, **kwargs: default
-
-
-def _fill_in(step: str, template: str, signature: inspect.Signature, /, *args: Any, **kwargs: Any) -> str:
-    bound = signature.bind(*args, **kwargs)
-    bound.apply_defaults()
-    try:
-        return template.format_map(bound.arguments)
-    except Exception as error:
-        problem = f"{type(error).__name__}: {error}"
-        raise StepDefinitionError(f"name {template!r} of step {step!r} cannot be filled in: {problem}.") from error
-
-
-def _ask_for_name(step: str, function: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
-    name = function(*args, **kwargs)
-    if not isinstance(name, str) or not name:
-        raise StepDefinitionError(f"the name function of step {step!r} returned {name!r}, not text.")
-    return name
-
-
-def _check_template(template: str, function: Any) -> inspect.Signature | None:
-    """Return the signature that a name template is filled in by, or None if it has no fields."""
-    try:
-        fields = list(_fields(template))
-    except ValueError as error:
-        raise StepDefinitionError(f"name {template!r} is not a valid template: {error}.") from error
-    if not fields:
-        return None
-    binds = isinstance(function, (classmethod, staticmethod))
-    signature = inspect.signature(_untyped(function).__func__ if binds else function)
-    for field in fields:
-        root = field.partition(".")[0].partition("[")[0]
-        if root not in signature.parameters:
-            raise StepDefinitionError(
-                f"name {template!r} uses {{{field}}}, but {_name_of(function)} has no parameter {root!r} "
-                f"(it has: {', '.join(signature.parameters) or 'none'})."
-            )
-    return signature
-
-
-def _fields(template: str) -> Iterator[str]:
-    for _, field, spec, conversion in string.Formatter().parse(template):
-        if field is None:
-            continue
-        if conversion not in (None, "a", "r", "s"):
-            raise ValueError(f"unknown conversion {conversion!r}")
-        yield field
-        yield from _fields(spec or "")
-
-
 def _caller() -> types.FrameType:
     """Return the frame in which a decorator is used."""
     return sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
-
-
-def _names_around(function: Any, caller: types.FrameType) -> dict[str, Any] | None:
-    """Return the local names that annotations of a function may mean, if it is decorated where it is defined."""
-    if getattr(inspect.unwrap(_code_of(function)), "__globals__", None) is not caller.f_globals:
-        return None
-    names = dict(caller.f_locals)
-    # The body of a class does not see the names of the function around it, but an annotation in it does.
-    while not caller.f_code.co_flags & inspect.CO_OPTIMIZED and caller.f_code.co_name != "<module>" and caller.f_back:
-        caller = caller.f_back
-        names = {**caller.f_locals, **names}
-    return names
-
-
-def _return_type(function: Any, namespace: dict[str, Any] | None) -> Any:
-    """Return the type to encode results as: ``PLAIN_JSON`` without an annotation, unresolved if it is not there yet."""
-    inner = _innermost(function)
-    if isinstance(inner, type):
-        return cast("type[Any]", inner)
-    code = _code_of(function)
-    # Only the result's annotation: those of parameters may name what is imported for type checkers alone.
-    names = getattr(inspect.unwrap(code), "__globals__", {})
-    try:
-        annotations = {"return": getattr(code, "__annotations__", {}).get("return", Any)}
-        alone = types.SimpleNamespace(__annotations__=annotations, __type_params__=getattr(code, "__type_params__", ()))
-        hint = typing.get_type_hints(alone, names, namespace, include_extras=True)["return"]
-    except (NameError, AttributeError):
-        return _UNRESOLVED
-    except (TypeError, SyntaxError) as error:
-        raise StepDefinitionError(
-            f"the return annotation of step {_name_of(function)!r} is no type: {error}"
-        ) from error
-    if not inspect.iscoroutinefunction(code) and typing.get_origin(hint) in (
-        collections.abc.Awaitable,
-        collections.abc.Coroutine,
-    ):
-        hint = typing.get_args(hint)[-1]
-    return PLAIN_JSON if hint in (Any, object, NoReturn, typing.Never) else hint
-
-
-def _mark_as_coroutine_function(step: Any) -> None:
-    """Let ``iscoroutinefunction`` see that calling a step gives a coroutine."""
-    if sys.version_info >= (3, 12):
-        inspect.markcoroutinefunction(step)
-    else:
-        step._is_coroutine = getattr(asyncio.coroutines, "_is_coroutine", None)
 
 
 def _cancelled_locally(step: str) -> ConcurrencyError:

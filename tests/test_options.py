@@ -150,7 +150,7 @@ def test_options_are_passed_by_name() -> None:
 @pytest.mark.parametrize("thing", [5, "charge", property(lambda self: 1)], ids=repr)
 def test_what_cannot_be_called_is_refused(thing: Any) -> None:
     """Something that is no function is refused where it is decorated."""
-    with pytest.raises(StepDefinitionError, match="durable_step needs something to call, got "):
+    with pytest.raises(StepDefinitionError, match="durable_step expected a callable, got "):
         durable_step(thing)
 
 
