@@ -1,10 +1,10 @@
 """Durable steps for Restate: a decorator, a typed codec, and concurrency that survives a replay."""
 
-from ._app import app, local
-from .codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec
-from .concurrency import AsCompleted, Task, TaskGroup, as_completed, gather, map, race, wait_for
-from .context import StepInfo, restate_context, step_info
-from .errors import (
+from restate_steps._app import app, local
+from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec
+from restate_steps.concurrency import AsCompleted, Task, TaskGroup, as_completed, gather, map, race, wait_for
+from restate_steps.context import StepInfo, restate_context, step_info
+from restate_steps.errors import (
     ConcurrencyError,
     ContextInStepError,
     DecodeError,
@@ -17,9 +17,9 @@ from .errors import (
     StepTimeoutError,
     ValueEncodeError,
 )
-from .options import RetryPolicy
-from .serdes import HandlerOptions, TypedSerde, describe, json_schema, serde, typed_handler
-from .step import DurableStep, durable_step, run_step
+from restate_steps.options import RetryPolicy
+from restate_steps.serdes import HandlerOptions, TypedSerde, describe, json_schema, serde, typed_handler
+from restate_steps.step import DurableStep, durable_step, run_step
 
 __version__ = "0.1.0"
 

@@ -14,9 +14,9 @@ from typing import Any, Literal, TypeVar, cast, overload
 import restate
 from restate import TerminalError
 
-from ._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
-from ._sdk import note_explicit_recovery
-from .context import current_invocation, invocation_of
+from restate_steps._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
+from restate_steps._sdk import note_explicit_recovery
+from restate_steps.context import current_invocation, invocation_of
 
 __all__ = ["app", "local"]
 

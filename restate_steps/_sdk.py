@@ -59,12 +59,12 @@ from restate.vm import (
     VMWrapper,
 )
 
-from ._loop import Cancelled, HandlerTask, running_operation, undo, watchdog
-from .errors import ConcurrencyError
+from restate_steps._loop import Cancelled, HandlerTask, running_operation, undo, watchdog
+from restate_steps.errors import ConcurrencyError
 
 if TYPE_CHECKING:
-    from ._loop import Execution
-    from ._loop._local import LocalOperation
+    from restate_steps._loop import Execution
+    from restate_steps._loop._local import LocalOperation
 
 __all__ = [
     "AttemptObserver",

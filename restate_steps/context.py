@@ -12,10 +12,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
 
-from . import _sdk
-from ._loop import Driver, Execution, HandlerLoop, again, running_operation
-from ._step_info import StepInfo, running_step
-from .errors import ConcurrencyError, ContextInStepError, StepsError
+from restate_steps import _sdk
+from restate_steps._loop import Driver, Execution, HandlerLoop, again, running_operation
+from restate_steps._step_info import StepInfo, running_step
+from restate_steps.errors import ConcurrencyError, ContextInStepError, StepsError
 
 __all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_ended", "step_info"]
 

@@ -18,9 +18,9 @@ from typing import Any, Final, cast
 
 from restate import TerminalError
 
-from .codec import DEFAULT_CODEC, PLAIN_JSON
-from .codec._compare import find_difference
-from .errors import DecodeError, EncodeError, StepResultError
+from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON
+from restate_steps.codec._compare import find_difference
+from restate_steps.errors import DecodeError, EncodeError, StepResultError
 
 __all__ = ["decode_failure", "encode_failure"]
 

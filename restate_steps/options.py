@@ -12,8 +12,8 @@ from typing import Any, Final, TypeAlias, cast
 from restate import TerminalError
 from restate.exceptions import RetryableError
 
-from .codec import DEFAULT_CODEC, Codec
-from .errors import StepDefinitionError
+from restate_steps.codec import DEFAULT_CODEC, Codec
+from restate_steps.errors import StepDefinitionError
 
 __all__ = ["ErrorFilter", "RetryPolicy", "StepOptions"]
 

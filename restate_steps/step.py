@@ -41,12 +41,11 @@ from restate_steps._callables import (
     reject_uncallable,
     return_type,
 )
-
-from ._sdk import IN_THREAD, map_failure, result_of, run_unwatched
-from .codec import Codec, is_plain, verify
-from .codec import type_name as type_name_of
-from .context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step, step_ended
-from .errors import (
+from restate_steps._sdk import IN_THREAD, map_failure, result_of, run_unwatched
+from restate_steps.codec import Codec, is_plain, verify
+from restate_steps.codec import type_name as type_name_of
+from restate_steps.context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step, step_ended
+from restate_steps.errors import (
     ConcurrencyError,
     ContextInStepError,
     DecodeError,
@@ -56,8 +55,8 @@ from .errors import (
     StepResultError,
     StepTimeoutError,
 )
-from .failures import decode_failure, encode_failure
-from .options import ErrorFilter, RetryPolicy, StepOptions
+from restate_steps.failures import decode_failure, encode_failure
+from restate_steps.options import ErrorFilter, RetryPolicy, StepOptions
 
 __all__ = ["MAX_RESULT_BYTES", "DurableStep", "durable_step", "run_step"]
 

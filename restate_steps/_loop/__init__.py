@@ -1,16 +1,16 @@
 """The event loop of handlers: plain asyncio in an order that the journal decides."""
 
-from ._cancellation import undo
-from ._driver import Driver
-from ._endings import again, ends_the_invocation, terminal_cause
-from ._execution import Execution
-from ._frames import describe, frames_of, user_line
-from ._inspect import frames_above, handler_tasks
-from ._local import LocalContext, running_operation
-from ._loop import EXECUTION, HandlerLoop
-from ._task import HandlerTask
-from ._waits import CANCELLED, Cancelled
-from ._watchdog import watchdog
+from restate_steps._loop._cancellation import undo
+from restate_steps._loop._driver import Driver
+from restate_steps._loop._endings import again, ends_the_invocation, terminal_cause
+from restate_steps._loop._execution import Execution
+from restate_steps._loop._frames import describe, frames_of, user_line
+from restate_steps._loop._inspect import frames_above, handler_tasks
+from restate_steps._loop._local import LocalContext, running_operation
+from restate_steps._loop._loop import EXECUTION, HandlerLoop
+from restate_steps._loop._task import HandlerTask
+from restate_steps._loop._waits import CANCELLED, Cancelled
+from restate_steps._loop._watchdog import watchdog
 
 __all__ = [
     "CANCELLED",

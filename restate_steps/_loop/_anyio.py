@@ -14,7 +14,7 @@ import importlib
 import sys
 from typing import Any, Final, cast
 
-from ._loop import HandlerLoop
+from restate_steps._loop._loop import HandlerLoop
 
 __all__ = ["adapt_anyio"]
 

@@ -23,7 +23,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from ._frames import frames_of
+from restate_steps._loop._frames import frames_of
 
 __all__ = [
     "get_running_loop_or_none",

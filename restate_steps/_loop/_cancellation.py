@@ -12,12 +12,12 @@ import asyncio
 import sys
 from typing import TYPE_CHECKING, Any
 
-from ._asyncio import leave_primitive, waiting_on
-from ._task import HandlerTask
-from ._waits import Cancelled, DurableWait
+from restate_steps._loop._asyncio import leave_primitive, waiting_on
+from restate_steps._loop._task import HandlerTask
+from restate_steps._loop._waits import Cancelled, DurableWait
 
 if TYPE_CHECKING:
-    from ._execution import Execution
+    from restate_steps._loop._execution import Execution
 
 __all__ = [
     "note_local_waits",

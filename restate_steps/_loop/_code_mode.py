@@ -14,8 +14,8 @@ import functools
 import sys
 from typing import Any, Final
 
-from ._asyncio import get_running_loop_or_none
-from ._loop import HandlerLoop
+from restate_steps._loop._asyncio import get_running_loop_or_none
+from restate_steps._loop._loop import HandlerLoop
 
 __all__ = ["adapt_code_mode"]
 

@@ -34,17 +34,17 @@ from typing import Any, Final, TypeVar, cast
 
 from restate import SdkInternalBaseException
 
-from ._anyio import adapt_anyio
-from ._asyncio import waiting_on
-from ._cancellation import release_deferred, release_settled, tell_local_waits, tell_of_cancellation
-from ._code_mode import adapt_code_mode
-from ._endings import again, ends_the_invocation
-from ._execution import Execution, name_of
-from ._frames import describe
-from ._loop import EXECUTION
-from ._task import HandlerTask
-from ._waits import DurableWait
-from ._watchdog import watchdog
+from restate_steps._loop._anyio import adapt_anyio
+from restate_steps._loop._asyncio import waiting_on
+from restate_steps._loop._cancellation import release_deferred, release_settled, tell_local_waits, tell_of_cancellation
+from restate_steps._loop._code_mode import adapt_code_mode
+from restate_steps._loop._endings import again, ends_the_invocation
+from restate_steps._loop._execution import Execution, name_of
+from restate_steps._loop._frames import describe
+from restate_steps._loop._loop import EXECUTION
+from restate_steps._loop._task import HandlerTask
+from restate_steps._loop._waits import DurableWait
+from restate_steps._loop._watchdog import watchdog
 
 __all__ = ["Driver"]
 

@@ -16,19 +16,19 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Final, TypeVar, cast
 
-from .._step_info import running_step
-from ..errors import ConcurrencyError, ContextInStepError, StepsError
-from ._asyncgens import AsyncGenerators
-from ._asyncio import get_running_loop_or_none, must_cancel, set_running_loop, swap_current_task
-from ._cancellation import note_local_waits, stop_undoing_outside_of_handlers, undo
-from ._endings import again
-from ._frames import describe
-from ._local import LocalOperation, LocalOperations, running_operation
-from ._loop import EXECUTION, HandlerLoop, loop_for
-from ._ready import Handle, ReadyQueue, owner_of
-from ._task import HandlerTask
-from ._timers import Timers
-from ._waits import Cancelled, DurableWait, Port, Wait
+from restate_steps._loop._asyncgens import AsyncGenerators
+from restate_steps._loop._asyncio import get_running_loop_or_none, must_cancel, set_running_loop, swap_current_task
+from restate_steps._loop._cancellation import note_local_waits, stop_undoing_outside_of_handlers, undo
+from restate_steps._loop._endings import again
+from restate_steps._loop._frames import describe
+from restate_steps._loop._local import LocalOperation, LocalOperations, running_operation
+from restate_steps._loop._loop import EXECUTION, HandlerLoop, loop_for
+from restate_steps._loop._ready import Handle, ReadyQueue, owner_of
+from restate_steps._loop._task import HandlerTask
+from restate_steps._loop._timers import Timers
+from restate_steps._loop._waits import Cancelled, DurableWait, Port, Wait
+from restate_steps._step_info import running_step
+from restate_steps.errors import ConcurrencyError, ContextInStepError, StepsError
 
 __all__ = ["Execution", "name_of"]
 

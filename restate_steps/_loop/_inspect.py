@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from types import FrameType
 
-from ._frames import frames_of
-from ._loop import EXECUTION, loop_for
-from ._task import HandlerTask
+from restate_steps._loop._frames import frames_of
+from restate_steps._loop._loop import EXECUTION, loop_for
+from restate_steps._loop._task import HandlerTask
 
 __all__ = ["frames_above", "handler_tasks"]
 

@@ -22,12 +22,12 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 
-from ._asyncio import get_running_loop_or_none
-from ._ready import Handle
-from ._task import HandlerTask
+from restate_steps._loop._asyncio import get_running_loop_or_none
+from restate_steps._loop._ready import Handle
+from restate_steps._loop._task import HandlerTask
 
 if TYPE_CHECKING:
-    from ._execution import Execution
+    from restate_steps._loop._execution import Execution
 
 __all__ = ["OPERATION", "LocalContext", "LocalOperation", "LocalOperations", "running_operation"]
 

@@ -19,13 +19,13 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
-from ..errors import ConcurrencyError
-from ._frames import user_line
-from ._ready import Handle
-from ._task import HandlerTask
+from restate_steps._loop._frames import user_line
+from restate_steps._loop._ready import Handle
+from restate_steps._loop._task import HandlerTask
+from restate_steps.errors import ConcurrencyError
 
 if TYPE_CHECKING:
-    from ._execution import Execution
+    from restate_steps._loop._execution import Execution
 
 __all__ = ["EXECUTION", "HandlerLoop", "loop_for"]
 

@@ -28,7 +28,7 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
-    from ._task import HandlerTask
+    from restate_steps._loop._task import HandlerTask
 
 __all__ = ["BUDGET", "KEEP", "SLICE", "SPIN", "STREAK", "Handle", "ReadyQueue", "owner_of"]
 

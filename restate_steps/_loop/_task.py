@@ -8,10 +8,10 @@ from collections.abc import Coroutine
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final
 
-from ._asyncio import is_cancelled_by_its_group
+from restate_steps._loop._asyncio import is_cancelled_by_its_group
 
 if TYPE_CHECKING:
-    from ._execution import Execution
+    from restate_steps._loop._execution import Execution
 
 __all__ = ["HandlerTask"]
 

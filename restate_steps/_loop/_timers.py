@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from ._asyncio import is_sleep
-from ._task import HandlerTask
+from restate_steps._loop._asyncio import is_sleep
+from restate_steps._loop._task import HandlerTask
 
 if TYPE_CHECKING:
-    from ._execution import Execution
+    from restate_steps._loop._execution import Execution
 
 __all__ = ["DurableTimer", "Timers"]
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from restate import TerminalError
 
-from ._task import HandlerTask
+from restate_steps._loop._task import HandlerTask
 
 if TYPE_CHECKING:
-    from ._local import LocalOperation
+    from restate_steps._loop._local import LocalOperation
 
 __all__ = ["CANCELLED", "Cancelled", "DurableWait", "Port", "Wait"]
 

@@ -1,6 +1,6 @@
 """Replay-safe concurrency: asyncio's names and meanings, in an order that the journal decides."""
 
-from ._api import AsCompleted, TaskGroup, as_completed, gather, map, race, wait_for
-from ._scope import Task
+from restate_steps.concurrency._api import AsCompleted, TaskGroup, as_completed, gather, map, race, wait_for
+from restate_steps.concurrency._scope import Task
 
 __all__ = ["AsCompleted", "Task", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"]

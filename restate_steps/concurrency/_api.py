@@ -25,11 +25,11 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from restate import TerminalError
 
-from .._loop import running_operation
-from .._sdk import ambient_context, share_future
-from ..context import current_invocation
-from ..errors import ConcurrencyError
-from ._scope import Scope, Task
+from restate_steps._loop import running_operation
+from restate_steps._sdk import ambient_context, share_future
+from restate_steps.concurrency._scope import Scope, Task
+from restate_steps.context import current_invocation
+from restate_steps.errors import ConcurrencyError
 
 __all__ = ["AsCompleted", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"]
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
-from .._loop import Cancelled, HandlerTask
+from restate_steps._loop import Cancelled, HandlerTask
 
 __all__ = ["Scope", "Task"]
 
