@@ -519,7 +519,7 @@ async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, *
     return await step(*args)
 
 
-def titled(step: DurableStep[P, T], name: str) -> DurableStep[P, T]:
+def with_display_name(step: DurableStep[P, T], name: str) -> DurableStep[P, T]:
     """Return a copy of a step that messages call by another name; its name in the journal stays as it is."""
     copied = copy.copy(step)
     copied._default_name = name  # pyright: ignore[reportPrivateUsage]

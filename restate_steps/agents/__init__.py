@@ -16,9 +16,9 @@ except ImportError as error:
 from restate_steps.agents._agent import RestateAgent
 from restate_steps.agents._conversations import RestateConversationStore
 from restate_steps.agents._durability import OnToolError, RestateDurability
+from restate_steps.agents._external_events import answer_request
 from restate_steps.agents._remote import remote_tool
-from restate_steps.agents._single import durable_event_handler, durable_model, durable_toolset
-from restate_steps.agents._waiting import answer_request
+from restate_steps.agents._standalone import durable_event_handler, durable_model, durable_toolset
 
 del _BaseDurabilityCapability
 

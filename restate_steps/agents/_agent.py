@@ -14,8 +14,8 @@ from restate import RunOptions
 
 from restate_steps.agents._capabilities import add_model, models_to_fall_back_to
 from restate_steps.agents._durability import OnToolError, RestateDurability
-from restate_steps.agents._failures import ending_the_invocation
-from restate_steps.agents._private import overriding_model
+from restate_steps.agents._failures import terminal_in_handler
+from restate_steps.agents._pydantic_ai import overriding_model
 from restate_steps.context import current_invocation, running_step
 from restate_steps.options import RetryPolicy
 
@@ -136,7 +136,7 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
 
         @functools.wraps(WrapperAgent.run)
         async def run(self, *args, **kwargs):
-            with ending_the_invocation():
+            with terminal_in_handler():
                 self._check_context()
                 arguments = self._durable(kwargs)
                 invocation = current_invocation()
@@ -196,7 +196,7 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         invocation = current_invocation()
         if invocation is None or invocation.execution is not None:
             return
-        with ending_the_invocation():
+        with terminal_in_handler():
             raise UserError(
                 f"RestateAgent.{method}() works in a handler only on the handler loop. Serve the handler with "
                 "restate_steps.app instead of restate.app, which takes the same arguments."

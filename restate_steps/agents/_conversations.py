@@ -51,7 +51,7 @@ _RECORD_SERDE: Final = serde(ConversationRecord | None, codec=_CODEC, terminal=F
 _ENTRIES_SERDE: Final = serde(list[ConversationEntry], codec=_CODEC, terminal=False)
 
 
-def _ending_the_invocation(method: Method) -> Method:
+def _terminal_in_handler(method: Method) -> Method:
     """Make errors of the store terminal inside a handler; they keep their type for its ``except``."""
 
     @functools.wraps(method)
@@ -109,14 +109,14 @@ class RestateConversationStore(ConversationStore):
     def __init__(self, ctx: StateContext | None = None) -> None:
         self._ctx = ctx
 
-    branch = _ending_the_invocation(ConversationStore.branch)
-    delete = _ending_the_invocation(ConversationStore.delete)
-    list_conversations = _ending_the_invocation(ConversationStore.list_conversations)
-    load = _ending_the_invocation(ConversationStore.load)
-    load_entries = _ending_the_invocation(ConversationStore.load_entries)
-    save = _ending_the_invocation(ConversationStore.save)
+    branch = _terminal_in_handler(ConversationStore.branch)
+    delete = _terminal_in_handler(ConversationStore.delete)
+    list_conversations = _terminal_in_handler(ConversationStore.list_conversations)
+    load = _terminal_in_handler(ConversationStore.load)
+    load_entries = _terminal_in_handler(ConversationStore.load_entries)
+    save = _terminal_in_handler(ConversationStore.save)
 
-    @_ending_the_invocation
+    @_terminal_in_handler
     async def fork(
         self,
         conversation_id: str,
@@ -153,12 +153,12 @@ class RestateConversationStore(ConversationStore):
             source_scope=source_scope,
         )
 
-    @_ending_the_invocation
+    @_terminal_in_handler
     async def read_record(self, conversation_id: str) -> ConversationRecord | None:
         """Return the record of a conversation, or None if the object has none."""
         return await self._reading().context.get(_RECORDS + conversation_id, _RECORD_SERDE)
 
-    @_ending_the_invocation
+    @_terminal_in_handler
     async def read_records(self, *, scope: str | None = None, limit: int | None = None) -> Sequence[ConversationRecord]:
         """Return the object's records, or those with a scope, newest first."""
         state = self._reading().context
@@ -166,7 +166,7 @@ class RestateConversationStore(ConversationStore):
         found = [record for record in records if record is not None and scope in (None, record.scope)]
         return sorted(found, key=lambda record: record.updated_at, reverse=True)[:limit]
 
-    @_ending_the_invocation
+    @_terminal_in_handler
     async def write_record(
         self,
         record: ConversationRecord,
@@ -198,7 +198,7 @@ class RestateConversationStore(ConversationStore):
             invocation.context.set(_key_of(together[0].id), together, _ENTRIES_SERDE)
         invocation.context.set(_RECORDS + record.conversation_id, record, _RECORD_SERDE)
 
-    @_ending_the_invocation
+    @_terminal_in_handler
     async def delete_record(self, conversation_id: str, *, expected_revision: str) -> None:
         """Delete a record, and the entries that none of the object's other records reaches.
 
@@ -230,7 +230,7 @@ class RestateConversationStore(ConversationStore):
                 else:
                     state.clear(key)
 
-    @_ending_the_invocation
+    @_terminal_in_handler
     async def read_entry(self, entry_id: str) -> ConversationEntry:
         """Return an entry by its id.
 
@@ -239,7 +239,7 @@ class RestateConversationStore(ConversationStore):
         """
         return await _Entries(self._reading().context).read(entry_id)
 
-    @_ending_the_invocation
+    @_terminal_in_handler
     async def read_history(self, head_id: str | None, *, limit: int | None = None) -> list[ConversationEntry]:
         """Return the entries up to one of them, in order, or only the last ones.
 

@@ -28,14 +28,14 @@ from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, RunCont
 from restate import RunOptions
 
 from restate_steps._app import local
+from restate_steps.agents._byproducts import collector
 from restate_steps.agents._capabilities import parts_of
-from restate_steps.agents._carried import carrier
-from restate_steps.agents._clock import RunClock, clock_of_run, take_request_timeout
 from restate_steps.agents._codec import UNIT_CODEC, encoding_failure
-from restate_steps.agents._outside import Outside
-from restate_steps.agents._private import EngineBase, has_output_validators, run_callables_locally
-from restate_steps.agents._run import caller, current_run
-from restate_steps.agents._units import TOOL_METADATA_KEY, RetryPolicies, StepBackend
+from restate_steps.agents._operation_backend import TOOL_METADATA_KEY, OperationBackend, RetryPolicies
+from restate_steps.agents._outermost import Outermost
+from restate_steps.agents._pydantic_ai import EngineBase, has_output_validators, run_callables_locally
+from restate_steps.agents._run import current_run, unit_context
+from restate_steps.agents._timeouts import RunClock, clock_of_run, take_request_timeout
 from restate_steps.context import current_invocation
 from restate_steps.errors import StepDefinitionError
 from restate_steps.options import RetryPolicy
@@ -142,20 +142,20 @@ class RestateDurability(EngineBase[AgentDepsT]):
         """
         bound = super().for_agent(agent)
         engines: list[RestateDurability[AgentDepsT]] = parts_of(bound, RestateDurability)
-        return CombinedCapability([Outside(engines[0]), bound])
+        return CombinedCapability([Outermost(engines[0]), bound])
 
     @property
     def in_durable_context(self) -> bool:
         """Whether a handler is running, and not the body of one of its steps."""
         return current_invocation() is not None
 
-    def get_durable_operation_backend(self) -> StepBackend:
+    def get_durable_operation_backend(self) -> OperationBackend:
         """Return what runs pydantic-ai's durable units as steps."""
         policies = self._policies
         if not self._has_model_policy and (run := current_run()) is not None and run.has_fallback:
             # What an attempt costs in time is better spent on the next model, and without a limit it never comes.
             policies = dataclasses.replace(policies, model=_FALL_BACK_AT_ONCE)
-        return StepBackend(
+        return OperationBackend(
             agent_name=self.name,
             default_model_id=self.default_model_id,
             wraps_tools=not self._disable_auto_wrapping_tools,
@@ -218,11 +218,11 @@ class RestateDurability(EngineBase[AgentDepsT]):
         run = current_run()
         if run is None:
             return await super().wrap_model_request(ctx, request_context=request_context, handler=handler)
-        token = caller.set(ctx)
+        token = unit_context.set(ctx)
         try:
             response = await super().wrap_model_request(ctx, request_context=request_context, handler=handler)
         finally:
-            caller.reset(token)
+            unit_context.reset(token)
             run.request_timeout = None
         run.latest = response.timestamp
         if (clock := clock_of_run.get()) is not None and clock.time is not None:
@@ -276,7 +276,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
 
     def context_in_body(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
         """Collect what a body does to the run's usage and events, which a replay would not see."""
-        collecting = carrier.get()
+        collecting = collector.get()
         return ctx if collecting is None else collecting.track(ctx)
 
 

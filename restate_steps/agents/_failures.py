@@ -36,11 +36,11 @@ from restate import SdkInternalBaseException, TerminalError
 from restate.exceptions import RetryableError
 
 from restate_steps.agents._codec import VALUES
-from restate_steps.agents._private import mark_streamed, streamed_before
+from restate_steps.agents._pydantic_ai import mark_streamed, streamed_before
 from restate_steps.context import current_invocation
 from restate_steps.errors import ContextInStepError, StepDefinitionError
 
-__all__ = ["ending_the_invocation", "ending_the_step", "is_cancellation", "original_of", "terminal_cause"]
+__all__ = ["is_cancellation", "rebuild_error", "terminal_cause", "terminal_in_handler", "terminal_in_step"]
 
 _WORTH_ANOTHER_ATTEMPT: Final = frozenset({408, 409, 425, 429})
 _METADATA: Final = "restate-steps-error"
@@ -49,7 +49,7 @@ _CANCELLED: Final = 409
 
 
 @contextmanager
-def ending_the_step(longest_delay: timedelta | None) -> Generator[None]:
+def terminal_in_step(longest_delay: timedelta | None) -> Generator[None]:
     """Make errors terminal that would meet a step's every attempt, and the others such that they can be told again.
 
     Args:
@@ -105,7 +105,7 @@ def _describe(error: BaseException) -> str:
 # --- across the journal -----------------------------------------------------------------------------------------
 
 
-def original_of(failure: TerminalError) -> Exception | None:
+def rebuild_error(failure: TerminalError) -> Exception | None:
     """Build pydantic-ai's exception again from the failure that the journal keeps of it; None if it is another's.
 
     Its cause is a failure that is worded for whoever called the handler, in case nobody catches it.
@@ -194,7 +194,7 @@ def is_cancellation(error: BaseException) -> bool:
 
 
 @contextmanager
-def ending_the_invocation() -> Generator[None]:
+def terminal_in_handler() -> Generator[None]:
     """Let errors of a run end the invocation if the handler does not catch them, and keep their type."""
     if current_invocation() is None:
         yield

@@ -18,7 +18,7 @@ from restate.handler import handler_from_callable
 from restate.serde import Serde
 from typing_extensions import TypeForm
 
-from restate_steps.agents._units import TOOL_METADATA_KEY
+from restate_steps.agents._operation_backend import TOOL_METADATA_KEY
 from restate_steps.codec import PLAIN_JSON, is_plain, type_name
 from restate_steps.context import current_invocation, restate_context, running_step
 from restate_steps.errors import DecodeError

@@ -12,11 +12,11 @@ from pydantic_ai.tools import DeferredToolRequests, RunContext
 
 from restate_steps.context import Invocation, running_step
 
-__all__ = ["Run", "caller", "current_run", "run_of_body"]
+__all__ = ["Run", "current_run", "run_of_body", "unit_context"]
 
 T = TypeVar("T")
 
-caller: Final[ContextVar[RunContext[Any] | None]] = ContextVar("restate_steps_agents_caller", default=None)
+unit_context: Final[ContextVar[RunContext[Any] | None]] = ContextVar("restate_steps_agents_unit_context", default=None)
 """The context, in the handler, of whoever asks for a unit: of a tool call, or of a model request."""
 
 _run: Final[ContextVar[Run | None]] = ContextVar("restate_steps_agents_run", default=None)

@@ -20,7 +20,7 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDenied
 
 from restate_steps.agents import RestateAgent, answer_request
-from restate_steps.agents._waiting import ASK_STEP
+from restate_steps.agents._external_events import ASK_STEP
 from restate_steps.cli import main
 from restate_steps.server import _approvals
 

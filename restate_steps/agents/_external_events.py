@@ -23,8 +23,8 @@ from restate.serde import BytesSerde
 
 from restate_steps.agents._codec import UNIT_CODEC, VALUES
 from restate_steps.agents._failures import is_cancellation
+from restate_steps.agents._operation_backend import run_unit
 from restate_steps.agents._run import Run
-from restate_steps.agents._units import run_unit
 from restate_steps.context import restate_context
 from restate_steps.serdes import serde
 

@@ -1,7 +1,7 @@
 """The engine underneath: each durable unit of pydantic-ai is one step of ours.
 
 1. A unit's result is encoded inside the step, so that a value that cannot be encoded fails there, and only once.
-2. What a body leaves behind besides its result is recorded with it, and done in the handler; see ``_carried``.
+2. What a body leaves behind besides its result is recorded with it, and done in the handler; see ``_byproducts``.
 3. Errors cross the journal as what they are; see ``_failures``.
 """
 
@@ -25,17 +25,17 @@ from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import ToolsetTool
 from restate import TerminalError
 
-from restate_steps.agents._carried import Carried, Carrier, carrier, unpack
-from restate_steps.agents._clock import within_request_timeout
+from restate_steps.agents._byproducts import ByProductCollector, ByProducts, collector, unpack
 from restate_steps.agents._codec import ENCODED
-from restate_steps.agents._failures import ending_the_step, original_of
-from restate_steps.agents._private import emit_again, forget_tools
-from restate_steps.agents._run import caller, current_run
+from restate_steps.agents._failures import rebuild_error, terminal_in_step
+from restate_steps.agents._pydantic_ai import emit_again, forget_tools
+from restate_steps.agents._run import current_run, unit_context
+from restate_steps.agents._timeouts import within_request_timeout
 from restate_steps.errors import StepDefinitionError
 from restate_steps.options import RetryPolicy, StepOptions
-from restate_steps.step import DurableStep, durable_step, titled
+from restate_steps.step import DurableStep, durable_step, with_display_name
 
-__all__ = ["TOOL_METADATA_KEY", "RetryPolicies", "StepBackend", "UnitOptions", "run_unit"]
+__all__ = ["TOOL_METADATA_KEY", "OperationBackend", "RetryPolicies", "UnitOptions", "run_unit"]
 
 TOOL_METADATA_KEY: Final = "restate"
 """The key of a tool's metadata that says how its steps are run."""
@@ -64,7 +64,7 @@ class RetryPolicies:
     event: RetryPolicy = _DEFAULT_POLICY
 
 
-class StepBackend(JournalCallableOperationBackend[UnitOptions]):
+class OperationBackend(JournalCallableOperationBackend[UnitOptions]):
     """Runs pydantic-ai's durable units as steps.
 
     Args:
@@ -164,20 +164,20 @@ async def run_unit(
     """
 
     async def unit() -> bytes:
-        collecting = Carrier()
-        carrier.set(collecting)
-        with ending_the_step(retry.max_retry_interval):
+        collecting = ByProductCollector()
+        collector.set(collecting)
+        with terminal_in_step(retry.max_retry_interval):
             return collecting.pack(await body())
 
     try:
-        recorded = await titled(_step_with(retry, timeout), name)(name, unit)
+        recorded = await with_display_name(_step_with(retry, timeout), name)(name, unit)
     except TerminalError as failure:
-        original = original_of(failure)
+        original = rebuild_error(failure)
         if original is None:
             raise
         raise original  # noqa: B904 - its cause is made for it
     result, carried = unpack(recorded)
-    if carried is not None and (ctx := caller.get()) is not None:
+    if carried is not None and (ctx := unit_context.get()) is not None:
         _do_in_handler(carried, ctx)
     return result
 
@@ -199,7 +199,7 @@ def _name_of(name: str, unit: Callable[[], Awaitable[bytes]]) -> str:
     return name
 
 
-def _do_in_handler(carried: Carried, ctx: RunContext[Any]) -> None:
+def _do_in_handler(carried: ByProducts, ctx: RunContext[Any]) -> None:
     """Do what a body left to be done where it is done on every replay."""
     if carried.usage is not None:
         ctx.usage.incr(carried.usage)

@@ -1,4 +1,4 @@
-"""The private names of pydantic-ai that the engine uses are still there; ``_private`` says what happens without."""
+"""The private names of pydantic-ai that the engine uses are still there; ``_pydantic_ai`` says what happens without."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pydantic_ai.tools import RunContext
 from pydantic_ai.toolsets import AbstractToolset
 
 from restate_steps.agents import RestateDurability
-from restate_steps.agents._private import has_output_validators, mark_streamed, overriding_model, streamed_before
+from restate_steps.agents._pydantic_ai import has_output_validators, mark_streamed, overriding_model, streamed_before
 
 
 def parameters(function: object) -> list[str]:

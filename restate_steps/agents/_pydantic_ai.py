@@ -40,7 +40,7 @@ this ``SystemPromptRunner.run`` of ``pydantic_ai._system_prompt`` and ``_call_fu
 wrapped by ``_wrap_other_leaf_toolset``. Renamed: such code runs on the handler's loop, which refuses sockets and names
 ``restate_steps.local``.
 
-``tests/agents/test_private.py`` fails when one of these names changes.
+``tests/agents/test_pydantic_ai.py`` fails when one of these names changes.
 """
 
 from __future__ import annotations

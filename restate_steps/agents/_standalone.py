@@ -17,8 +17,8 @@ from pydantic_ai.toolsets import AbstractToolset
 
 from restate_steps.agents._codec import UNIT_CODEC
 from restate_steps.agents._durability import RestateDurability
-from restate_steps.agents._private import wrap_leaves
-from restate_steps.agents._units import run_unit
+from restate_steps.agents._operation_backend import run_unit
+from restate_steps.agents._pydantic_ai import wrap_leaves
 from restate_steps.context import current_invocation
 from restate_steps.options import RetryPolicy
 

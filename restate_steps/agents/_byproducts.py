@@ -18,10 +18,10 @@ from pydantic_ai.tools import RunContext
 from pydantic_ai.usage import RunUsage
 
 from restate_steps.agents._codec import UNIT_CODEC
-from restate_steps.agents._private import collect_events
+from restate_steps.agents._pydantic_ai import collect_events
 from restate_steps.agents._run import run_of_body
 
-__all__ = ["Carried", "Carrier", "carrier", "unpack"]
+__all__ = ["ByProductCollector", "ByProducts", "collector", "unpack"]
 
 AgentDepsT = TypeVar("AgentDepsT")
 
@@ -31,7 +31,7 @@ _MIDDLE: Final = b',"result":'
 
 
 @dataclass
-class Carried:
+class ByProducts:
     """What is recorded beside a result.
 
     Attributes:
@@ -48,11 +48,11 @@ class Carried:
         return self.usage is not None or bool(self.events) or bool(self.tools_changed)
 
 
-class Carrier:
+class ByProductCollector:
     """Collects what one body leaves behind."""
 
     def __init__(self) -> None:
-        self.carried = Carried()
+        self.carried = ByProducts()
         self._usages: list[tuple[RunUsage, RunUsage]] = []
 
     def track(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
@@ -74,17 +74,17 @@ class Carrier:
         if not self.carried:
             return result
         # A result is JSON, so it can stand in the middle of JSON.
-        return b"".join((_HEAD, UNIT_CODEC.dump(Carried, self.carried), _MIDDLE, result, b"}"))
+        return b"".join((_HEAD, UNIT_CODEC.dump(ByProducts, self.carried), _MIDDLE, result, b"}"))
 
 
-def unpack(recorded: bytes) -> tuple[bytes, Carried | None]:
+def unpack(recorded: bytes) -> tuple[bytes, ByProducts | None]:
     """Return a result, and what was recorded beside it."""
     if not recorded.startswith(_HEAD):
         return recorded, None
     text = recorded[len(_HEAD) :].decode()
     _, end = json.JSONDecoder().raw_decode(text)
-    return text[end + len(_MIDDLE) : -1].encode(), UNIT_CODEC.load(Carried, text[:end].encode())
+    return text[end + len(_MIDDLE) : -1].encode(), UNIT_CODEC.load(ByProducts, text[:end].encode())
 
 
-carrier: Final[ContextVar[Carrier | None]] = ContextVar("restate_steps_agents_carrier", default=None)
+collector: Final[ContextVar[ByProductCollector | None]] = ContextVar("restate_steps_agents_collector", default=None)
 """What collects for the body that is running."""

@@ -21,20 +21,20 @@ from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.tools import RunContext, ToolDefinition
 
 from restate_steps.agents._capabilities import parts_of
-from restate_steps.agents._failures import ending_the_invocation, is_cancellation, terminal_cause
-from restate_steps.agents._run import Run, caller, current_run
-from restate_steps.agents._waiting import AwakeableWaiter
+from restate_steps.agents._external_events import AwakeableWaiter
+from restate_steps.agents._failures import is_cancellation, terminal_cause, terminal_in_handler
+from restate_steps.agents._run import Run, current_run, unit_context
 from restate_steps.context import Invocation, current_invocation, step_ended
 
 if TYPE_CHECKING:
     from restate_steps.agents._durability import RestateDurability
 
-__all__ = ["Outside"]
+__all__ = ["Outermost"]
 
 AgentDepsT = TypeVar("AgentDepsT")
 
 
-class Outside(AbstractCapability[AgentDepsT]):
+class Outermost(AbstractCapability[AgentDepsT]):
     """The outer half of :class:`RestateDurability`, which brings it along.
 
     Args:
@@ -64,7 +64,7 @@ class Outside(AbstractCapability[AgentDepsT]):
         is_outermost = current_run() is None
         run.enter()
         with ExitStack() as stack:
-            stack.enter_context(ending_the_invocation())
+            stack.enter_context(terminal_in_handler())
             if is_outermost:
                 # Spans around a run inside this one have to learn of its steps as well.
                 stack.enter_context(replay_scope())
@@ -88,7 +88,7 @@ class Outside(AbstractCapability[AgentDepsT]):
             return await handler(args)
 
         async def execute() -> Any:
-            caller.set(ctx)
+            unit_context.set(ctx)
             if (agent := self._engine.agent) is None:
                 return await handler(args)
             # A tool that calls tools itself, as code mode does, starts them in an order of its own.
