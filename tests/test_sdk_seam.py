@@ -30,6 +30,7 @@ from restate.vm import (
 
 from restate_steps import ConcurrencyError, _sdk, durable_step, gather
 from restate_steps._loop._asyncio import is_sleep, waiting_on
+from restate_steps._sdk import _context, _guard
 
 Serve = Callable[..., Env]
 
@@ -320,20 +321,22 @@ def echoing(name: str) -> restate.Service:
     return service
 
 
-def test_without_the_funnel_the_handler_loop_is_refused(env_factory: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_await_hook_the_loop_is_refused(
+    env_factory: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If the SDK renames it, single steps still work under restate.app, and a group says what is missing."""
-    monkeypatch.setattr(_sdk, "_FUNNEL", "renamed_funnel")
-    env = env_factory(echoing("NoFunnel"), app=restate.app)
+    monkeypatch.setattr(_context, "AWAIT_HOOK", "renamed_hook")
+    env = env_factory(echoing("NoHook"), app=restate.app)
 
-    assert "a" == env.call("NoFunnel", "alone")
-    for served, handler in ((env, "together"), (env_factory(echoing("NoFunnelLoop")), "alone")):
+    assert "a" == env.call("NoHook", "alone")
+    for served, handler in ((env, "together"), (env_factory(echoing("NoHookLoop")), "alone")):
         invocation = served.send(served.services[0], handler)
         failure = str(eventually(lambda id=invocation: env.server.invocation(id).get("last_failure")))
-        assert "the installed restate-sdk has no ServerInvocationContext.renamed_funnel" in failure
+        assert "the installed restate-sdk has no ServerInvocationContext.renamed_hook" in failure
         assert "Install a restate-sdk version that this release of restate-steps was tested with" in failure
 
 
-def test_the_check_for_the_funnel_is_an_error_of_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_for_the_await_hook_is_an_error_of_this_package(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is retryable, so that another deployment can resume the invocation."""
     _sdk.check_supported()
     monkeypatch.delattr(server.ServerInvocationContext, "create_poll_or_cancel_coroutine")
@@ -351,7 +354,7 @@ def test_without_something_to_guard_correct_code_works(
     class Other:
         Random = int
 
-    monkeypatch.setattr(_sdk, name, Other)
+    monkeypatch.setattr(_guard, name, Other)
     env = env_factory(echoing("NoGuard"))
 
     assert "a" == env.call("NoGuard", "alone")

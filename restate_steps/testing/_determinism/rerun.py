@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from restate import TerminalError
 
-from restate_steps._sdk import AttemptObserver
 from restate_steps.testing._determinism.user_code import Place
 from restate_steps.testing._determinism.watch import Kind, Operation, Outside, Playback, Reading, Tape, Watch, watched
 from restate_steps.testing._errors import (
@@ -23,6 +22,7 @@ from restate_steps.testing._errors import (
     JournalMismatchError,
     OutOfTimeError,
 )
+from restate_steps.testing._observe import AttemptObserver
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._recording.replay import run_against
 from restate_steps.testing._simulation.driver import ASGIApp, quiet

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from restate_steps._loop import frames_above, frames_of
-from restate_steps._sdk import AttemptObserver, ambient_context, invocation_id, observing
+from restate_steps._sdk import ambient_context, invocation_id
 from restate_steps.testing._determinism.user_code import (
     Place,
     caller,
@@ -25,6 +25,7 @@ from restate_steps.testing._determinism.user_code import (
     place_of,
     user_places,
 )
+from restate_steps.testing._observe import AttemptObserver, observing
 from restate_steps.testing._simulation.driver import ASGIApp
 from restate_steps.testing._simulation.loop import SimulatedLoop
 
@@ -161,7 +162,7 @@ class Watch:
         if self.open:
             self.outside.append(Outside(what, place, len(self.operations)))
 
-    # --- what is asked for; see restate_steps._sdk.CommandObserver ----------------------------------------------
+    # --- commands of the handler; see restate_steps.testing._observe.CommandObserver ----------------------------
 
     def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
         """Note what the VM is asked for, unless it is a wait."""

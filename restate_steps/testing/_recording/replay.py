@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from restate_steps._loop import frames_above, frames_of, handler_tasks
-from restate_steps._sdk import allow_observers, observing
+from restate_steps.testing._observe import allow_observers, observing
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.driver import ASGIApp, quiet
 from restate_steps.testing._simulation.loop import SimulatedLoop

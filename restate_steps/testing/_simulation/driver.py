@@ -26,8 +26,8 @@ from functools import partial
 from operator import itemgetter
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
-from restate_steps._sdk import allow_observers, observing
 from restate_steps.testing._errors import SimulationError
+from restate_steps.testing._observe import allow_observers, observing
 from restate_steps.testing._simulation.loop import SimulatedLoop
 from restate_steps.testing._simulation.wire import (
     Frame,
@@ -236,7 +236,7 @@ class _Attempt:
         self._timed += 1
         return make(Kind(frame.kind), flags=frame.flags, **{**fields, name: self._driver.world.now + delay})
 
-    # What the context tells; see restate_steps._sdk.AttemptObserver.
+    # What the context tells; see restate_steps.testing._observe.AttemptObserver.
 
     def run_requested(self, handle: int, name: str) -> None:
         self._names[handle] = name

@@ -1,0 +1,70 @@
+"""Mark the code that runs as the body of a ``ctx.run``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeVar, cast
+
+from restate import RestateDurableFuture, RunOptions
+from restate.server_context import ServerInvocationContext
+
+from restate_steps._sdk._context import AWAIT_HOOK
+
+__all__ = ["IN_THREAD", "run_unwatched", "running_body", "watch_bodies"]
+
+T = TypeVar("T")
+
+IN_THREAD: Final = "_restate_steps_in_thread"
+"""Marks the body of a step whose function runs in a thread."""
+
+
+class _Bodies(dict[int, Callable[[], Awaitable[None]]]):
+    """The SDK's bodies that are to run, each told where it runs before it does.
+
+    Attributes:
+        watched: Whether that goes for those that are added now.
+    """
+
+    watched = True
+
+    def __init__(self, bodies: dict[int, Callable[[], Awaitable[None]]], enter: Callable[[int], None]) -> None:
+        super().__init__()
+        self._enter = enter
+        for handle, body in bodies.items():
+            self[handle] = body
+
+    def __setitem__(self, handle: int, body: Callable[[], Awaitable[None]]) -> None:
+        def run() -> Awaitable[None]:
+            self._enter(handle)
+            return body()
+
+        super().__setitem__(handle, run if self.watched else body)
+
+
+def watch_bodies(context: ServerInvocationContext, enter: Callable[[int], None]) -> None:
+    """Call ``enter(handle)`` in each body of ``ctx.run``, before the body itself, in the body's own context."""
+    context.run_coros_to_execute = _Bodies(context.run_coros_to_execute, enter)
+
+
+def run_unwatched(
+    context: ServerInvocationContext, name: str, body: Callable[[], Awaitable[T]], options: RunOptions[T]
+) -> RestateDurableFuture[T]:
+    """Call ``ctx.run_typed`` for a body that marks itself, which :func:`watch_bodies` would do only to be overruled."""
+    bodies = cast(_Bodies, context.run_coros_to_execute)
+    bodies.watched = False
+    try:
+        return context.run_typed(name, cast(Any, body), options)
+    finally:
+        bodies.watched = True
+
+
+def running_body() -> int | None:
+    """Return the handle of the ``ctx.run`` in whose body the caller runs, if the SDK started that body itself."""
+    task = asyncio.current_task()
+    coro: Any = task.get_coro() if task is not None else None
+    if getattr(coro, "__qualname__", None) != f"ServerInvocationContext.{AWAIT_HOOK}.<locals>.wrapper":
+        return None
+    start: Any = coro.cr_frame.f_locals.get("f")
+    names: tuple[str, ...] = start.__code__.co_freevars
+    return cast(int, start.__closure__[names.index("handle")].cell_contents)

@@ -1,0 +1,121 @@
+"""Check commands before they enter the journal, and fail attempts."""
+
+from __future__ import annotations
+
+import functools
+import random
+import struct
+from collections.abc import Callable
+from typing import Any, Final, cast
+
+from restate.server_context import ServerInvocationContext
+from restate.vm import UnresolvedFuture, VMWrapper
+
+__all__ = ["fail_attempt", "guard_commands"]
+
+
+class _GuardedVM(VMWrapper):
+    """The SDK's VM wrapper with a check before each command; instances become one by class assignment."""
+
+    _check: Callable[[str], None]
+
+    # What every step needs, several times, is written out: passing on arguments of any kind takes as long as the check.
+    def sys_run(self, name: str) -> Any:
+        self._check("sys_run")
+        return super().sys_run(name)
+
+    def do_progress(self, unresolved_future: UnresolvedFuture) -> Any:
+        self._check("do_progress")
+        return super().do_progress(unresolved_future)
+
+
+def _guarded(name: str) -> Callable[..., Any]:
+    original = getattr(VMWrapper, name)
+
+    @functools.wraps(original)
+    def command(self: _GuardedVM, *args: Any, **kwargs: Any) -> Any:
+        self._check(name)  # pyright: ignore[reportPrivateUsage]
+        return original(self, *args, **kwargs)
+
+    return command
+
+
+# What reads the input or ends the attempt is the SDK's own doing, never the user's.
+_UNGUARDED: Final = frozenset({"sys_input", "sys_end", "sys_write_output_success", "sys_write_output_failure"})
+
+for _name in sorted(dir(VMWrapper)):
+    if (_name.startswith("sys_") and _name not in _UNGUARDED | vars(_GuardedVM).keys()) or _name == "attach_invocation":
+        setattr(_GuardedVM, _name, _guarded(_name))
+
+
+class _GuardedRandom(random.Random):
+    """The context's random numbers with a check before each: a body that is not run again would draw none."""
+
+    _check: Callable[[str], None]
+
+    def random(self) -> float:
+        self._check("random")
+        return super().random()
+
+    def getrandbits(self, k: int, /) -> int:
+        self._check("random")
+        return super().getrandbits(k)
+
+
+def guard_commands(context: ServerInvocationContext, check: Callable[[str], None]) -> None:
+    """Call ``check(operation)`` before every command that the invocation issues; it refuses by raising."""
+    guarded: list[tuple[object, type, type]] = [
+        (context.vm, VMWrapper, _GuardedVM),
+        (getattr(context, "random_instance", None), random.Random, _GuardedRandom),
+    ]
+    for thing, plain, guard in guarded:
+        if type(thing) is plain:
+            thing.__class__ = guard
+            cast(Any, thing)._check = check
+
+
+_FRAME: Final = struct.Struct(">HHI")
+_ERROR: Final = 0x0002
+_PAUSE: Final = b"\x48\x01"
+"""Field 9 of the service protocol's error message, ``behavior``, with the value 1: pause instead of retrying."""
+
+
+def fail_attempt(context: ServerInvocationContext, error: BaseException, *, pause: bool = False) -> None:
+    """Fail the attempt with a retryable error, even if the handler catches the error.
+
+    The VM takes no output after that. So a handler that catches the error cannot end with an answer that rests on it.
+
+    Args:
+        context: The SDK's context.
+        error: The error.
+        pause: Whether Restate is to pause the invocation at once, until it is resumed, because a retry of the same code
+            would fail as well. Understood by restate-server 1.7; others retry.
+    """
+    vm = context.vm
+    if not pause:
+        vm.notify_error(f"{type(error).__name__}: {error}", "")
+        return
+    before = bytes(vm.take_output() or b"")
+    vm.notify_error(f"{type(error).__name__}: {error}", "")
+    _give_back(vm, before + _asking_to_pause(bytes(vm.take_output() or b"")))
+
+
+def _asking_to_pause(output: bytes) -> bytes:
+    """Add the wish to pause to the VM's error message, if that is what it wrote."""
+    if len(output) < _FRAME.size:
+        return output
+    kind, flags, size = _FRAME.unpack_from(output)
+    if kind != _ERROR or _FRAME.size + size != len(output):
+        return output
+    return _FRAME.pack(kind, flags, size + len(_PAUSE)) + output[_FRAME.size :] + _PAUSE
+
+
+def _give_back(vm: VMWrapper, output: bytes) -> None:
+    """Let the SDK take output that was taken from the VM, as the next it takes."""
+
+    def take_output() -> bytes:
+        vars(vm).pop("take_output", None)
+        return output
+
+    if output:
+        cast(Any, vm).take_output = take_output

@@ -1,0 +1,41 @@
+"""Ask the SDK's virtual machine (VM) for progress, and hand it what the server sent."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+import restate.server_context as _server
+from restate.exceptions import SdkInternalException, SuspendedException
+
+__all__ = ["native", "progress_of", "take"]
+
+logger = logging.getLogger("restate_steps")
+
+# The compiled half of the SDK comes without type information.
+native: Any = importlib.import_module("restate._internal")
+
+
+def progress_of(vm: Any, awaited: Any) -> Any:
+    """Let the VM advance to the next completion of an awaited future, and return its answer."""
+    try:
+        progress = vm.do_progress(awaited)
+    except native.VMException as error:
+        logger.warning("the attempt failed, Restate will retry it: %s", error)
+        raise SdkInternalException from error
+    if isinstance(progress, native.PySuspended):
+        raise SuspendedException
+    return progress
+
+
+def take(vm: Any, event: Any) -> None:
+    """Hand an event of the connection to the VM."""
+    if event.get("type") == "restate.run_completed":
+        return
+    if event.get("type") == "http.disconnect":
+        raise _server.DisconnectedException
+    if body := event.get("body"):
+        vm.notify_input(body)
+    if not event.get("more_body", False):
+        vm.notify_input_closed()
