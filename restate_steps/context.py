@@ -17,15 +17,23 @@ from restate_steps._loop import Driver, Execution, HandlerLoop, again, running_o
 from restate_steps._step_info import StepInfo, running_step
 from restate_steps.errors import ConcurrencyError, ContextInStepError, StepsError
 
-__all__ = ["Invocation", "StepInfo", "current_invocation", "restate_context", "running_step", "step_ended", "step_info"]
+__all__ = [
+    "Invocation",
+    "StepInfo",
+    "current_invocation",
+    "restate_context",
+    "running_step",
+    "step_info",
+    "step_observer",
+]
 
 T = TypeVar("T")
 
 
-step_ended: contextvars.ContextVar[Callable[[bool], None] | None] = contextvars.ContextVar(
-    "restate_steps_step_ended", default=None
+step_observer: contextvars.ContextVar[Callable[[bool], None] | None] = contextvars.ContextVar(
+    "restate_steps_step_observer", default=None
 )
-"""Told of each step that a caller has awaited to its end: whether its body has run, or its result was recorded."""
+"""Called after each awaited step with True if its body ran in this attempt, and False if its result was recorded."""
 
 
 def step_info() -> StepInfo:

@@ -10,7 +10,7 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import (
     Any,
@@ -41,10 +41,17 @@ from restate_steps._callables import (
     reject_uncallable,
     return_type,
 )
-from restate_steps._sdk import IN_THREAD, map_failure, result_of, run_unwatched
+from restate_steps._sdk import IN_THREAD, has_body, map_failure, result_of, run_unwatched
 from restate_steps.codec import Codec, is_plain, verify
 from restate_steps.codec import type_name as type_name_of
-from restate_steps.context import Invocation, StepInfo, current_invocation, plain_concurrency, running_step, step_ended
+from restate_steps.context import (
+    Invocation,
+    StepInfo,
+    current_invocation,
+    plain_concurrency,
+    running_step,
+    step_observer,
+)
 from restate_steps.errors import (
     ConcurrencyError,
     ContextInStepError,
@@ -106,7 +113,7 @@ class DurableStep(Generic[P, T]):
         self._declared = self._function = function
         self._receiver: tuple[Any, ...] = ()
         self._options = options
-        self.is_async = is_async(function)
+        self._is_async = is_async(function)
         self._default_name = self.__name__
         # Where it is given for one call, it is not looked for: that takes longer than all else here.
         looked_for = options.returns is None or caller is not None
@@ -122,51 +129,31 @@ class DurableStep(Generic[P, T]):
         invocation = current_invocation()
         if invocation is None:
             return cast(T, await self._call_plainly(args, kwargs))
-        if (report := step_ended.get()) is not None:
-            return await self._call_and_report(report, invocation, args, kwargs)
-        return await self._call_as_step(invocation, args, kwargs)
+        if (execution := invocation.execution) is None:
+            return await self._call_alone(invocation, args, kwargs)
+        if execution.closed is not None:
+            await execution.yield_if_closed()
+        return await self._result(self._begin(invocation, args, kwargs))
 
-    async def _call_as_step(
-        self,
-        invocation: Invocation,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        body_runs: Callable[[], None] | None = None,
-    ) -> T:
-        if (execution := invocation.execution) is not None:
-            if execution.closed is not None:
-                await execution.yield_if_closed()
-            return await result_of(self._begin(invocation, args, kwargs, body_runs))
+    async def _call_alone(self, invocation: Invocation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
+        """Call it under ``restate.app``, where steps run one after another."""
         if invocation.awaiting is not None:
             error = plain_concurrency(invocation.awaiting)
             invocation.fail(error, pause=True)
             raise error
-        future = self._begin(invocation, args, kwargs, body_runs)
+        future = self._begin(invocation, args, kwargs)
         invocation.awaiting = self._default_name
         try:
-            return await result_of(future)
+            return await self._result(future)
         except asyncio.CancelledError:
             invocation.fail(_cancelled_locally(self._default_name))
             raise
         finally:
             invocation.awaiting = None
 
-    async def _call_and_report(
-        self, report: Callable[[bool], None], invocation: Invocation, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> T:
-        ran = False
-
-        def body_runs() -> None:
-            nonlocal ran
-            ran = True
-
-        try:
-            result = await self._call_as_step(invocation, args, kwargs, body_runs)
-        except Exception:
-            report(ran)
-            raise
-        report(ran)
-        return result
+    def _result(self, future: RestateDurableFuture[T]) -> Coroutine[Any, Any, T]:
+        observer = step_observer.get()
+        return result_of(future) if observer is None else _observed(future, observer)
 
     def start(self, *args: P.args, **kwargs: P.kwargs) -> RestateDurableFuture[T]:
         """Start the step and return the SDK's durable future, for ``restate.select`` and ``restate.gather``.
@@ -303,15 +290,12 @@ class DurableStep(Generic[P, T]):
         invocation: Invocation,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        body_runs: Callable[[], None] | None = None,
     ) -> RestateDurableFuture[T]:
         # Asked for before anything runs: without it a result could not be recorded.
         self._result_type()
         name, key = self._journal_name(*self._receiver, *args, **kwargs), invocation.next_key()
 
         async def body() -> bytes:
-            if body_runs is not None:
-                body_runs()
             try:
                 return await self._run_body(StepInfo(name, invocation.id, key), args, kwargs)
             except TerminalError:
@@ -321,7 +305,7 @@ class DurableStep(Generic[P, T]):
                 await invocation.hold_back()
                 raise
 
-        if not self.is_async:
+        if not self._is_async:
             setattr(body, IN_THREAD, True)
         # The SDK encodes with the serde what the body returns. Ours hands the bytes on, because an error in a serde
         # makes the SDK run the body again (the result is encoded here, inside the body).
@@ -377,7 +361,7 @@ class DurableStep(Generic[P, T]):
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         function: Callable[..., Any] = self._function
-        if self.is_async:
+        if self._is_async:
             return await function(*args, **kwargs)
         result = await asyncio.to_thread(function, *args, **kwargs)
         # A lambda or a wrapper that returns somebody else's coroutine.
@@ -536,6 +520,17 @@ def _check_known(options: object) -> None:
 def _caller() -> types.FrameType:
     """Return the frame in which a decorator is used."""
     return sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
+
+
+async def _observed(future: RestateDurableFuture[T], observer: Callable[[bool], None]) -> T:
+    executed = has_body(future)
+    try:
+        result = await result_of(future)
+    except Exception:
+        observer(executed)
+        raise
+    observer(executed)
+    return result
 
 
 def _cancelled_locally(step: str) -> ConcurrencyError:

@@ -321,9 +321,7 @@ def echoing(name: str) -> restate.Service:
     return service
 
 
-def test_without_the_await_hook_the_loop_is_refused(
-    env_factory: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_await_hook_the_loop_is_refused(env_factory: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the SDK renames it, single steps still work under restate.app, and a group says what is missing."""
     monkeypatch.setattr(_context, "AWAIT_HOOK", "renamed_hook")
     env = env_factory(echoing("NoHook"), app=restate.app)

@@ -28,7 +28,7 @@ What is used, and what happens if a later SDK no longer has it:
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
 
-from restate_steps._sdk._bodies import IN_THREAD, run_unwatched, running_body, watch_bodies
+from restate_steps._sdk._bodies import IN_THREAD, has_body, run_unwatched, running_body, watch_bodies
 from restate_steps._sdk._context import (
     ServerInvocationContext,
     ambient_context,
@@ -52,6 +52,7 @@ __all__ = [
     "check_supported",
     "fail_attempt",
     "guard_commands",
+    "has_body",
     "invocation_id",
     "keep_state",
     "loop_of",

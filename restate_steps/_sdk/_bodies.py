@@ -11,7 +11,7 @@ from restate.server_context import ServerInvocationContext
 
 from restate_steps._sdk._context import AWAIT_HOOK
 
-__all__ = ["IN_THREAD", "run_unwatched", "running_body", "watch_bodies"]
+__all__ = ["IN_THREAD", "has_body", "run_unwatched", "running_body", "watch_bodies"]
 
 T = TypeVar("T")
 
@@ -57,6 +57,11 @@ def run_unwatched(
         return context.run_typed(name, cast(Any, body), options)
     finally:
         bodies.watched = True
+
+
+def has_body(future: Any) -> bool:
+    """Return whether the body of a ``ctx.run`` that was just called will run, because no result is recorded."""
+    return future.handle in future.context.run_coros_to_execute
 
 
 def running_body() -> int | None:

@@ -24,7 +24,7 @@ from restate_steps.agents._capabilities import parts_of
 from restate_steps.agents._external_events import AwakeableWaiter
 from restate_steps.agents._failures import is_cancellation, terminal_cause, terminal_in_handler
 from restate_steps.agents._run import Run, current_run, unit_context
-from restate_steps.context import Invocation, current_invocation, step_ended
+from restate_steps.context import Invocation, current_invocation, step_observer
 
 if TYPE_CHECKING:
     from restate_steps.agents._durability import RestateDurability
@@ -68,7 +68,7 @@ class Outermost(AbstractCapability[AgentDepsT]):
             if is_outermost:
                 # Spans around a run inside this one have to learn of its steps as well.
                 stack.enter_context(replay_scope())
-                step_ended.set(_step_ended)
+                step_observer.set(_record_step)
             stack.enter_context(external_event_scope(AwakeableWaiter(run)))
             _nest_spans(stack, invocation)
             return await handler()
@@ -104,7 +104,7 @@ class Outermost(AbstractCapability[AgentDepsT]):
             raise ToolFailed(failure.message) from error
 
 
-def _step_ended(executed: bool) -> None:
+def _record_step(executed: bool) -> None:
     record_durable_unit(executed=executed)
 
 
