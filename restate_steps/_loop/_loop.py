@@ -15,7 +15,7 @@ import asyncio
 import sys
 import weakref
 from asyncio import AbstractEventLoop, TimerHandle
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence, ValuesView
 from contextvars import Context, ContextVar, copy_context
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar, cast
 
@@ -327,7 +327,7 @@ def _owner_of(callback: Any, args: tuple[Any, ...]) -> Execution | None:
 def _position_in_as_completed(coro: Any) -> tuple[int, int] | None:
     """Return the position of a coroutine among those given to ``asyncio.as_completed``, and how many there are.
 
-    ``as_completed`` makes a task for each in the order of a set of coroutines, which is that of their addresses.
+    ``as_completed`` makes a task for each in the order of a set, which is that of their addresses.
     """
     frame: Any = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     if frame.f_code.co_name not in ("ensure_future", "_ensure_future"):
@@ -341,15 +341,22 @@ def _position_in_as_completed(coro: Any) -> tuple[int, int] | None:
     else:
         return None
     given: Any = frame.f_locals.get("fs", frame.f_locals.get("aws"))
-    if not isinstance(given, (list, tuple)):
-        if isinstance(given, (dict, set, frozenset)) or not hasattr(given, "__len__"):
-            raise EXECUTION.get().refuse(  # type: ignore[union-attr]
-                f"asyncio.as_completed was given coroutines that are not in a list, at {user_line()}. It starts them "
-                "in the order of a set, which differs on replay. Give it a list, or use restate_steps.as_completed."
-            )
-        return None
-    coros = list({id(each): each for each in cast("list[Any]", given) if not asyncio.isfuture(each)}.values())
-    return next(((index, len(coros)) for index, each in enumerate(coros) if each is coro), None)
+    if not isinstance(given, Sequence | ValuesView):
+        raise EXECUTION.get().refuse(  # type: ignore[union-attr]
+            f"asyncio.as_completed was given coroutines that are not in a list, at {user_line()}. It starts them "
+            "in the order of a set, which differs on replay. Give it a list, or use restate_steps.as_completed."
+        )
+    started = _wrapped_awaitable(coro)
+    awaitables = list({id(each): each for each in cast("Sequence[Any]", given) if not asyncio.isfuture(each)}.values())
+    return next(((index, len(awaitables)) for index, each in enumerate(awaitables) if each is started), None)
+
+
+def _wrapped_awaitable(coro: Any) -> Any:
+    """Return the awaitable that asyncio has wrapped in a coroutine to make a task, or else the coroutine itself."""
+    frame: Any = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)
+    if frame is None or frame.f_code.co_name != "_wrap_awaitable":
+        return coro
+    return frame.f_locals.get("awaitable", coro)
 
 
 _loops: weakref.WeakKeyDictionary[AbstractEventLoop, HandlerLoop] = weakref.WeakKeyDictionary()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import random
 import signal
 import socket
 import threading
-from collections.abc import Awaitable, Callable
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -265,6 +268,39 @@ def test_tasks_in_the_order_of_their_completion() -> None:
         return sorted([await each for each in asyncio.as_completed([step("a"), step("b"), step("c")])])
 
     answers(body, ["a", "b", "c"])
+
+
+class Awaits:
+    """An awaitable that is neither a coroutine nor a future."""
+
+    def __init__(self, tag: str) -> None:
+        self.tag = tag
+
+    def __await__(self) -> Generator[Any, Any, str]:
+        return step(self.tag).__await__()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        lambda: deque([step(tag) for tag in "abcdef"]),
+        lambda: {tag: step(tag) for tag in "abcdef"}.values(),
+        lambda: [Awaits(tag) for tag in "abcdef"],
+        lambda: [step(tag) if tag < "d" else Awaits(tag) for tag in "abcdef"],
+    ],
+    ids=["deque", "values of a dict", "other awaitables", "both kinds"],
+)
+def test_as_completed_keeps_the_order_of_what_it_is_given(given: Callable[[], Any]) -> None:
+    """Whatever has an order is begun in that order; asyncio makes a set of it, in the order of addresses."""
+
+    async def body(ctx: restate.Context) -> Any:
+        # So that addresses differ from one attempt to the next.
+        kept.append([object() for _ in range(random.randrange(500))])
+        first = sorted([await each for each in asyncio.as_completed(given())])
+        return first + sorted([await each for each in asyncio.as_completed(given())])
+
+    kept: list[Any] = []
+    answers(body, [*"abcdef", *"abcdef"])
 
 
 # --- what cannot be replayed ------------------------------------------------------------------------------------------
@@ -606,13 +642,16 @@ async def test_sockets_and_processes_in_a_local_operation() -> None:
     assert ended.status == "completed", str(ended)
 
 
-async def test_as_completed_of_a_set_of_coroutines() -> None:
-    """Their order is that of their addresses, which no replay repeats; the message names what to use."""
+@pytest.mark.parametrize(
+    "given", [set, frozenset, iter, weakref.WeakSet], ids=["set", "frozenset", "iterator", "weak set"]
+)
+async def test_as_completed_of_what_has_no_order(given: Callable[[Any], Any]) -> None:
+    """The order of coroutines in a set is that of their addresses, which no replay repeats; an iterator is used up."""
 
     async def body(ctx: restate.Context) -> None:
-        coros = {step("a"), step("b")}
+        coros = [step("a"), step("b")]
         try:
-            for each in asyncio.as_completed(coros):
+            for each in asyncio.as_completed(given(coros)):
                 await each
         finally:
             for coro in coros:
