@@ -1,8 +1,8 @@
 """The cancellation of an invocation (E2).
 
-Restate delivers it once. Everything that waits then is told, in the order in which it began to wait: durable waits and
-``asyncio.sleep`` at once, and a local wait, such as for a lock or a queue, as soon as nothing durable is left that
-could end it. A task that has been told, and those that will hear of it through that one, may undo things; until they
+Restate delivers it once. Everything that waits then is told: durable waits in the order in which they began, then each
+``asyncio.sleep``, and a local wait, such as for a lock or a queue, as soon as nothing durable is left that could end
+it. A task that has been told, and those that will hear of it through that one, may undo things; until they
 have, no other cancellation reaches them.
 """
 

@@ -6,9 +6,9 @@ of ``_ready`` (R1 to R6), ``_loop`` (L1 to L3), ``_timers`` (T1 to T4) and ``_lo
 
 * **E1** The VM is asked only when nothing is ready and no local operation is in flight, and always for everything
   that is waited for. One completion is delivered at a time.
-* **E2** Restate delivers the cancellation of an invocation once. Everything that waits then is told, in the order in
-  which it began to wait; what waits for something local as soon as nothing durable could end that. A task that undoes
-  things because of it is not cancelled for another reason meanwhile.
+* **E2** Restate delivers the cancellation of an invocation once. Everything that waits then receives it: durable waits
+  in the order in which they began, then each ``asyncio.sleep``, then, as soon as nothing durable could end them, local
+  waits. A task that undoes things because of it is not cancelled for another reason meanwhile.
 * **E3** A handler that returns, or fails for good, has ended when its tasks have: those left are cancelled, may clean
   up with steps, and are waited for. Then its async generators are closed, in the order in which they were begun.
 * **E4** An attempt that ends for any other reason (suspension, failure, disconnection, refusal) takes no command any

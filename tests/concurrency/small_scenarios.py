@@ -239,6 +239,11 @@ async def a_race_inside_a_race(ctx: restate.Context) -> str:
     return await race(race(work("a"), work("b")), work("c"))
 
 
+@small("a", None)
+async def a_race_against_a_durable_sleep(ctx: restate.Context) -> str | None:
+    return await race(work("a"), ctx.sleep(timedelta(seconds=MOMENT)))
+
+
 @small("quick, ended", "ab, ended")
 async def a_group_in_a_plain_task_of_a_branch(ctx: restate.Context) -> str:
     ended: list[str] = []

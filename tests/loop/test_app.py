@@ -392,6 +392,81 @@ async def test_a_mixed_group_is_retried(kind: str) -> None:
         assert invocation.attempts > 1
 
 
+# --- tasks that are left or cancelled ---------------------------------------------------------------------------------
+
+
+@both_modes
+async def test_a_task_that_the_handler_left_cleans_up_with_a_step(always_replay: bool) -> None:
+    """It is cancelled when the handler returns, and its steps are recorded before the invocation ends."""
+    kept: list[Any] = []
+
+    async def waits() -> None:
+        try:
+            await forever()
+        finally:
+            await work("clean up")
+
+    async def body() -> str:
+        kept.append(asyncio.create_task(waits()))
+        return await work("answer")
+
+    async with simulate(app_of(body), always_replay=always_replay) as sim:
+        result = await sim.call("App/run")
+    assert ("answer", ["answer", "clean up"]) == (result.value, result.journal.names)
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["a handler that continues", "a handler that ends"])
+async def test_a_cancelled_task_does_not_interrupt_the_body_of_its_step(waits: bool, log: list[Any]) -> None:
+    """The body continues, and its result is recorded, unless the handler ends first, which cancels the body."""
+
+    @durable_step
+    async def slow() -> str:
+        try:
+            await asyncio.sleep(0.2)
+        except asyncio.CancelledError:
+            log.append("cancelled")
+            raise
+        log.append("ended")
+        return "slow"
+
+    async def body() -> None:
+        task = asyncio.create_task(slow())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        if waits:
+            await asyncio.sleep(0.2)
+
+    async with simulate(app_of(body)) as sim:
+        result = await sim.call("App/run")
+    types = [entry.type for entry in result.journal]
+    assert ["ended" if waits else "cancelled"] == log
+    assert waits == ("Notification: Run" in types)
+
+
+async def test_sleeps_hear_of_the_cancellation_after_durable_waits(log: list[Any]) -> None:
+    """E2: each kind in the order in which it began, whichever kind began first."""
+
+    async def waits(name: str, awaitable: Awaitable[Any]) -> None:
+        try:
+            await awaitable
+        except TerminalError as error:
+            log.append((name, error.status_code))
+
+    async def body() -> None:
+        await asyncio.gather(
+            waits("first sleep", asyncio.sleep(3600)),
+            waits("first durable wait", forever()),
+            waits("second sleep", asyncio.sleep(60)),
+            waits("second durable wait", restate_context().sleep(timedelta(hours=1))),
+        )
+
+    async with simulate(app_of(body)) as sim:
+        invocation = await sim.send("App/run")
+        await invocation.cancel()
+        await invocation.result()
+    assert log == [(name, 409) for name in ("first durable wait", "second durable wait", "first sleep", "second sleep")]
+
+
 # --- local ------------------------------------------------------------------------------------------------------------
 
 
