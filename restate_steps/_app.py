@@ -33,14 +33,17 @@ def app(
 ) -> Any:
     """Make an ASGI application of services, in whose handlers plain asyncio is replay-safe.
 
-    Takes the arguments of :func:`restate.app`, and takes its place. Each attempt of a handler runs on an event loop of
-    its own, whose order comes from the journal: ``asyncio.gather``, ``TaskGroup``, ``timeout``, ``Queue``, anyio, and
-    libraries built on them work over steps and everything else that Restate lets a handler await. The services are not
-    changed; the same service in another application works as before.
+    Use it in place of :func:`restate.app`; it takes the same arguments. Handlers run on an event loop whose order comes
+    from the journal: ``asyncio.gather``, ``TaskGroup``, ``timeout``, ``Queue``, anyio, and libraries built on them work
+    over steps and everything else that Restate lets a handler await. ``asyncio.sleep`` and timeouts are durable timers
+    there, and threads are local work, as with :func:`local`. Code that cannot be replayed, such as opening a socket,
+    raises :class:`ConcurrencyError`. The services themselves are not changed: an application of ``restate.app`` may
+    serve them as well.
 
     Args:
         services: The services, virtual objects and workflows.
-        protocol: How Restate talks to the application; found out when it is registered if None.
+        protocol: How Restate talks to the application; if None, the server finds out when the application is
+            registered.
         identity_keys: Keys to check that requests come from your Restate.
         journal_value_codec: Changes what is put into the journal, for example by encrypting it.
 
@@ -150,9 +153,19 @@ def local(what: AbstractAsyncContextManager[T, bool | None], /) -> AbstractAsync
 def local(what: Any, /) -> Any:
     """Run something on the server's event loop, in the middle of a handler, and hold the handler's turn meanwhile.
 
-    For I/O in handler code that need not be recorded, such as reading a configuration. It is repeated by every replay,
-    and no other code of the handler runs until it has ended. Steps that it calls, one after another or with
-    :func:`restate_steps.gather`, are recorded as usual. Outside of handlers, and under ``restate.app``, it only awaits.
+    Use it for I/O in handler code that need not be recorded, such as reading a configuration. Threads, as from
+    ``asyncio.to_thread``, work in the same way.
+
+    * Every replay repeats it, so it must have no effect that matters, and its result should be the same each time.
+      Otherwise use a step.
+    * No other code of the handler runs until it has ended, so the local work of two tasks does not overlap: four tasks
+      that each wait 0.2 s need 0.8 s here, and 0.2 s in steps. After 60 s in which it holds up something else, the
+      attempt fails with a :class:`ConcurrencyError`.
+    * Timers around it use the server's clock while it runs, so such a timeout may differ on replay.
+    * Steps that it calls are recorded as usual, one after another, or with :func:`restate_steps.gather`, ``race`` or
+      ``map``. The rest of the handler continues while it waits for them.
+
+    Outside of handlers, in the bodies of steps, and under ``restate.app``, it only awaits.
 
     Args:
         what: A coroutine or another awaitable to await; or an async context manager, such as a client's session, to

@@ -145,7 +145,11 @@ class ContextInStepError(StepsError, RuntimeError):
 
 
 class ConcurrencyError(StepsError, RuntimeError):
-    """Concurrent code could not be replayed in the same order, so it is refused instead of run."""
+    """Concurrent code could not be replayed in the same order, so it is refused instead of run.
+
+    The attempt fails even if the handler catches the error. Restate pauses the invocation if only a change of code can
+    help, and retries it otherwise.
+    """
 
 
 class ServerError(StepsError):

@@ -168,18 +168,19 @@ async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -
     """Run awaitables concurrently and return their results in the order given.
 
     Like :func:`asyncio.gather`, but structured: the first failure cancels the others and waits for them. Under
-    ``restate.app`` it opens a handler loop for its own duration.
+    ``restate.app`` it runs them on a handler loop that lasts as long as the call.
 
     Args:
         *awaitables: Coroutines, durable futures or other awaitables.
-        return_exceptions: Return the exception that an awaitable raised in place of its result, and let the others
-            finish. Suspension and other control flow of the SDK is never returned.
+        return_exceptions: Cancel nothing, and return exceptions in place of results. Suspension and other control flow
+            of the SDK is never returned.
 
     Returns:
         The results, as a list. Typed as a tuple for up to six awaitables, so that each keeps its own type.
 
     Raises:
-        BaseException: What the first awaitable to fail raised. The others have been cancelled, and have ended.
+        BaseException: The exception of the first awaitable to fail, with those of further ones attached as notes. The
+            others have been cancelled, and have ended.
 
     Example:
         ```python
@@ -220,8 +221,9 @@ def _outcome(task: Task[Any]) -> Any:
 async def race(*awaitables: Awaitable[T]) -> T:
     """Run awaitables concurrently, return the result of the first to finish, and cancel the others.
 
-    The losers receive :class:`asyncio.CancelledError` and have ended when ``race`` returns; what they do to clean up
-    may include steps. A step whose body is running is not interrupted: its result is recorded, but not used.
+    The losers receive :class:`asyncio.CancelledError`, may clean up with steps, and have ended when ``race`` returns.
+    The body of a step that a loser waits for is not interrupted. Its result is recorded if the body ends before the
+    handler does, but not used.
 
     Args:
         *awaitables: Coroutines, durable futures or other awaitables; at least one.
@@ -231,7 +233,7 @@ async def race(*awaitables: Awaitable[T]) -> T:
 
     Raises:
         ValueError: Nothing was given.
-        BaseException: What the first to finish raised.
+        BaseException: The exception of the first to finish, if it failed.
 
     Example:
         ```python
@@ -256,18 +258,19 @@ async def _race(awaitables: tuple[Awaitable[T], ...]) -> T:
 async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -> T:
     """Wait for an awaitable, for no longer than a durable timer runs.
 
-    The timer lives in the journal: it goes on while the handler is suspended, and a crash does not restart it.
+    The timer lives in the journal: it continues while the handler is suspended, and a crash does not restart it. Unlike
+    the ``timeout=`` of a step, which limits one attempt of the body, it limits all attempts together.
 
     Args:
         awaitable: A coroutine, durable future or other awaitable.
         timeout: Seconds, or a timedelta; None to wait without limit.
 
     Returns:
-        The result of the awaitable.
+        The result of the awaitable, even if it arrives while the awaitable is being cancelled.
 
     Raises:
         TimeoutError: The time is up. The awaitable has been cancelled, and has ended.
-        BaseException: What the awaitable raised.
+        BaseException: The exception of the awaitable.
 
     Example:
         ```python
@@ -335,7 +338,8 @@ class TaskGroup:
     """Tasks that end together: an ``asyncio.TaskGroup`` that raises the user's own exception.
 
     The block ends when every task has ended. If a task fails, or the block does, the others are cancelled, and the
-    user's own exception is raised (not an ``ExceptionGroup``; ``except*`` catches it all the same).
+    user's own exception is raised (not an ``ExceptionGroup``; ``except*`` catches it all the same). Under
+    ``restate.app`` it is refused.
 
     Example:
         ```python
@@ -452,10 +456,10 @@ def as_completed(awaitables: Iterable[Awaitable[T]], *, timeout: float | timedel
 
     As with :func:`asyncio.as_completed`, ``for`` yields awaitables of the next result, and ``async for`` (as in Python
     3.13, here on every version) yields the finished tasks. The order is that of the journal, so a replay sees the same.
-    Tasks that are left when the handler ends are cancelled.
+    Tasks that are left when the handler ends are cancelled. Under ``restate.app`` it is refused.
 
     Args:
-        awaitables: Coroutines, durable futures or other awaitables.
+        awaitables: Coroutines, durable futures or other awaitables, in any iterable with a stable order.
         timeout: Seconds or a timedelta for all of them together, on a durable timer.
 
     Returns:
@@ -489,7 +493,8 @@ async def map(
 
     Raises:
         ValueError: ``limit`` is less than 1.
-        BaseException: What the first call to fail raised. The others have been cancelled, and have ended.
+        BaseException: The exception of the first call to fail, with those of further ones attached as notes. The others
+            have been cancelled, and have ended.
 
     Example:
         ```python
