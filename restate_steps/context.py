@@ -59,12 +59,12 @@ def step_info() -> StepInfo:
 
 
 class Invocation:
-    """The package's state for one attempt of one invocation; hangs on the SDK's context.
+    """The package's state for one attempt of one invocation, attached to the SDK's context.
 
     Attributes:
         context: The SDK's context.
         id: The invocation's id.
-        execution: What orders the handler's code, while it runs on the handler loop.
+        execution: The execution that orders the handler's code; None while it does not run on the handler loop.
         awaiting: Name of the step that the handler awaits while it does not run on the handler loop.
     """
 
@@ -81,13 +81,15 @@ class Invocation:
         _sdk.guard_commands(context, self._check)
         _sdk.watch_bodies(context, self.enter_body)
         if _sdk.uses_explicit_recovery(context):
-            raise ConcurrencyError(
+            error = ConcurrencyError(
                 "the handler uses the SDK's preview feature explicit_recovery, which runs every step again on every "
                 "attempt. Remove explicit_recovery from the handler or service that uses durable steps."
             )
+            self.fail(error, pause=True)
+            raise error
 
     def _check(self, operation: str) -> None:
-        """Refuse a command that could not be replayed; called before each one."""
+        """Reject a command that could not be replayed; called before each one."""
         if (step := running_step.get()) is not None:
             raise ContextInStepError(f"the Restate context ({operation})", step.name)
         if self._failed is not None:

@@ -442,12 +442,14 @@ async def untouched() -> None:
 
 @pytest.mark.parametrize("service", [of_the_handler, of_the_service])
 def test_explicit_recovery_is_refused(env_factory: Serve, service: Callable[[], restate.Service]) -> None:
-    """The SDK's preview runs every step again on every attempt, so no step runs at all where it is switched on."""
+    """The SDK's preview runs every step again on every attempt, so no step runs, and Restate pauses the invocation."""
     RAN.clear()
     env = env_factory(service())
-    failure = last_failure(env, env.send("Recovery", "run"))
+    invocation = env.send("Recovery", "run")
+    failure = last_failure(env, invocation)
 
     assert "ConcurrencyError" in failure
     assert "the SDK's preview feature explicit_recovery, which runs every step again on every attempt" in failure
     assert "Remove explicit_recovery from the handler or service" in failure
+    assert eventually(lambda: env.server.invocation(invocation)["status"] == "paused")
     assert not RAN.is_set()

@@ -233,9 +233,9 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
 
     def _refuse(self, operation: str, advice: str = "") -> NoReturn:
         raise self._execution().refuse(
-            f"{operation} was called outside of a step, at {user_line()}. A handler runs on an event loop of its own, "
-            "without sockets, pipes, subprocesses and signals, because when those have something to say is not in the "
-            f"journal. {advice or _IO_ADVICE}"
+            f"{operation} was called outside of a step, at {user_line()}. Handlers run on an event loop "
+            "without sockets, pipes, subprocesses and signals, because the journal does not record when their events "
+            f"arrive. {advice or _IO_ADVICE}"
         )
 
     def run_forever(self) -> NoReturn:

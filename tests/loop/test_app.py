@@ -773,7 +773,7 @@ async def test_what_the_loop_refuses(name: str) -> None:
     message = await refusal(body)
     called, advice = (name, "Put the work into a step") if name in IO else (f"loop.{name}()", "Return from the handler")
     assert f": {called} was called outside of a step, at {__file__}:" in message
-    assert "test_what_the_loop_refuses.<locals>.body). A handler runs on an event loop of its own" in message
+    assert "test_what_the_loop_refuses.<locals>.body). Handlers run on an event loop without sockets" in message
     assert advice in message
 
 

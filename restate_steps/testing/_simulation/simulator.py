@@ -141,14 +141,19 @@ class SimulatedInvocation(Generic[T]):
 
     @property
     def outcome(self) -> Outcome | None:
-        """What it ended with: a value, or a status code and a message; None while it has not ended.
+        """The value or the failure that it ended with; None while it has not ended.
 
         Example:
-            ```python
-            order = await sim.send(pay, 7)
-            await order.cancel()
-            assert order.outcome == Outcome("failure", (409, "cancelled"))
-            ```
+            >>> import restate, restate_steps
+            >>> shop = restate.Service("Shop")
+            >>> @shop.handler()
+            ... async def pay(ctx: restate.Context, amount: int) -> str:
+            ...     return f"paid {amount}" if await ctx.awakeable(type_hint=bool)[1] else "declined"
+            >>> async with simulate(restate_steps.app([shop])) as sim:
+            ...     order = await sim.send(pay, 7)
+            ...     await order.cancel()
+            ...     print(order.outcome)
+            TerminalError 409: cancelled
         """
         invocation = self._invocation
         if not invocation.ended:
