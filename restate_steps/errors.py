@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from restate import TerminalError
 
+from restate_steps._public import publish
+
 __all__ = [
     "ConcurrencyError",
     "ContextInStepError",
@@ -154,3 +156,6 @@ class ConcurrencyError(StepsError, RuntimeError):
 
 class ServerError(StepsError):
     """A restate-server could not be found, fetched, started or reached."""
+
+
+publish("restate_steps", globals(), __all__)

@@ -30,6 +30,7 @@ from restate import InvocationRetryPolicy, Service, TerminalError, VirtualObject
 from restate.serde import Serde
 from typing_extensions import TypeForm, Unpack
 
+from restate_steps._public import publish
 from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec, is_plain, type_name, verify
 from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError, ValueEncodeError
 
@@ -393,3 +394,6 @@ def _publish(handler: Any, input_type: Any, output_type: Any) -> None:
                 setattr(handler.handler_io, name, TypeHint(annotation=Any, generate_json_schema=schema))
     except (ImportError, AttributeError, TypeError):
         _log.warning("this version of the SDK does not take JSON schemas of handlers", exc_info=True)
+
+
+publish("restate_steps", globals(), ["TypedSerde"])

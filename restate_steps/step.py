@@ -41,6 +41,7 @@ from restate_steps._callables import (
     reject_uncallable,
     return_type,
 )
+from restate_steps._public import publish
 from restate_steps._sdk import IN_THREAD, has_body, map_failure, result_of, run_unwatched
 from restate_steps.codec import Codec, is_plain, verify
 from restate_steps.codec import type_name as type_name_of
@@ -540,3 +541,6 @@ def _cancelled_locally(step: str) -> ConcurrencyError:
         "replayed. Serve the handler with restate_steps.app instead of restate.app, use restate_steps.wait_for for a "
         "timeout, or the step's own timeout= option."
     )
+
+
+publish("restate_steps", globals(), ["DurableStep"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib
 import itertools
 import json
@@ -12,6 +13,7 @@ import sys
 import tomllib
 import zipfile
 from pathlib import Path
+from typing import is_typeddict
 
 import pytest
 from documents import ROOT
@@ -83,6 +85,17 @@ def test_every_public_name_is_documented(module: str) -> None:
             documented.append(name)
 
     assert sorted(importlib.import_module(module).__all__) == sorted(documented)
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_public_classes_show_their_public_path(module: str) -> None:
+    """In tracebacks, reprs and recorded failures; classes whose annotations are looked up keep their module."""
+    package = importlib.import_module(module)
+    classes = [value for value in map(package.__dict__.get, package.__all__) if isinstance(value, type)]
+    shown = {cls for cls in classes if not dataclasses.is_dataclass(cls) and not is_typeddict(cls)}
+
+    assert shown
+    assert {cls.__module__ for cls in shown} == {module}
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))

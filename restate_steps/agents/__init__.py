@@ -13,6 +13,7 @@ except ImportError as error:
         path=error.path,
     ) from error
 
+from restate_steps._public import publish
 from restate_steps.agents._agent import RestateAgent
 from restate_steps.agents._conversations import RestateConversationStore
 from restate_steps.agents._durability import OnToolError, RestateDurability
@@ -33,3 +34,5 @@ __all__ = [
     "durable_toolset",
     "remote_tool",
 ]
+
+publish("restate_steps.agents", globals(), __all__)

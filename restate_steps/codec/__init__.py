@@ -13,8 +13,11 @@ A value that would be changed by encoding raises an error: pydantic's serializat
 :func:`verify` decodes the encoded value and compares.
 """
 
+from restate_steps._public import publish
 from restate_steps.codec._adapters import PLAIN_JSON, is_plain
 from restate_steps.codec._json import DEFAULT_CODEC, Codec, JsonCodec, verify
 from restate_steps.codec._names import type_name
 
 __all__ = ["DEFAULT_CODEC", "PLAIN_JSON", "Codec", "JsonCodec", "is_plain", "type_name", "verify"]
+
+publish("restate_steps", globals(), __all__)

@@ -3,6 +3,7 @@
 Needs the ``server`` extra: ``pip install 'restate-steps[server]'``.
 """
 
+from restate_steps._public import publish
 from restate_steps.server._admin import AdminClient
 from restate_steps.server._app import AppServer, serve_app
 from restate_steps.server._binary import ServerBinary, ensure_server, find_server, locate_server
@@ -26,3 +27,5 @@ __all__ = [
     "serve_app",
     "server_version",
 ]
+
+publish("restate_steps.server", globals(), __all__)

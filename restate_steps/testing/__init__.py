@@ -1,5 +1,6 @@
 """Test durable handlers: play the server in-process in virtual time, explore every crash, or run a real server."""
 
+from restate_steps._public import publish
 from restate_steps.testing._both import BothOutcomes, on_both
 from restate_steps.testing._determinism.deterministic import DeterminismReport, Nondeterminism, check_deterministic
 from restate_steps.testing._errors import (
@@ -72,3 +73,5 @@ __all__ = [
     "server",
     "simulate",
 ]
+
+publish("restate_steps.testing", globals(), __all__)
