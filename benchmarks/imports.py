@@ -26,7 +26,7 @@ TOP = 12
 
 DEPENDENCIES = "import restate, pydantic, typing_extensions"
 USED = f"{DEPENDENCIES}; from pydantic import BaseModel, TypeAdapter, ValidationError"
-OURS = "import restate_steps"
+OURS = "from restate_steps import *"
 
 # Found by the same search path in every candidate, so that none has more folders to look into.
 PREPARE = "import sys, time; sys.path.insert(0, sys.argv[1])"

@@ -1,25 +1,29 @@
 """Durable steps for Restate: a decorator, a typed codec, and concurrency that survives a replay."""
 
-from restate_steps._app import app, local
-from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec
-from restate_steps.concurrency import AsCompleted, Task, TaskGroup, as_completed, gather, map, race, wait_for
-from restate_steps.context import StepInfo, restate_context, step_info
-from restate_steps.errors import (
-    ConcurrencyError,
-    ContextInStepError,
-    DecodeError,
-    EncodeError,
-    ResultTooLargeError,
-    ServerError,
-    StepDefinitionError,
-    StepResultError,
-    StepsError,
-    StepTimeoutError,
-    ValueEncodeError,
-)
-from restate_steps.options import RetryPolicy
-from restate_steps.serdes import HandlerOptions, TypedSerde, describe, json_schema, serde, typed_handler
-from restate_steps.step import DurableStep, durable_step, run_step
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
+if _TYPE_CHECKING:
+    from restate_steps._app import app, local
+    from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec
+    from restate_steps.concurrency import AsCompleted, Task, TaskGroup, as_completed, gather, map, race, wait_for
+    from restate_steps.context import StepInfo, restate_context, step_info
+    from restate_steps.errors import (
+        ConcurrencyError,
+        ContextInStepError,
+        DecodeError,
+        EncodeError,
+        ResultTooLargeError,
+        ServerError,
+        StepDefinitionError,
+        StepResultError,
+        StepsError,
+        StepTimeoutError,
+        ValueEncodeError,
+    )
+    from restate_steps.options import RetryPolicy
+    from restate_steps.serdes import HandlerOptions, TypedSerde, describe, json_schema, serde, typed_handler
+    from restate_steps.step import DurableStep, durable_step, run_step
 
 __version__ = "0.1.0"
 
@@ -63,3 +67,28 @@ __all__ = [
     "typed_handler",
     "wait_for",
 ]
+
+# pytest imports the plugin of this package in every test run, and importing the SDK takes most of a second. So each
+# name is imported when it is first used.
+_MODULES = {
+    "_app": ("app", "local"),
+    "codec": ("DEFAULT_CODEC", "PLAIN_JSON", "Codec", "JsonCodec"),
+    "concurrency": ("AsCompleted", "Task", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"),
+    "context": ("StepInfo", "restate_context", "step_info"),
+    "options": ("RetryPolicy",),
+    "serdes": ("HandlerOptions", "TypedSerde", "describe", "json_schema", "serde", "typed_handler"),
+    "step": ("DurableStep", "durable_step", "run_step"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(_import_module(f"{__name__}.{_MODULE_OF.get(name, 'errors')}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

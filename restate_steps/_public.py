@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, is_typeddict
+from typing import Any, cast, is_typeddict
 
 __all__ = ["publish"]
 
@@ -22,6 +23,6 @@ def publish(path: str, namespace: Mapping[str, Any], names: Iterable[str]) -> No
         names: Its public names.
     """
     for name in names:
-        value = namespace[name]
-        if isinstance(value, type) and not dataclasses.is_dataclass(value) and not is_typeddict(value):
+        value: Any = namespace[name]
+        if inspect.isclass(value) and not dataclasses.is_dataclass(value) and not is_typeddict(cast(Any, value)):
             value.__module__ = path

@@ -69,7 +69,9 @@ def _faults(path: Path) -> list[str]:
                 line = start + text.count("\n", 0, match.start())
                 found.append(f"{path.relative_to(ROOT)}:{line}: {match.group()!r}: {better}")
         if is_docstring and HEADLESS.match(opening := text.lstrip("rbfRBF").strip("\"'").lstrip()):
-            found.append(f"{path.relative_to(ROOT)}:{start}: {opening.split()[0]!r} opens a docstring: use a verb or a noun")
+            found.append(
+                f"{path.relative_to(ROOT)}:{start}: {opening.split()[0]!r} opens a docstring: a verb or a noun"
+            )
     return found
 
 

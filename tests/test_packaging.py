@@ -38,8 +38,19 @@ def _imports(code: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def imported() -> set[str]:
-    """The modules that `import restate_steps` brings."""
-    return _imports("import restate_steps")
+    """The modules that the names of `restate_steps` bring."""
+    return _imports("from restate_steps import *")
+
+
+def test_names_are_imported_when_they_are_used() -> None:
+    """pytest imports the plugin in every run of tests, so importing the package alone must not import the SDK."""
+    assert {"restate", "pydantic"}.isdisjoint(_imports("import restate_steps"))
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    package = importlib.import_module("restate_steps")
+    with pytest.raises(AttributeError, match="module 'restate_steps' has no attribute 'durable'"):
+        _ = package.durable
 
 
 def test_import_is_light(imported: set[str]) -> None:
@@ -50,7 +61,7 @@ def test_import_is_light(imported: set[str]) -> None:
 
 def test_core_works_without_its_extras() -> None:
     """`pip install restate-steps` is enough for the core: it can be imported where no extra is installed."""
-    hidden = _imports(f"sys.modules.update(dict.fromkeys({EXTRAS})); import restate_steps")
+    hidden = _imports(f"sys.modules.update(dict.fromkeys({EXTRAS})); from restate_steps import *")
 
     assert "restate_steps.step" in hidden
 
@@ -61,15 +72,16 @@ def test_core_does_not_import_its_extras(imported: set[str]) -> None:
 
 
 def test_all_is_sorted_and_complete() -> None:
-    """Every public name of the package that is not a module is in `__all__`, once: constants, classes, functions."""
+    """`__all__` has what type checkers see, and each name can be imported."""
     package = importlib.import_module("restate_steps")
-    public = {
-        name
-        for name, value in vars(package).items()
-        if not name.startswith("_") and type(value).__name__ not in ("module", "_Feature")
-    }
+    tree = ast.parse((PACKAGE / "__init__.py").read_text())
+    [typed] = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name for node in typed.body if isinstance(node, ast.ImportFrom) for alias in node.names}
 
-    assert sorted(public, key=lambda name: (not name.isupper(), not name[0].isupper(), name)) == list(package.__all__)
+    assert sorted(seen, key=lambda name: (not name.isupper(), not name[0].isupper(), name)) == list(package.__all__)
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name) is not None
 
 
 @pytest.mark.parametrize("module", PUBLIC)
@@ -91,7 +103,7 @@ def test_every_public_name_is_documented(module: str) -> None:
 def test_public_classes_show_their_public_path(module: str) -> None:
     """In tracebacks, reprs and recorded failures; classes whose annotations are looked up keep their module."""
     package = importlib.import_module(module)
-    classes = [value for value in map(package.__dict__.get, package.__all__) if isinstance(value, type)]
+    classes = [value for value in (getattr(package, name) for name in package.__all__) if isinstance(value, type)]
     shown = {cls for cls in classes if not dataclasses.is_dataclass(cls) and not is_typeddict(cls)}
 
     assert shown
