@@ -85,6 +85,23 @@ async def sleeps_locally(ctx: restate.Context) -> None:
 
 
 @sound.handler()
+async def waits_until_midnight(ctx: restate.Context) -> None:
+    """Compute delays from a clock: the recorded ones count."""
+    await ctx.run_typed("first", lambda: 1)
+    left = timedelta(days=1) - timedelta(seconds=time.time_ns() // 10**9 % 86_400)
+    ctx.service_send(steps_of_the_sdk, arg="tea", send_delay=left)
+    await ctx.sleep(left)
+
+
+@sound.handler()
+async def fails_by_chance(ctx: restate.Context) -> None:
+    """Fail in some attempts, of which one gets through in the end."""
+    await ctx.run_typed("first", lambda: 1)
+    if random.random() < 0.4:
+        raise ConnectionError("not this time")
+
+
+@sound.handler()
 async def waits_for_several(ctx: restate.Context) -> int:
     slow = ctx.run_typed("slow", lambda: 1)
     fast = ctx.sleep(timedelta(seconds=1))

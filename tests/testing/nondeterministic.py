@@ -77,13 +77,6 @@ async def answers_with_the_time(ctx: restate.Context) -> str:
 
 
 @faulty.handler()
-async def sleeps_until_midnight(ctx: restate.Context) -> None:
-    await step(ctx, "quote")
-    left = timedelta(days=1) - timedelta(seconds=time.time_ns() // 10**9 % 86_400)  # culprit
-    await ctx.sleep(left)
-
-
-@faulty.handler()
 async def measures_with_an_imported_name(ctx: restate.Context) -> None:
     begin = now_of_a_clock()  # culprit
     await step(ctx, "quote")
@@ -112,6 +105,15 @@ async def polls_until_a_deadline(ctx: restate.Context) -> None:
 
 
 # --- random numbers ---------------------------------------------------------------------------------------------
+
+
+@faulty.handler()
+async def asserts_its_own_draw(ctx: restate.Context) -> None:
+    """Fail in every attempt but the one that drew."""
+    await step(ctx, "quote")
+    drawn = random.random()  # culprit
+    if drawn != await ctx.run_typed("draw", lambda: drawn):
+        raise ValueError("another number")
 
 
 @faulty.handler()

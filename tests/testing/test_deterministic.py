@@ -59,7 +59,6 @@ def blamed(finding: Nondeterminism) -> int:
         (nondeterministic.branches_on_the_hour, "clock", "datetime.now()"),
         (nondeterministic.names_a_step_by_the_day, "clock", "date.today()"),
         (nondeterministic.answers_with_the_time, "clock", "datetime.today()"),
-        (nondeterministic.sleeps_until_midnight, "clock", "time.time_ns()"),
         (nondeterministic.formats_the_time, "clock", "time.strftime()"),
         (nondeterministic.tosses_a_coin, "randomness", "random.random()"),
         (nondeterministic.chooses, "randomness", "random.choice()"),
@@ -82,6 +81,16 @@ def test_a_line_that_reads_what_is_in_no_journal(handler: Callable[..., Any], ki
     assert culprits(handler) == [blamed(finding)]
     assert QUOTED == finding.after
     assert finding.recorded != finding.replayed
+
+
+def test_a_draw_with_which_every_other_attempt_fails() -> None:
+    """It is not like one that fails by chance: no retry gets through."""
+    handler = nondeterministic.asserts_its_own_draw
+    finding = only(check_deterministic(handler, interpreters=0))
+
+    assert "randomness" == finding.kind
+    assert culprits(handler) == [blamed(finding)]
+    assert "it fails: ValueError('another number')" == finding.replayed
 
 
 def test_the_state_that_is_set_is_compared() -> None:
@@ -273,6 +282,8 @@ def test_attempts_that_contradict_each_other() -> None:
         (deterministic.steps_of_the_sdk, ["tea"]),
         (deterministic.random_numbers_of_the_context, []),
         (deterministic.sleeps_locally, []),
+        (deterministic.waits_until_midnight, []),
+        (deterministic.fails_by_chance, []),
         (deterministic.waits_for_several, []),
         (deterministic.calls_others, []),
         (deterministic.fails, []),

@@ -338,12 +338,28 @@ class _Check:
         for reading in readings[:_MOST_READINGS]:
             if self._is_out_of_time(f"{reading.kind}: {reading}"):
                 return
-            for variant in range(self._runs):
-                parting = self._rerun(recording, reading, variant).parting
-                if parting is not None and parting.index < earliest:
-                    cause = reading.what if reading.what.endswith("]") else f"{reading.what}()"
-                    self._found(reading.kind, cause, recording, parting, reading.place, _how(reading, variant))
-                    break
+            if (changed := self._change_reading(recording, reading, earliest)) is not None:
+                variant, parting = changed
+                cause = reading.what if reading.what.endswith("]") else f"{reading.what}()"
+                self._found(reading.kind, cause, recording, parting, reading.place, _how(reading, variant))
+
+    def _change_reading(self, recording: Recording, reading: Reading, earliest: int) -> tuple[int, Parting] | None:
+        """Return which other value makes a difference, and which; None if none does.
+
+        An attempt that fails by chance is retried, and the next one draws again: that makes no difference, unless
+        every draw fails.
+        """
+        failed: tuple[int, Parting] | None = None
+        passes = False
+        for variant in range(self._runs):
+            parting = self._rerun(recording, reading, variant).parting
+            if parting is None:
+                passes = True
+            elif parting.index < earliest:
+                if not (parting.failed and reading.kind == "randomness"):
+                    return variant, parting
+                failed = failed or (variant, parting)
+        return None if passes else failed
 
     def _change_addresses(self, recording: Recording, earliest: int) -> None:
         """Give all lines that look at addresses others at once: the same thing has to have the same one everywhere."""

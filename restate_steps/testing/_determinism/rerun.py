@@ -2,7 +2,8 @@
 
 Z1. A run is recorded once, with real results. In every run after that no body runs: all results are recorded ones.
 Z2. Two runs are compared by what they ask the VM for, one after the other, with all parameters. That is more than the
-    VM compares: it takes no look at answers, at how long a sleep lasts, and at what is past the end of the journal.
+    VM compares: it takes no look at what is past the end of the journal. How long a sleep or a send waits is left
+    out here too, since the delay that is in the journal counts, whatever a replay computes.
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def rerun(recording: Recording, app: ASGIApp, changed: Reading | Kind | None = N
     def compare(operation: Operation) -> None:
         index = len(watches[-1].operations)
         recorded = recording.operations[index] if index < len(recording.operations) else None
-        if operation == recorded:
+        if operation.agrees_with(recorded):
             return
         partings.append(_parting(index, recorded, operation))
         watches[-1].open = False
@@ -227,7 +228,7 @@ def contradiction(recording: Recording) -> Parting | None:
     """Return where two attempts of the recorded run itself parted."""
     earlier = recording.contradicted or ()
     for index, operation in enumerate(recording.operations):
-        if index >= len(earlier) or operation != earlier[index]:
+        if index >= len(earlier) or not operation.agrees_with(earlier[index]):
             return _parting(index, earlier[index] if index < len(earlier) else None, operation)
     return None
 

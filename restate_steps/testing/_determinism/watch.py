@@ -42,6 +42,7 @@ _MOST_VALUES: Final = 1_000
 
 _NOT_ASKED_FOR: Final = frozenset({"sys_input", "sys_end"})
 _WITHOUT_ENTRY: Final = frozenset({"sys_awakeable", "sys_signal"})
+_DELAY_AT: Final = {"sys_sleep": 0, "sys_send": 4}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,14 @@ class Operation:
     def is_entry(self) -> bool:
         """Whether it becomes an entry of the journal."""
         return self.name not in _WITHOUT_ENTRY
+
+    def agrees_with(self, other: Operation | None) -> bool:
+        """Return whether both ask for the same, but for how long to wait: the recorded delay counts."""
+        return other is not None and self._without_delay() == other._without_delay()
+
+    def _without_delay(self) -> tuple[Any, ...]:
+        at = _DELAY_AT.get(self.name)
+        return (self.name, *self.arguments[:at], *(() if at is None else self.arguments[at + 1 :]))
 
 
 class Reading(NamedTuple):
