@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import secrets
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,8 +20,14 @@ from restate_steps.server import RestateServer
 
 def pytest_configure() -> None:
     """Let programs that tests start be interrupted: in the background SIGINT is ignored, and they inherit that."""
+    os.environ.setdefault("PROGRAMS_SEED", str(secrets.randbelow(10**9)))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_report_header() -> str:
+    """Show the seed of the random programs in ``conformance``, which can be set to draw them again."""
+    return f"PROGRAMS_SEED={os.environ['PROGRAMS_SEED']}"
 
 
 class Serve(Protocol):

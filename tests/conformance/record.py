@@ -1,5 +1,7 @@
 """Record every scenario from the real server: ``python -m tests.conformance.record [SCENARIO ...]``.
 
+So are random programs, which have the name ``programs``; what comes of one must be the same in every variant.
+
 A new version of the server is a new run; what it changes is then the difference between the recordings.
 """
 
@@ -8,9 +10,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Container, Iterable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
@@ -22,13 +25,19 @@ from hypercorn.asyncio import serve
 from restate_steps.server import RestateServer, ensure_server, server_version
 from restate_steps.server._serving import Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
+from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.wire import Frame, Kind, decode
 
 from .drive import SCENARIOS, VARIANTS, Answer, Scenario
+from .programs import handlers, recorded
+from .programs.play import Stored
 from .recording import FOLDER, Recording, Tape, normalise, save, sides
 from .services import app, board
 
 __all__ = ["Recorder", "recorder"]
 
+PROGRAMS = "programs"
+PROGRAM_VARIANTS = tuple(variant for variant in VARIANTS if variant != "v7-vqueues")
 QUIET = 0.25
 WITHIN = 20.0
 
@@ -36,11 +45,13 @@ WITHIN = 20.0
 class Recorder:
     """The real server as a :class:`conformance.drive.World`, which records what is asked of it."""
 
-    def __init__(self, server: RestateServer, client: httpx.AsyncClient, listener: Listener, variant: str) -> None:
+    def __init__(
+        self, server: RestateServer, client: httpx.AsyncClient, listener: Listener, variant: str, application: ASGIApp
+    ) -> None:
         self._server = server
         self._client = client
         self._variant = variant
-        self._app = app()
+        self._app = application
         self._listener = listener
         self.tape = Tape()
 
@@ -151,22 +162,73 @@ class Recorder:
 
     async def clean_up(self) -> None:
         """Kill what a scenario that failed has left behind."""
-        for row in await asyncio.to_thread(
-            self._server.query, "SELECT id FROM sys_invocation WHERE status != 'completed'"
-        ):
+        for row in await self._rows("SELECT id FROM sys_invocation WHERE status != 'completed'"):
             await self._client.patch(f"{self._server.admin_url}/invocations/{row['id']}/kill")
+
+    # --- what it stores ---
+
+    async def until_or_ended(self, seen: Callable[[], Any], invocation_id: str, gone: Container[str]) -> Any:
+        while not (found := seen()) and await self._stored(invocation_id, gone) is None:
+            await asyncio.sleep(0.02)
+        # What was published before the end is seen now.
+        return found or seen()
+
+    async def stored(self, invocation_id: str, gone: Container[str]) -> dict[str, Stored]:
+        while (found := await self._stored(invocation_id, gone)) is None:
+            await asyncio.sleep(0.02)
+        return found
+
+    async def state(self, of_keys: str) -> dict[str, Any]:
+        columns = "service_name, service_key, key, value_utf8"
+        found: dict[str, Any] = {}
+        for row in await self._rows(
+            f"SELECT {columns} FROM state WHERE service_key LIKE '{of_keys}%' ORDER BY service_name, service_key, key"
+        ):
+            of = found.setdefault(f"{row['service_name']}/{row['service_key']}", {})
+            of[row["key"]] = row.get("value_utf8", "")
+        return found
+
+    async def _stored(self, invocation_id: str, gone: Container[str]) -> dict[str, Stored] | None:
+        """Return what is stored of an invocation and all that it has started; None if one of them has not ended."""
+        found: dict[str, Stored] = {}
+        level = [invocation_id]
+        while level:
+            these = "(" + ", ".join(f"'{one}'" for one in level) + ")"
+            columns = "id, status, completion_failure"
+            rows = await self._rows(f"SELECT {columns} FROM sys_invocation WHERE id IN {these}")
+            missing = {*level} - {row["id"] for row in rows}
+            if any(one not in gone for one in missing) or any(row["status"] != "completed" for row in rows):
+                return None
+            found |= {one: Stored("gone", None, ()) for one in missing}
+            journals: dict[str, list[Frame]] = {one: [] for one in level}
+            columns = 'id, "index", entry_type, raw'
+            for row in await self._rows(f'SELECT {columns} FROM sys_journal WHERE id IN {these} ORDER BY id, "index"'):
+                journals[row["id"]].append(_entry(row))
+            found |= {row["id"]: Stored("completed", row.get("completion_failure"), journals[row["id"]]) for row in rows}
+            started = {
+                decode(frame)["invocation_id"]: None
+                for one in level
+                for frame in journals[one]
+                if frame.kind == Kind.CALL_INVOCATION_ID_COMPLETION
+            }
+            level = [one for one in started if one not in found]
+        return found
 
     # --- how ---
 
     async def _coming(self) -> list[Any]:
-        soon = "status IN ('backing-off', 'ready')"
-        return await asyncio.to_thread(self._server.query, f"SELECT id FROM sys_invocation WHERE {soon}")
+        return await self._rows("SELECT id FROM sys_invocation WHERE status IN ('backing-off', 'ready')")
 
     async def _status(self, invocation_id: str) -> str:
-        rows = await asyncio.to_thread(
-            self._server.query, f"SELECT status FROM sys_invocation WHERE id = '{invocation_id}'"
-        )
+        rows = await self._rows(f"SELECT status FROM sys_invocation WHERE id = '{invocation_id}'")
         return str(rows[0]["status"]) if rows else "unknown"
+
+    async def _rows(self, sql: str) -> list[dict[str, Any]]:
+        headers = {"accept": "application/json"}
+        answer = await self._client.post(f"{self._server.admin_url}/query", json={"query": sql}, headers=headers)
+        answer.raise_for_status()
+        rows: list[dict[str, Any]] = answer.json()["rows"]
+        return rows
 
     async def _ingress(
         self,
@@ -197,13 +259,22 @@ def _path(service: str, handler: str, key: str | None) -> str:
     return f"/{service}/{handler}" if key is None else f"/{service}/{quote(key, safe='')}/{handler}"
 
 
+def _entry(row: dict[str, Any]) -> Frame:
+    """Return a row of a journal as the message that it stores."""
+    what, _, name = row["entry_type"].partition(": ")
+    kind = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
+    if what == "Notification" and kind != "SIGNAL":
+        kind += "_COMPLETION"
+    return Frame(Kind[kind], bytes.fromhex(row.get("raw", "")))
+
+
 def _shown(body: bytes) -> str:
     return body.decode(errors="backslashreplace")
 
 
 @asynccontextmanager
-async def recorder(variant: str) -> AsyncIterator[Recorder]:
-    """Start a server for a variant, serve the application to it, and yield what records it."""
+async def recorder(variant: str, application: ASGIApp | None = None) -> AsyncIterator[Recorder]:
+    """Start a server for a variant, serve the scenarios' or another application to it, and yield what records it."""
     protocol, _, mode = variant.partition("-")
     # Nobody here looks at how long the server waits before a retry.
     env = {"RESTATE_DEFAULT_RETRY_POLICY__INITIAL_INTERVAL": "20ms"}
@@ -213,8 +284,20 @@ async def recorder(variant: str) -> AsyncIterator[Recorder]:
         env["RESTATE_EXPERIMENTAL_ENABLE_VQUEUES"] = "true"
     server = RestateServer(always_replay=mode == "replay", env=env)
     await asyncio.to_thread(server.start)
+    try:
+        async with recording(server, variant, app() if application is None else application) as found:
+            yield found
+    finally:
+        await asyncio.to_thread(server.stop)
+
+
+@asynccontextmanager
+async def recording(server: RestateServer, variant: str, application: ASGIApp) -> AsyncIterator[Recorder]:
+    """Serve an application to a server that runs, and yield what records it."""
+    is_http1 = variant.endswith("http1")
     stopping, ready = asyncio.Event(), asyncio.Event()
     serving: asyncio.Future[None] | None = None
+    listener = listen("127.0.0.1", 0)
 
     async def until_stopped() -> None:
         ready.set()
@@ -222,19 +305,18 @@ async def recorder(variant: str) -> AsyncIterator[Recorder]:
 
     try:
         async with httpx.AsyncClient(trust_env=False, timeout=WITHIN) as client:
-            listener = listen("127.0.0.1", 0)
-            found = Recorder(server, client, listener, variant)
+            found = Recorder(server, client, listener, variant, application)
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-            serve_app: Any = http1_only(found.serve) if mode == "http1" else found.serve
+            serve_app: Any = http1_only(found.serve) if is_http1 else found.serve
             serving = asyncio.ensure_future(
                 serve(serve_app, hypercorn_config(listener), shutdown_trigger=until_stopped, mode="asgi")
             )
             await ready.wait()
-            await asyncio.to_thread(server.register, url, http1=mode == "http1")
+            await asyncio.to_thread(server.register, url, http1=is_http1)
             yield found
     finally:
-        await asyncio.to_thread(server.stop)
-        # With its client gone, Hypercorn has nothing left to wait for.
+        # With the server's connections gone, Hypercorn has nothing left to wait for.
+        listener.hang_up()
         stopping.set()
         if serving is not None:
             await asyncio.wait([serving])
@@ -254,6 +336,30 @@ async def record(variant: str, scenarios: Iterable[Scenario]) -> list[str]:
     return failed
 
 
+async def record_programs() -> list[str]:
+    """Record random programs, and return what is not the same in every variant."""
+    programs = recorded.chosen()
+    first: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for variant in PROGRAM_VARIANTS:
+        async with recorder(variant, handlers.app()) as found:
+            played = await recorded.play_all(found, programs, "")
+        first = first or played
+        for program, expected, other in zip(programs, first, played, strict=True):
+            if different := recorded.differences(program, expected, other, of=variant):
+                failed.append(different)
+    for number in recorded.numbers():
+        (recorded.FOLDER / f"{number}.json").unlink()
+    note = {
+        "variants": list(PROGRAM_VARIANTS),
+        "server": server_version(ensure_server()),
+        "restate-sdk": version("restate-sdk"),
+    }
+    for program, played_once in zip(programs, first, strict=True):
+        recorded.save(program, played_once, note)
+    return failed
+
+
 def main() -> None:
     """Record what the command line names, or everything."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -262,11 +368,15 @@ def main() -> None:
     chosen = parser.parse_args()
     # The handlers fail on purpose.
     logging.getLogger("restate").setLevel(logging.CRITICAL)
-    wanted = [SCENARIOS[name] for name in chosen.scenarios] or list(SCENARIOS.values())
-    for variant in chosen.variant or VARIANTS:
+    names = [name for name in chosen.scenarios if name != PROGRAMS]
+    wanted = [] if names != chosen.scenarios and not names else [SCENARIOS[name] for name in names or SCENARIOS]
+    for variant in (chosen.variant or VARIANTS) if wanted else ():
         these = [one for one in wanted if variant in one.variants()]
         failed = asyncio.run(record(variant, these))
         print(f"{variant}: {len(these) - len(failed)} of {len(these)} scenarios in {FOLDER / variant}", flush=True)
+    if not chosen.scenarios or PROGRAMS in chosen.scenarios:
+        different = asyncio.run(record_programs())
+        print("\n\n".join([*different, f"{recorded.HOW_MANY} programs in {recorded.FOLDER}"]), flush=True)
 
 
 if __name__ == "__main__":

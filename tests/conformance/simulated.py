@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Container, Generator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from restate_steps.testing import SimulationError, Simulator
+from restate_steps.testing._simulation.driver import ASGIApp
 from restate_steps.testing._simulation.world import Failure, Invocation, Status, Target, UnknownHandlerError
 
 from .drive import Answer, Scenario
+from .programs.play import Stored
 from .recording import Recording, Tape, normalise, sides
 from .services import app, board
 
@@ -39,14 +42,20 @@ class SimulatedServer:
     async def record(self, scenario: Scenario) -> Recording:
         """Do what a scenario does, and return the normalised recording."""
         board.clear()
-        self.tape = Tape()
-        with Simulator(self.tape.around(app()), **self._options) as self._simulator:
-            self._simulator.driver.world.retry_mismatches = True
-            self._world = self._simulator.driver.world
+        with self.simulating(app()):
             await scenario.drive(self)
             await self.settle()
             recording = normalise(self.tape.raw({}))
         return sides(recording) if self._variant.partition("-")[2] in scenario.loose else recording
+
+    @contextmanager
+    def simulating(self, application: ASGIApp) -> Generator[None, None, None]:
+        """Play the server for an application until the block ends."""
+        self.tape = Tape()
+        with Simulator(self.tape.around(application), **self._options) as self._simulator:
+            self._world = self._simulator.driver.world
+            self._world.retry_mismatches = True
+            yield
 
     # --- the world ---
 
@@ -162,6 +171,41 @@ class SimulatedServer:
 
     async def settle(self) -> None:
         self._simulator.driver.run_to(self._world.now + QUIET // timedelta(milliseconds=1))
+
+    # --- what it stores ---
+
+    async def until_or_ended(self, seen: Callable[[], Any], invocation_id: str, gone: Container[str]) -> Any:
+        self._simulator.driver.run(lambda: bool(seen()) or self._have_ended())
+        return seen()
+
+    async def stored(self, invocation_id: str, gone: Container[str]) -> dict[str, Stored]:
+        if not self._simulator.driver.run(self._have_ended):
+            raise SimulationError("an invocation does not end")
+        return {each: self._stored(self._world.invocations[each]) for each in self._started_by(invocation_id)}
+
+    async def state(self, of_keys: str) -> dict[str, Any]:
+        return {
+            f"{service}/{key}": {name.decode(): place.state[name].decode() for name in sorted(place.state)}
+            for (service, key, _), place in sorted(self._world.objects.items(), key=lambda item: str(item[0]))
+            if key.startswith(of_keys) and place.state
+        }
+
+    def _have_ended(self) -> bool:
+        return all(each.ended for each in self._world.invocations.values())
+
+    def _started_by(self, invocation_id: str) -> list[str]:
+        known = [invocation_id]
+        for one in known:
+            known += [child for child in self._world.invocations[one].children if child not in known]
+        return known
+
+    @staticmethod
+    def _stored(invocation: Invocation) -> Stored:
+        if invocation.removal is not None:
+            return Stored("gone", None, ())
+        failure = invocation.failure
+        shown = None if failure is None else f"[{failure.code}] {failure.message}"
+        return Stored(_STATUS.get(invocation.status, invocation.status.value), shown, tuple(invocation.journal))
 
     # --- how ---
 

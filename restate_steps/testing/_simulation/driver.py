@@ -653,7 +653,7 @@ class Driver:
                 for thread in process.threads
                 if thread.body.attempt not in open_attempts
             )
-        options += (self._delivery(index) for index in range(len(self.world.deliveries)))
+        options += (self._delivery(index) for index in self.world.arriving())
         for turn in self.turns:
             if turn.ready():
                 options.insert(0 if turn.first else len(options), Option(turn.label, partial(self._take, turn)))

@@ -771,6 +771,7 @@ async def _result_of(
     # pytest leaves such frames out: the line that is of interest is that of the test.
     __tracebackhide__ = True
     driver = simulator.driver
+    comes_late = invocation.ended
 
     def ended() -> bool:
         return invocation.ended or invocation.status is Status.PAUSED
@@ -785,7 +786,8 @@ async def _result_of(
         raise StuckError(_why_stuck(driver, invocation))
     if invocation.status is Status.PAUSED:
         raise _paused(invocation)
-    if (failure := invocation.failure) is not None:
+    failure = invocation.failure if comes_late else invocation.removal or invocation.failure
+    if failure is not None:
         raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)
     return Result(
         value=await output_of(invocation.output or b"", handler, simulator.codec),

@@ -8,8 +8,10 @@ W1. A journal only grows. What it holds is what an attempt is given to begin wit
 W2. A completion is stored once. A second result for the same command is an *anomaly*, and changes nothing.
 W3. Everything between two invocations, and every timer, passes through :attr:`World.deliveries` or
     :attr:`World.timers`, so that whoever drives can choose when it happens. All else happens at once.
-W4. An invocation that has ended never begins again, and its result never changes.
+W4. An invocation that has ended never begins again, and its result never changes. One that is cancelled or killed
+    before it begins is forgotten: whoever waits for it then fails, and whoever comes later does not find it.
 W5. At most one exclusive handler of a key, and at most one attempt of an invocation, is open at any time.
+W6. What one invocation sends to another arrives in the order in which it was sent.
 """
 
 from __future__ import annotations
@@ -252,6 +254,8 @@ class Invocation:
     failure: Failure | None = None
     last_error: Failure | None = None
     error_delay: int | None = None
+    removal: Failure | None = None
+    """How waiting for it failed when it was cancelled or killed before it began; since then nothing is stored of it."""
     waiters: list[tuple[str, int, Kind]] = field(default_factory=list[tuple[str, int, Kind]])
     digest: int = 0
 
@@ -259,6 +263,11 @@ class Invocation:
     def ended(self) -> bool:
         """Whether it has a result."""
         return self.status is Status.COMPLETED
+
+    @property
+    def has_begun(self) -> bool:
+        """Return whether it has left the queue of its key and its time has come."""
+        return self.status not in (Status.SCHEDULED, Status.QUEUED)
 
     @property
     def wedged(self) -> bool:
@@ -452,18 +461,17 @@ class World:
 
     def cancel(self, invocation_id: str) -> None:
         """Ask an invocation to end, as an operator does; one that has not begun is gone at once."""
-        invocation = self.invocations[invocation_id]
-        if invocation.status in (Status.SCHEDULED, Status.QUEUED):
-            self._end(invocation, None, Failure(_NOT_FOUND, "not found"))
-        else:
-            self.signal(invocation_id, signal_id=CANCEL_SIGNAL, void={})
-            self.resume(invocation_id)
+        self.signal(invocation_id, signal_id=CANCEL_SIGNAL, void={})
+        self.resume(invocation_id)
 
     def kill(self, invocation_id: str) -> None:
         """End an invocation at once, without its doing, and all that it has called or sent."""
         invocation = self.invocations[invocation_id]
-        if not invocation.ended:
-            self._end(invocation, None, Failure(_CANCELLED, "killed"))
+        killed = Failure(_CANCELLED, "killed")
+        if not invocation.has_begun:
+            self._forget(invocation, killed)
+        elif not invocation.ended:
+            self._end(invocation, None, killed)
             for child in invocation.children:
                 self.kill(child)
 
@@ -485,8 +493,23 @@ class World:
     # --- time and deliveries ------------------------------------------------------------------------------------
 
     def deliver(self, index: int) -> None:
-        """Let one of :attr:`deliveries` arrive."""
-        self._do(self.deliveries.pop(index))
+        """Let one of :attr:`deliveries` arrive, which must be one of :meth:`arriving`."""
+        self._do(self.deliveries.pop(index)[:-1])
+
+    def arriving(self) -> list[int]:
+        """Return which of :attr:`deliveries` may arrive next, oldest first."""
+        if len(self.deliveries) == 1:
+            return [0]
+        seen: set[tuple[str, str]] = set()
+        indices: list[int] = []
+        for index, (_, target, _, sender) in enumerate(self.deliveries):
+            if sender is None or (target, sender) not in seen:
+                indices.append(index)
+                seen.add((target, sender))
+        return indices
+
+    def _deliver(self, verb: str, target: str, what: Any, *, sender: str | None) -> None:
+        self.deliveries.append((verb, target, what, sender))
 
     def next_timer(self) -> int | None:
         """Return when the next timer is due; timers that have lost their point are dropped."""
@@ -534,6 +557,9 @@ class World:
             self._complete(invocation, what[2])
         elif verb == "signal":
             self._signal(invocation, what[2])
+        elif verb == "attach":
+            waiter, number = what[2]
+            self._attach_to(invocation, self.invocations[waiter], number)
 
     def _set_timer(self, due: int, what: tuple[Any, ...]) -> None:
         self._timers_set += 1
@@ -622,9 +648,15 @@ class World:
         invocation.epoch += 1
         invocation.output, invocation.failure = output, failure
         for waiter, number, kind in invocation.waiters:
-            self.deliveries.append(("complete", waiter, self._result(invocation, kind, number)))
+            self._deliver("complete", waiter, self._result(invocation, kind, number), sender=invocation.id)
         invocation.waiters.clear()
         self._leave(invocation)
+
+    def _forget(self, invocation: Invocation, removal: Failure) -> None:
+        """End an invocation that has not begun, and store nothing of it."""
+        self._end(invocation, None, removal)
+        invocation.failure, invocation.removal = Failure(_NOT_FOUND, "not found"), removal
+        self._idempotent = {same: known for same, known in self._idempotent.items() if known != invocation.id}
 
     # --- keys ---------------------------------------------------------------------------------------------------
 
@@ -667,6 +699,11 @@ class World:
         if invocation.ended:
             return
         fields = decode(frame)
+        if not invocation.has_begun and fields.get("signal_id") == CANCEL_SIGNAL:
+            self._forget(invocation, Failure(_CANCELLED, "canceled"))
+        if invocation.ended or not invocation.has_begun:
+            # The server drops other signals: nothing is there yet that could keep them.
+            return
         invocation.signals.add(fields.get("signal_name") or fields["signal_id"])
         self._notify(invocation, frame, tell=True)
 
@@ -729,7 +766,7 @@ class World:
 
     def _wait_for(self, invocation: Invocation, other: Invocation, number: int, kind: Kind) -> None:
         if other.ended:
-            self.deliveries.append(("complete", invocation.id, self._result(other, kind, number)))
+            self._deliver("complete", invocation.id, self._result(other, kind, number), sender=other.id)
         else:
             other.waiters.append((invocation.id, number, kind))
 
@@ -792,26 +829,26 @@ class World:
         self._answer(invocation, kind, fields["completion_id"], void={})
         for waiter, number in promise.waiters:
             done = make(Kind.GET_PROMISE_COMPLETION, completion_id=number, **self._promised(promise))
-            self.deliveries.append(("complete", waiter, done))
+            self._deliver("complete", waiter, done, sender=None)
         promise.waiters.clear()
 
     def _send_signal(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
         names = ("signal_id", "signal_name", "void", "value", "failure")
         signal = make(Kind.SIGNAL, flags=0, **{name: fields[name] for name in names if name in fields})
         if fields["target"] in self.invocations:
-            self.deliveries.append(("signal", fields["target"], signal))
+            self._deliver("signal", fields["target"], signal, sender=invocation.id)
 
     def _complete_awakeable(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
         raw, number = awakeable_of(fields["id"])
         outcome: dict[str, Any] = {name: fields[name] for name in ("value", "failure") if name in fields}
         if raw in self._by_raw:
-            self.deliveries.append(
-                ("signal", self._by_raw[raw], make(Kind.SIGNAL, flags=0, signal_id=number, **outcome))
-            )
+            signal = make(Kind.SIGNAL, flags=0, signal_id=number, **outcome)
+            self._deliver("signal", self._by_raw[raw], signal, sender=invocation.id)
 
     def _named_invocation(self, fields: dict[str, Any]) -> Invocation | None:
         if "invocation_id" in fields:
-            return self.invocations.get(fields["invocation_id"])
+            known = self.invocations.get(fields["invocation_id"])
+            return None if known is None or known.removal is not None else known
         if "workflow" in fields:
             names = fields["workflow"]
             runs = [info for info in self.manifest.handlers.values() if info.workflow]
@@ -825,11 +862,20 @@ class World:
         return self.invocations.get(self._idempotent.get((target, names.get("idempotency_key", "")), ""))
 
     def _attach(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
-        other = self._named_invocation(fields)
+        other, number = self._named_invocation(fields), fields["completion_id"]
         if other is None:
-            self._answer(invocation, kind, fields["completion_id"], failure=Failure(_NOT_FOUND, "not found").fields())
+            self._answer(invocation, kind, number, failure=Failure(_NOT_FOUND, "not found").fields())
+        elif any(sender == invocation.id and target == other.id for _, target, _, sender in self.deliveries):
+            self._deliver("attach", other.id, (invocation.id, number), sender=invocation.id)
         else:
-            self._wait_for(invocation, other, fields["completion_id"], kind)
+            self._attach_to(other, invocation, number)
+
+    def _attach_to(self, other: Invocation, waiter: Invocation, number: int) -> None:
+        kind = Kind.ATTACH_INVOCATION
+        if other.removal is not None:
+            self._answer(waiter, kind, number, failure=Failure(_NOT_FOUND, "not found").fields())
+        else:
+            self._wait_for(waiter, other, number, kind)
 
     def _get_output(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
         other = self._named_invocation(fields)
