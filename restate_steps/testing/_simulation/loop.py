@@ -11,6 +11,8 @@ L3. A *watchdog* is a timer that only looks whether all is well (``callback.watc
     once, for a person, looks before ``on_idle`` is called, and takes no time; the others do not count as timers.
 L4. A loop in which something is always ready is stopped after very many turns: nobody would come to the next event.
 L5. The loop can run inside another loop's task; outside, nothing of it is seen.
+L6. At the end no time passes: what waits is cancelled. What ignores that is left, and so is a thread that takes very
+    long.
 """
 
 from __future__ import annotations
@@ -19,8 +21,9 @@ import asyncio
 import atexit
 import selectors
 import sys
+import warnings
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
 __all__ = ["SimulatedLoop"]
@@ -32,7 +35,12 @@ _OWN_SOCKETS: Final = 1
 _AT_ONCE: Final = 0.1
 _MAX_LOOKS: Final = 12
 _MAX_TURNS = 100_000
+_HOPS: Final = 200
 _FIRST_PRUNING: Final = 1000
+_THREAD_LEFT: Final = (
+    f"a thread of the handler still runs after {_THREADS:g} s. Threads cannot be stopped, so the simulator leaves it, "
+    "but Python waits for it before it exits. Let its function return."
+)
 
 
 class _IdleSelector(selectors.BaseSelector):
@@ -61,10 +69,10 @@ class _IdleSelector(selectors.BaseSelector):
         loop = cast("SimulatedLoop", self.loop)
         if timeout is not None and timeout <= 0:
             # What is ready comes first. Real events are looked at in between, so that they are not starved.
-            if loop.has_threads() or len(self._real.get_map()) > _OWN_SOCKETS:
-                return self._real.select(0)
-            loop.turn()
-            return []
+            is_real = loop.has_threads() or len(self._real.get_map()) > _OWN_SOCKETS
+            if not is_real or loop.is_ending:
+                loop.turn()
+            return self._real.select(0) if is_real else []
         if loop.end_thread():
             return []
         if patience := self._patience(loop):
@@ -123,6 +131,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._turns = 0
         self.endless = False
         """Whether it was stopped because something is always ready; see L4."""
+        self.is_ending = False
+        """Whether :meth:`end` was called."""
+        self._gave_up = False
         super().__init__(selector)
         selector.loop = self
         self._idle_selector = selector
@@ -235,6 +246,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def has_threads(self) -> bool:
         """Whether threads are at work that have to be waited for in real time."""
+        if self._gave_up:
+            return False
         return self._patient > 0 or (self._limiter is not None and self._limiter.borrowed_tokens > 0)
 
     def end_thread(self) -> bool:
@@ -275,38 +288,69 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     # --- the end ------------------------------------------------------------------------------------------------
 
-    def end(self, hops: int = 200) -> list[asyncio.Task[Any]]:
+    def end(self) -> list[asyncio.Task[Any]]:
         """Cancel what is left, let it clean up, and close.
 
         Returns:
             The tasks that did not end although they were cancelled again and again.
         """
-        left = self.open_tasks()
-        if left:
-            self._on_idle = _stop
-            # What hears that its connection is gone ends by itself, at less cost than a cancellation has.
-            self.run()
-            left = self.open_tasks()
-            for _ in range(hops if left else 0):
-                for task in left:
-                    task.cancel()
-                self.run()
-                left = self.open_tasks()
-                if not left:
-                    break
-        self._tasks = []
+        self._on_idle, self.is_ending = self._stop_at_end, True
+        left = self._end_tasks()
         if getattr(self, "_asyncgens", None):
-            self._finish(self.shutdown_asyncgens())
-        if getattr(self, "_default_executor", None) is not None:
-            # It waits for its threads in another one, which has to be waited for in turn.
-            self._patient += 1
-            self._finish(self.shutdown_default_executor())
-        if left or self._is_used() or len(_spare) >= _MAX_SPARE:
+            self.create_task(self.shutdown_asyncgens())
+            left = self._end_tasks()
+        if self.has_threads():
+            self.run()
+        if self.has_threads():
+            self._gave_up = True
+        if self._gave_up:
+            for result, _ in self._threads:
+                # Once cancelled, it does not call a closed loop when its thread ends.
+                result.cancel()
+        elif getattr(self, "_default_executor", None) is not None:
+            self._end_executor()
+        self._tasks = []
+        if left or self._gave_up or self._is_used() or len(_spare) >= _MAX_SPARE:
             self.set_exception_handler(_say_nothing)
             self.close()
         else:
             _spare.append(self)
+        if self._gave_up:
+            warnings.warn(_THREAD_LEFT, RuntimeWarning, stacklevel=2)
         return left
+
+    def _end_tasks(self) -> list[asyncio.Task[Any]]:
+        """Let all tasks end, cancel those that wait, and return those that ignore it (L6)."""
+        left = self.open_tasks()
+        if not left:
+            return left
+        # What hears that its connection is gone ends by itself, at less cost than a cancellation has.
+        self.run()
+        for _ in range(_HOPS):
+            left = self.open_tasks()
+            if not left:
+                break
+            for task in left:
+                task.cancel()
+            self.run()
+            if self.endless:
+                # One that ignores it and never waits takes very many turns each time.
+                break
+        return self.open_tasks()
+
+    def _stop_at_end(self, next_timer: float | None) -> bool:
+        del next_timer
+        # The selector has waited for them as long as it does.
+        self._gave_up = self._gave_up or self.has_threads()
+        return False
+
+    def _end_executor(self) -> None:
+        # It waits for its threads, which have no more to do, in another one, which has to be waited for in turn.
+        self._patient += 1
+        task = self.create_task(self.shutdown_default_executor())
+        task.add_done_callback(lambda _: self.stop())
+        while not task.done():
+            self.run()
 
     @classmethod
     def take(cls, on_idle: Callable[[float | None], bool], now: float = 0.0) -> SimulatedLoop:
@@ -319,6 +363,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         loop._patient = loop.bodies = loop._looks = 0
         loop._threads.clear()
         loop._limiter = None
+        loop.is_ending = False
         loop.outside_of_steps = _ignore
         loop.holds_back = _at_once
         loop._watchdogs.clear()
@@ -335,13 +380,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             or len(self._idle_selector.get_map()) > _OWN_SOCKETS
         )
 
-    def _finish(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        task = self.create_task(coroutine)
-        task.add_done_callback(lambda _: self.stop())
-        self._on_idle = _stop
-        while not task.done():
-            self.run()
-
 
 def _forget_library() -> Callable[[], None]:
     """Let nothing inside believe that it runs on trio because the loop outside does; return what undoes it."""
@@ -357,11 +395,6 @@ def _forget_library() -> Callable[[], None]:
         sniffio.current_async_library_cvar.reset(token)
 
     return restore
-
-
-def _stop(next_timer: float | None) -> bool:
-    del next_timer
-    return False
 
 
 def _at_once(start: Callable[[], None]) -> bool:
