@@ -6,18 +6,21 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 import restate
 from harness import Env, Harness, eventually
 from pydantic import BaseModel
 
+import restate_steps
 from restate_steps import durable_step, gather
 from restate_steps.cli import main
 from restate_steps.errors import ServerError
@@ -326,6 +329,25 @@ class TestSameWay:
             replay(journal, shop(recorded))
 
         asyncio.run(test())
+
+    @pytest.mark.parametrize("made", [restate.app, restate_steps.app], ids=["restate", "restate_steps"])
+    @pytest.mark.parametrize("start", [asyncio.to_thread, anyio.to_thread.run_sync], ids=["asyncio", "anyio"])
+    def test_threads_outside_of_steps(self, start: Any, made: Callable[[list[Any]], App]) -> None:
+        """They are waited for, although nothing else happens meanwhile."""
+        service = restate.Service("Threads")
+
+        def slowly() -> str:
+            time.sleep(0.05)
+            return "thought"
+
+        @service.handler()
+        async def think(ctx: restate.Context) -> str:
+            thought: str = await start(slowly)
+            return thought + await ctx.run_typed("step", lambda: "!") + await start(slowly)
+
+        app = made([service])
+        with simulate(app) as sim:
+            replay(as_recorded(asyncio.run(sim.call(think))), app)
 
 
 class TestOtherWay:

@@ -547,22 +547,26 @@ async def test_threads_are_waited_for() -> None:
         assert "thought" == (await sim.call(think)).value
 
 
-async def test_threads_of_anyio_are_waited_for() -> None:
-    """They go past the event loop, and are what pydantic-ai runs plain functions in."""
+@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize("app", [restate.app, restate_steps.app], ids=["restate", "restate_steps"])
+async def test_threads_of_anyio_are_waited_for(app: Any, limited: bool) -> None:
+    """They go past the event loop, and are what pydantic-ai runs plain functions in; also under a limiter."""
     service = restate.Service("Anyio")
 
     @service.handler()
     async def think(ctx: restate.Context) -> str:
+        limiter = anyio.CapacityLimiter(1) if limited else None
+
         def slowly() -> str:
             time.sleep(0.05)
             return "thought"
 
         async def body() -> str:
-            return await anyio.to_thread.run_sync(slowly)
+            return await anyio.to_thread.run_sync(slowly, limiter=limiter)
 
-        return await anyio.to_thread.run_sync(slowly) + await ctx.run_typed("think", body)
+        return await anyio.to_thread.run_sync(slowly, limiter=limiter) + await ctx.run_typed("think", body)
 
-    async with simulate(restate.app([service])) as sim:
+    async with simulate(app([service])) as sim:
         assert "thoughtthought" == (await sim.call(think)).value
         assert timedelta(0) == sim.now
 

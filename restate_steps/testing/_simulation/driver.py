@@ -163,7 +163,6 @@ class _Attempt:
         self._reader = FrameReader()
         self._inbox: deque[dict[str, Any]] = deque()
         self._waiter: asyncio.Future[None] | None = None
-        self._heard = False
         self._names: dict[int, str] = {}
         self._calls: dict[int, str] = {}
         self._read: set[int] = set()
@@ -180,9 +179,6 @@ class _Attempt:
     # What the application sees of the connection.
 
     async def receive(self) -> dict[str, Any]:
-        if not self._heard:
-            self._heard = True
-            self._process.loop.watch_threads_of_anyio()
         while not self._inbox:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter

@@ -21,6 +21,7 @@ import asyncio
 import atexit
 import selectors
 import sys
+import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -37,6 +38,7 @@ _MAX_LOOKS: Final = 12
 _MAX_TURNS = 100_000
 _HOPS: Final = 200
 _FIRST_PRUNING: Final = 1000
+_ANYIO: Final = "anyio._backends._asyncio"
 _THREAD_LEFT: Final = (
     f"a thread of the handler still runs after {_THREADS:g} s. Threads cannot be stopped, so the simulator leaves it, "
     "but Python waits for it before it exits. Let its function return."
@@ -115,7 +117,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         selector = _IdleSelector()
         self._now = now
         self._patient = 0
-        self._limiter: Any = None
         self._threads: deque[tuple[asyncio.Future[Any], asyncio.Future[Any]]] = deque()
         self.bodies = 0
         """How many bodies of steps run at this moment; see :meth:`_IdleSelector.select`."""
@@ -238,17 +239,13 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             start()
         return handed
 
-    def watch_threads_of_anyio(self) -> None:
-        """Wait for the threads of anyio as well, which go past the loop; called in a task."""
-        anyio = sys.modules.get("anyio")
-        if anyio is not None:
-            self._limiter = anyio.to_thread.current_default_thread_limiter()
-
     def has_threads(self) -> bool:
         """Whether threads are at work that have to be waited for in real time."""
         if self._gave_up:
             return False
-        return self._patient > 0 or (self._limiter is not None and self._limiter.borrowed_tokens > 0)
+        if self._patient > 0:
+            return True
+        return _ANYIO in sys.modules and any(_works_for(self, each) for each in threading.enumerate())
 
     def end_thread(self) -> bool:
         """Hand over the result of the first thread if it has ended; return whether it has."""
@@ -362,7 +359,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         loop._on_idle, loop._now = on_idle, now
         loop._patient = loop.bodies = loop._looks = 0
         loop._threads.clear()
-        loop._limiter = None
         loop.is_ending = False
         loop.outside_of_steps = _ignore
         loop.holds_back = _at_once
@@ -379,6 +375,13 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             or getattr(self, "_default_executor", None)
             or len(self._idle_selector.get_map()) > _OWN_SOCKETS
         )
+
+
+def _works_for(loop: SimulatedLoop, thread: Any) -> bool:
+    """Return whether a thread of anyio is at work for a loop: these go past the loop, and wake it when they end."""
+    if getattr(thread, "loop", None) is not loop or getattr(thread, "stopping", False):
+        return False
+    return thread not in getattr(thread, "idle_workers", (thread,))
 
 
 def _forget_library() -> Callable[[], None]:
