@@ -190,7 +190,6 @@ async def sorts_by_address(ctx: restate.Context) -> None:
 
 numbers = itertools.count()
 prices: dict[str, str] = {}
-made_at_import = uuid.uuid4().hex
 only_here: list[str] = []
 
 
@@ -210,17 +209,16 @@ async def caches(ctx: restate.Context) -> None:
 
 
 @faulty.handler()
-async def tells_which_process_it_is(ctx: restate.Context) -> None:
-    await step(ctx, "quote")
-    await step(ctx, f"in {made_at_import}")  # culprit
-
-
-@faulty.handler()
 async def knows_what_a_new_process_does_not(ctx: restate.Context) -> None:
     await step(ctx, "quote")
     if only_here:
         await step(ctx, "charge")
     await step(ctx, "end")  # culprit
+
+
+@faulty.handler()
+async def leaves_something_behind(ctx: restate.Context) -> None:
+    only_here.append("x")
 
 
 @faulty.handler()

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
+from restate_steps.testing._determinism.elsewhere import Elsewhere, call_of, named, read_once
 from restate_steps.testing._determinism.find_app import app_of, name_of
-from restate_steps.testing._determinism.interpreters import IS_OTHER_INTERPRETER, Answer, rerun_elsewhere
-from restate_steps.testing._determinism.memory import Memory, changed, remember
+from restate_steps.testing._determinism.interpreters import IS_OTHER_INTERPRETER
+from restate_steps.testing._determinism.memory import Memory, changed, changed_generators, remember
 from restate_steps.testing._determinism.outside import listen
 from restate_steps.testing._determinism.rerun import (
     Parting,
@@ -43,8 +44,8 @@ from restate_steps.testing._simulation.simulator import NOTHING, A, HandlerOf, H
 __all__ = ["DeterminismReport", "Nondeterminism", "check_deterministic"]
 
 _MOST_READINGS: Final = 64
-_MOST_NAMES: Final = 5
-_FIRST_SEED: Final = 1
+# A value in memory may come from one of the others, which then is the cause.
+_LAST: Final = ("memory", "unknown")
 
 _MEND: Final[dict[Kind, str]] = {
     "clock": "Ask for the time with `await ctx.time()`, or read the clock in a step; both are recorded.",
@@ -225,7 +226,7 @@ def check_deterministic(
     if unknown := sorted(set(ignore) - _MEND.keys()):
         raise SimulationError(f"{unknown[0]!r} is no kind of finding. There are {', '.join(map(repr, _MEND))}.")
     began = time.perf_counter()
-    check = _Check(found, app, handler, runs, interpreters, frozenset(ignore), began + max_seconds)
+    check = _Check(found, app, runs, interpreters, frozenset(ignore), began + max_seconds)
     listen()
     with _one_at_a_time, watched_sources():
         check.run(scenario or _call(handler, arg, key), version)
@@ -255,7 +256,6 @@ class _Check:
         self,
         app: ASGIApp,
         given_app: ASGIApp | None,
-        handler: HandlerRef | None,
         runs: int,
         interpreters: int,
         ignore: frozenset[str],
@@ -263,7 +263,7 @@ class _Check:
     ) -> None:
         self.report = DeterminismReport()
         self._deadline = deadline
-        self._app, self._given_app, self._handler = app, given_app, handler
+        self._app, self._given_app = app, given_app
         self._runs, self._interpreters, self._ignore = runs, interpreters, ignore
 
     def run(self, scenario: Scenario, version: int) -> None:
@@ -292,14 +292,14 @@ class _Check:
                 self._found("unknown", "two attempts of the same run go different ways", recording, parting)
             return
         plain = self._rerun(recording)
-        earliest = len(recording.operations) + 1
+        already = len(self.report.findings)
         if plain.parting is not None:
-            earliest = plain.parting.index
-            self._blame(recording, plain, outside, changed(before, after))
+            self._blame(recording, plain, outside, before, after)
         for each in outside:
             self._outside(recording, each)
-        self._change_readings(recording, earliest)
-        self._elsewhere(recording, earliest)
+        self._change_readings(recording, plain)
+        self._elsewhere(recording, plain)
+        self.report.findings[already:] = sorted(self.report.findings[already:], key=lambda each: each.kind in _LAST)
 
     def _rerun(self, recording: Recording, changed: Reading | Kind | None = None, variant: int = 0) -> Rerun:
         self.report.runs += 1
@@ -307,19 +307,22 @@ class _Check:
 
     # --- what is found --------------------------------------------------------------------------------------------
 
-    def _blame(self, recording: Recording, plain: Rerun, outside: list[Outside], names: list[str]) -> None:
+    def _blame(self, recording: Recording, plain: Rerun, outside: list[Outside], before: Memory, after: Memory) -> None:
         """Say what makes the difference when nothing was changed."""
         parting = plain.parting
         assert parting is not None
+        names, generators = changed(before, after), changed_generators(before, after)
         earlier = [each for each in outside if each.after <= parting.index]
         if earlier:
             # What was read is not known, but nothing else is at hand.
             culprit = earlier[-1]
             outside.remove(culprit)
             self._found("outside I/O", culprit.what, recording, parting, culprit.place)
+        elif generators:
+            cause = f"a generator in memory, whose numbers continue where they were: {named(generators)}"
+            self._found("randomness", cause, recording, parting)
         elif names:
-            shown = ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
-            cause = f"something in memory; what has changed during the recorded run: {shown}"
+            cause = f"something in memory; what has changed during the recorded run: {named(names)}"
             self._found("memory", cause, recording, parting)
         else:
             self._found("unknown", "the same journal and the same readings lead elsewhere", recording, parting)
@@ -329,21 +332,20 @@ class _Check:
         parting = Parting(outside.after, does, "the same again: no result of it is in the journal", None)
         self._found("outside I/O", outside.what, recording, parting, outside.place)
 
-    def _change_readings(self, recording: Recording, earliest: int) -> None:
+    def _change_readings(self, recording: Recording, plain: Rerun) -> None:
         """Give each line something else to read (C2)."""
-        self._change_addresses(recording, earliest)
+        self._change_addresses(recording, plain)
         readings = [each for each in recording.tape if each.kind not in {*self._ignore, "memory address"}]
         for reading in readings[_MOST_READINGS:]:
             self._not_checked(f"{reading.kind}: {reading}, since there are many readings before it")
         for reading in readings[:_MOST_READINGS]:
             if self._is_out_of_time(f"{reading.kind}: {reading}"):
                 return
-            if (changed := self._change_reading(recording, reading, earliest)) is not None:
+            if (changed := self._change_reading(recording, plain, reading)) is not None:
                 variant, parting = changed
-                cause = reading.what if reading.what.endswith("]") else f"{reading.what}()"
-                self._found(reading.kind, cause, recording, parting, reading.place, _how(reading, variant))
+                self._found(reading.kind, call_of(reading), recording, parting, reading.place, _how(reading, variant))
 
-    def _change_reading(self, recording: Recording, reading: Reading, earliest: int) -> tuple[int, Parting] | None:
+    def _change_reading(self, recording: Recording, plain: Rerun, reading: Reading) -> tuple[int, Parting] | None:
         """Return which other value makes a difference, and which; None if none does.
 
         An attempt that fails by chance is retried, and the next one draws again: that makes no difference, unless
@@ -352,59 +354,60 @@ class _Check:
         failed: tuple[int, Parting] | None = None
         passes = False
         for variant in range(self._runs):
-            parting = self._rerun(recording, reading, variant).parting
+            parting = self._difference(recording, plain, reading, variant)
             if parting is None:
                 passes = True
-            elif parting.index < earliest:
-                if not (parting.failed and reading.kind == "randomness"):
-                    return variant, parting
+            elif not (parting.failed and reading.kind == "randomness"):
+                return variant, parting
+            else:
                 failed = failed or (variant, parting)
         return None if passes else failed
 
-    def _change_addresses(self, recording: Recording, earliest: int) -> None:
+    def _difference(self, recording: Recording, plain: Rerun, reading: Reading, variant: int) -> Parting | None:
+        """Return where a run parts that reads something else at one line; None if the line makes no difference."""
+        if plain.parting is None:
+            return self._rerun(recording, reading, variant).parting
+        # Something in memory makes a difference too. It has to stay as it is, or the line is not to blame.
+        before = self._rerun(recording).parting
+        found = self._rerun(recording, reading, variant).parting
+        if found is not None and found.index < plain.parting.index:
+            return found
+        if before is None or before.way != plain.parting.way or (found is not None and found.way == before.way):
+            return None
+        return found or plain.parting
+
+    def _change_addresses(self, recording: Recording, plain: Rerun) -> None:
         """Give all lines that look at addresses others at once: the same thing has to have the same one everywhere."""
         if any(reading.kind == "memory address" for reading in recording.tape):
             again = self._rerun(recording, "memory address")
-            if again.parting is not None and again.parting.index < earliest:
+            if again.parting is not None and again.parting.index < _earliest(recording, plain):
                 last = [reading for reading in again.tape if reading.kind == "memory address"][-1]
                 self._found(last.kind, f"{last.what}()", recording, again.parting, last.place)
 
-    def _elsewhere(self, recording: Recording, earliest: int) -> None:
+    def _elsewhere(self, recording: Recording, plain: Rerun) -> None:
         """Run it again where strings have other hashes, and objects other addresses."""
         if "hash order" in self._ignore and "memory" in self._ignore:
             return
         if not self._interpreters:
             self._not_checked("hash order: no other interpreters are asked for")
+            for once in read_once(recording, plain.tape):
+                what = f"{once.kind}: {once}, whose value stays in memory"
+                self._not_checked(f"{what}, since no other interpreters are asked for")
             return
-        name = name_of(self._given_app, self._handler, recording.origin.target.service)
+        service = recording.origin.target.service
+        name = name_of(self._given_app, service, recording.definition, recording.defined_in)
         if isinstance(name, str):
             self._not_checked(f"hash order: {name}")
             return
-        seeds = range(_FIRST_SEED, _FIRST_SEED + self._interpreters)
-        answers = rerun_elsewhere(recording, name, seeds)
-        self.report.runs += len(answers)
-        if problem := _problem(answers):
-            self._not_checked(f"hash order: {problem}")
-            return
-        partings = [answer.parting for answer in answers]
-        found = [each for each in partings if each is not None and each.index < earliest]
-        if not found:
-            return
-        parting = min(found, key=lambda each: each.index)
-        # What differs between two that have the same seed is not the seed.
-        seed = seeds[partings.index(parting)]
-        [again] = rerun_elsewhere(recording, name, [seed], copy=1)
-        self.report.runs += 1
-        if again.parting != parting:
-            cause = (
-                "something that is another one in each process: the order of objects by address, or a value that is "
-            )
-            self._found("memory", cause + "made when a module is imported", recording, parting)
-        elif all(each == parting for each in partings):
-            cause = "something that this process has in memory, and a new one has not, such as a cache or a patch"
-            self._found("memory", cause, recording, parting)
-        else:
-            self._found("hash order", "the order in which a set is gone through", recording, parting)
+        earliest = _earliest(recording, plain)
+        elsewhere = Elsewhere(recording, name, self._interpreters, plain.tape, earliest, self._is_out_of_time)
+        for verdict in elsewhere.verdicts():
+            reading = verdict.reading
+            place, how = (None, "") if reading is None else (reading.place, _how(reading, verdict.variant))
+            self._found(verdict.kind, verdict.cause, recording, verdict.parting, place, how)
+        self.report.runs += elsewhere.runs
+        for what in elsewhere.not_checked:
+            self._not_checked(what)
 
     def _not_checked(self, what: str) -> None:
         if what not in self.report.not_checked:
@@ -419,7 +422,8 @@ class _Check:
         location: Place | None = None,
         how: str = "",
     ) -> None:
-        if kind in self._ignore:
+        known = {(each.kind, each.location) for each in self.report.findings if location is not None}
+        if kind in self._ignore or (kind, location) in known:
             return
         last = parting.index - 1
         self.report.findings.append(
@@ -460,11 +464,6 @@ def _how(reading: Reading, variant: int) -> str:
     return f", with the clock moved by {'-' if shift < 0 else ''}{timedelta(seconds=abs(shift))}"
 
 
-def _problem(answers: list[Answer]) -> str:
-    """Return why other interpreters have told nothing, if they have not."""
-    for answer in answers:
-        if answer.problem:
-            return answer.problem
-        if answer.parting is not None and answer.parting.failed:
-            return f"in another interpreter {answer.parting.rerun}"
-    return ""
+def _earliest(recording: Recording, plain: Rerun) -> int:
+    """Return from which operation on a run does otherwise although nothing was changed."""
+    return len(recording.operations) + 1 if plain.parting is None else plain.parting.index

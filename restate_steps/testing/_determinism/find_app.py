@@ -16,7 +16,14 @@ import restate
 from restate.handler import handler_from_callable
 
 import restate_steps
-from restate_steps.testing._determinism.user_code import file_of, is_user_code
+from restate_steps.testing._determinism.user_code import (
+    COPY_OF_MAIN,
+    MAIN,
+    Place,
+    definition_of,
+    file_of,
+    is_user_code,
+)
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._simulation.driver import ASGIApp
 from restate_steps.testing._simulation.simulator import HandlerRef
@@ -24,8 +31,6 @@ from restate_steps.testing._simulation.simulator import HandlerRef
 __all__ = ["AppName", "app_of", "load_app", "name_of"]
 
 _SERVICES: Final = (restate.Service, restate.VirtualObject, restate.Workflow)
-_MAIN: Final = "__main__"
-_COPY_OF_MAIN: Final = "__restate_steps_main__"
 
 
 def app_of(handler: HandlerRef | None) -> ASGIApp:
@@ -84,13 +89,14 @@ class AppName:
     service: str
 
 
-def name_of(app: ASGIApp | None, handler: HandlerRef | None, service: str) -> AppName | str:
+def name_of(app: ASGIApp | None, service: str, definition: Place | None, defined_in: str | None) -> AppName | str:
     """Return how another process finds an application, or a sentence that says why it cannot.
 
     Args:
         app: The application; None if it was made from the services of a module.
-        handler: The handler, if it is known.
         service: The name of a service that the application must have.
+        definition: Where a handler of it is defined: another module may have a service of the same name.
+        defined_in: The name of the module that has defined it: the same file may be loaded under two names.
     """
     for module in list(sys.modules.values()):
         file = file_of(module) if isinstance(module, ModuleType) else None
@@ -99,29 +105,31 @@ def name_of(app: ASGIApp | None, handler: HandlerRef | None, service: str) -> Ap
         for attribute, value in list(vars(module).items()):
             if value is app:
                 return AppName(module.__name__, file, attribute, service)
-    for name in _modules_with(service, handler):
+    found = _modules_with(service)
+    for name, places in sorted(found.items(), key=lambda each: each[0] != defined_in):
+        if definition is not None and definition not in places:
+            continue
         module = sys.modules[name]
         file = file_of(module)
         if file is None or not Path(file).exists():
             return f"the module {name} has no file, so another process cannot import it"
         return AppName(name, file, None, service)
+    other = f" that has the same handler (not in {', '.join(found)})" if found else ""
     return (
-        f"neither the application nor the service {service!r} is a global variable of a module, so another process "
-        "cannot find it"
+        f"neither the application nor the service {service!r} is a global variable of a module{other}, so another "
+        "process cannot find it"
     )
 
 
-def _modules_with(service: str, handler: HandlerRef | None) -> list[str]:
-    """Return the names of the modules that have a service as a global variable; that of the handler comes first."""
-    found = [
-        name
-        for name, module in list(sys.modules.items())
-        if isinstance(module, ModuleType)
-        and module.__name__ == name
-        and any(each.service_tag.name == service for each in _services(list(vars(module).values())))
-    ]
-    own = getattr(handler, "__module__", None)
-    return sorted(found, key=lambda name: name != own)
+def _modules_with(service: str) -> dict[str, set[Place | None]]:
+    """Return the modules that have a service as a global variable, with the places where its handlers are defined."""
+    found: dict[str, set[Place | None]] = {}
+    for name, module in list(sys.modules.items()):
+        if isinstance(module, ModuleType) and module.__name__ == name:
+            for each in _services(list(vars(module).values())):
+                if each.service_tag.name == service:
+                    found.setdefault(name, set()).update(definition_of(it.fn) for it in each.handlers.values())
+    return found
 
 
 def load_app(name: AppName) -> ASGIApp:
@@ -140,17 +148,19 @@ def load_app(name: AppName) -> ASGIApp:
 
 
 def _load(name: AppName) -> ModuleType:
-    if name.module != _MAIN:
+    if name.module != MAIN:
         try:
-            return importlib.import_module(name.module)
+            module = importlib.import_module(name.module)
+            if name.file is None or _same_file(module, name.file):
+                return module
         except ModuleNotFoundError as error:
             if error.name is None or not (name.module == error.name or name.module.startswith(f"{error.name}.")):
                 raise
     if name.file is None:
         raise ModuleNotFoundError(f"no module {name.module}")
     # What stands behind ``if __name__ == "__main__"`` is not to run again.
-    known = _COPY_OF_MAIN if name.module == _MAIN else name.module
-    if known in sys.modules:
+    known = COPY_OF_MAIN if name.module == MAIN else name.module
+    if known in sys.modules and _same_file(sys.modules[known], name.file):
         return sys.modules[known]
     spec = importlib.util.spec_from_file_location(known, name.file)
     if spec is None or spec.loader is None:
@@ -158,3 +168,9 @@ def _load(name: AppName) -> ModuleType:
     module = sys.modules[known] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def _same_file(module: ModuleType, file: str) -> bool:
+    """Return whether a module is from a file, and not another one of the same name."""
+    own = file_of(module)
+    return own is not None and Path(own).resolve() == Path(file).resolve()

@@ -1,35 +1,84 @@
 """Run handlers again in other interpreters, each with a hash seed of its own.
 
-The order of a set of strings depends on a seed that an interpreter draws when it starts. Starting one takes most of a
-second, so they are kept until this process ends.
+N1. An interpreter has the environment, the folder and the import path that this process has when it is asked.
+N2. The order of a set of strings depends on a seed that an interpreter draws when it starts. Starting one takes most of
+    a second, so some are kept until this process ends; what they have in memory is from earlier questions.
+N3. A new interpreter answers one question. What it reads when it imports the application is watched too. It is a fork
+    of one that has imported nothing of the user's, which takes a few milliseconds.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final
 
 from restate_steps.testing._determinism.find_app import AppName, load_app
-from restate_steps.testing._determinism.rerun import Parting, Recording, rerun
+from restate_steps.testing._determinism.image import Image, differing, give, is_set_by_code
+from restate_steps.testing._determinism.rerun import Parting, Recording, Rerun, rerun
 from restate_steps.testing._determinism.sources import watched_sources
+from restate_steps.testing._determinism.watch import Playback, Reader, Reading, Tape, watching
+from restate_steps.testing._simulation.driver import ASGIApp
 
-__all__ = ["IS_OTHER_INTERPRETER", "Answer", "rerun_elsewhere"]
+__all__ = ["IS_OTHER_INTERPRETER", "Answer", "Question", "Remembered", "ask_kept", "ask_new"]
 
 IS_OTHER_INTERPRETER: Final = "RESTATE_STEPS_OTHER_INTERPRETER"
 """The environment variable by which such an interpreter knows that it is one."""
 
 _LENGTH: Final = struct.Struct(">Q")
 _PATIENCE: Final = 60.0
+_MOST_NAMES: Final = 50
+_FORKS: Final = ("forked", "forked too")
+_HASH_SEED: Final = "PYTHONHASHSEED"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What another interpreter is to run.
+
+    Attributes:
+        app: Where it finds the application.
+        recording: The recorded run.
+        earliest: From which operation on it does not matter what is done.
+        tape: What is to be read besides what the recorded run has read.
+        changed: What is to be read otherwise.
+        variant: Which of several other values to read.
+        image: The global variables of this process; the answer says which of them make the recorded run.
+    """
+
+    app: AppName
+    recording: Recording
+    earliest: int
+    tape: Tape = field(default_factory=dict[Reading, list[Any]])
+    changed: Reading | None = None
+    variant: int = 0
+    image: Image | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """A global variable of this process without which another interpreter does otherwise.
+
+    Attributes:
+        path: Its name, with that of its module.
+        own: Its packed value in the other interpreter.
+        is_set_by_code: Whether code of the application may have made the difference; if not, the test has patched it.
+    """
+
+    path: str
+    own: Any
+    is_set_by_code: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +88,25 @@ class Answer:
     Attributes:
         parting: Where it went another way, if it did.
         problem: Why nothing came of it.
+        read: What was read, by the application's modules when they were imported and by the run.
+        remembered: The fewest variables with which it goes the recorded way; None if there are none.
     """
 
     parting: Parting | None = None
     problem: str = ""
+    read: Tape = field(default_factory=dict[Reading, list[Any]])
+    remembered: tuple[Remembered, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _Sent:
+    """A question, and the process that asks it (N1)."""
+
     path: Sequence[str]
-    app: AppName
-    recording: Recording
+    environ: Mapping[str, str]
+    folder: str
+    question: Question
+    to_new: bool
 
 
 class _Interpreter:
@@ -64,12 +121,11 @@ class _Interpreter:
             stderr=self._said,
             env={
                 **os.environ,
-                "PYTHONHASHSEED": str(seed),
+                _HASH_SEED: str(seed),
                 "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
                 IS_OTHER_INTERPRETER: "1",
             },
         )
-        self._asked = 0
 
     @property
     def alive(self) -> bool:
@@ -109,36 +165,45 @@ class _Interpreter:
         self._said.close()
 
 
-_kept: Final[dict[tuple[int, int], _Interpreter]] = {}
+_kept: Final[dict[tuple[int, str], _Interpreter]] = {}
 
 
-def rerun_elsewhere(recording: Recording, app: AppName, seeds: Sequence[int], copy: int = 0) -> list[Answer]:
-    """Run a handler again in other interpreters, one for each hash seed.
+def ask_kept(question: Question, seeds: Sequence[int]) -> list[Answer]:
+    """Ask interpreters that may have answered other questions before, one for each hash seed."""
+    return _ask([question] * len(seeds), [(seed, "kept") for seed in seeds])
 
-    Args:
-        recording: The recorded run.
-        app: Where the application is found.
-        seeds: The hash seeds.
-        copy: Another number is another interpreter with the same hash seed.
-    """
+
+def ask_new(questions: Sequence[Question], seed: int) -> list[Answer]:
+    """Ask each question of a new interpreter with this hash seed (N3)."""
+    answers: list[Answer] = []
+    for begin in range(0, len(questions), len(_FORKS)):
+        # Forks of the same interpreter have their objects at the same addresses.
+        some = questions[begin : begin + len(_FORKS)]
+        answers += _ask(some, [(seed, name) for name in _FORKS[: len(some)]])
+    return answers
+
+
+def _ask(questions: Sequence[Question], whom: Sequence[tuple[int, str]]) -> list[Answer]:
+    own = tuple(sys.path), dict(os.environ), os.getcwd()
     try:
-        question = pickle.dumps(_Question(tuple(sys.path), app, recording))
+        sent = [pickle.dumps(_Sent(*own, each, key[1] in _FORKS)) for each, key in zip(questions, whom, strict=True)]
     except Exception as error:
-        return [Answer(problem=f"what it has read cannot be sent to another interpreter: {error}") for _ in seeds]
-    asked = [_interpreter(seed, copy) for seed in seeds]
-    for interpreter in asked:
-        interpreter.ask(question)
+        problem = f"what it has read cannot be sent to another interpreter: {error}"
+        return [Answer(problem=problem) for _ in questions]
+    asked = [_interpreter(key) for key in whom]
+    for interpreter, each in zip(asked, sent, strict=True):
+        interpreter.ask(each)
     return [interpreter.answer() for interpreter in asked]
 
 
-def _interpreter(seed: int, copy: int) -> _Interpreter:
-    found = _kept.get((seed, copy))
+def _interpreter(key: tuple[int, str]) -> _Interpreter:
+    found = _kept.get(key)
     if found is None or not found.alive:
         if not _kept:
             atexit.register(_close_all)
         if found is not None:
             found.close()
-        found = _kept[seed, copy] = _Interpreter(seed)
+        found = _kept[key] = _Interpreter(key[0])
     return found
 
 
@@ -176,21 +241,104 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    while (question := _read(questions)) is not None:
-        _write(answers, pickle.dumps(_answer(question)))
+    while (sent := _read(questions)) is not None:
+        if sent.to_new and hasattr(os, "fork"):
+            _answer_in_fork(sent, answers)
+            continue
+        _adopt(sent)
+        _write(answers, _pickled(_answer(sent.question)))
+        if sent.to_new:
+            # It is not a new one any more.
+            break
 
 
-def _answer(question: _Question) -> Answer:
-    sys.path[:] = question.path
+def _answer_in_fork(sent: _Sent, answers: IO[bytes]) -> None:
+    process = os.fork()
+    if process == 0:
+        signal.alarm(math.ceil(_PATIENCE))
+        _adopt(sent)
+        _write(answers, _pickled(_answer(sent.question)))
+        os._exit(0)
+    _, status = os.waitpid(process, 0)
+    if status != 0:
+        code = os.waitstatus_to_exitcode(status)
+        _write(answers, _pickled(Answer(problem=f"another interpreter ended: code {code}")))
+
+
+def _adopt(sent: _Sent) -> None:
+    """Take over what the asking process has (N1)."""
+    sys.path[:] = sent.path
+    own = {name: os.environ[name] for name in (_HASH_SEED, IS_OTHER_INTERPRETER)}
+    os.environ.clear()
+    os.environ.update({**sent.environ, **own})
+    with contextlib.suppress(OSError):
+        os.chdir(sent.folder)
+
+
+def _pickled(answer: Answer) -> bytes:
     try:
-        app = load_app(question.app)
-    except BaseException as error:
-        return Answer(problem=f"another interpreter cannot import it: {type(error).__name__}: {error}")
+        return pickle.dumps(answer)
+    except Exception as error:
+        return pickle.dumps(Answer(problem=f"what another interpreter has read cannot be sent back: {error}"))
+
+
+def _answer(question: Question) -> Answer:
+    playback = Playback({**question.tape, **question.recording.tape}, question.changed, question.variant)
+    at_import = Reader(playback)
+    token = watching.set(at_import)
     try:
         with watched_sources():
-            return Answer(rerun(question.recording, app).parting)
+            app = load_app(question.app)
+    except BaseException as error:
+        return Answer(problem=f"another interpreter cannot import it: {type(error).__name__}: {error}")
+    finally:
+        at_import.open = False
+        watching.reset(token)
+    try:
+        with watched_sources():
+            return _run(question, app, playback, at_import.tape)
     except Exception as error:
         return Answer(problem=f"another interpreter cannot run it: {type(error).__name__}: {error}")
+
+
+def _run(question: Question, app: ASGIApp, playback: Playback, read_at_import: Tape) -> Answer:
+    recording = replace(question.recording, tape=playback.tape)
+
+    def again() -> Rerun:
+        return rerun(recording, app, question.changed, question.variant)
+
+    own = {} if question.image is None else differing(question.image)
+    found = again()
+    if found.definition != recording.definition and found.definition is not None:
+        here, there = recording.definition, found.definition
+        return Answer(problem=f"another interpreter finds another handler of that name: not {here}, but {there}")
+    remembered = None
+    if found.parting is not None and question.image is not None:
+        remembered = _remembered(question.image, own, lambda: _repeats(question, again()))
+    return Answer(found.parting, read={**read_at_import, **found.tape}, remembered=remembered)
+
+
+def _repeats(question: Question, run: Rerun) -> bool:
+    return run.parting is None or run.parting.index >= question.earliest
+
+
+def _remembered(image: Image, own: Image, repeats: Callable[[], bool]) -> tuple[Remembered, ...] | None:
+    """Return the fewest variables whose values in the asking process make the recorded run; None if there are none."""
+
+    def is_enough(paths: Sequence[str]) -> bool:
+        # Whatever the run before has changed is as it was.
+        give(own, list(own))
+        give(image, paths)
+        return repeats()
+
+    needed = list(own)
+    if not needed or len(needed) > _MOST_NAMES or not is_enough(needed):
+        return None
+    for path in list(needed):
+        fewer = [each for each in needed if each != path]
+        if is_enough(fewer):
+            needed = fewer
+    return tuple(Remembered(path, own[path], is_set_by_code(path, image[path], own[path])) for path in needed)
 
 
 if __name__ == "__main__":

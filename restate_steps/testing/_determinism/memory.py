@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import itertools
-import sys
+import random
 from collections import deque
 from collections.abc import Iterable
 from datetime import date, timedelta
 from decimal import Decimal
-from types import FunctionType, ModuleType
 from typing import Any, Final, TypeAlias
 from uuid import UUID
 
-from restate_steps.testing._determinism.user_code import file_of, is_user_code
+from restate_steps.testing._determinism.image import variables
 
-__all__ = ["Memory", "changed", "remember"]
+__all__ = ["Memory", "changed", "changed_generators", "remember"]
 
 Memory: TypeAlias = dict[str, Any]
 """What was seen of each variable, by its name with that of its module."""
 
 _DEPTH: Final = 3
 _WIDTH: Final = 100
+_GENERATOR: Final = "generator"
 _VALUES: Final = (str, bytes, int, float, complex, bool, type(None), date, timedelta, Decimal, UUID)
 _COLLECTIONS: Final[tuple[type[Any], ...]] = (list, tuple, deque, set, frozenset)
 _COUNTERS: Final[tuple[type[Any], ...]] = (itertools.count, itertools.cycle)
@@ -28,32 +28,21 @@ _COUNTERS: Final[tuple[type[Any], ...]] = (itertools.count, itertools.cycle)
 
 def remember() -> Memory:
     """Look at the global variables of the user's modules, and at what their functions and classes keep."""
-    seen: Memory = {}
-    for name, module in list(sys.modules.items()):
-        file = file_of(module) if isinstance(module, ModuleType) else None
-        if file is None or module.__name__ != name or not is_user_code(file):
-            continue
-        for variable, value in list(vars(module).items()):
-            if variable.startswith("__"):
-                continue
-            path = f"{name}.{variable}"
-            if isinstance(value, type):
-                if value.__module__ == name:
-                    for attribute, inner in list(vars(value).items()):
-                        if not attribute.startswith("__") and not callable(inner):
-                            seen[f"{path}.{attribute}"] = _seen(inner, _DEPTH)
-            elif isinstance(value, FunctionType):
-                for attribute, inner in vars(value).items():
-                    if not attribute.startswith("_"):
-                        seen[f"{path}.{attribute}"] = _seen(inner, _DEPTH)
-            elif not isinstance(value, ModuleType):
-                seen[path] = _seen(value, _DEPTH)
-    return seen
+    return {each.path: _seen(each.value, _DEPTH) for each in variables()}
 
 
 def changed(before: Memory, after: Memory) -> list[str]:
     """Return the names of what has changed, sorted."""
     return sorted(name for name in before.keys() | after.keys() if before.get(name, ...) != after.get(name, ...))
+
+
+def changed_generators(before: Memory, after: Memory) -> list[str]:
+    """Return the names of the generators of random numbers among what has changed."""
+    return [name for name in changed(before, after) if _is_generator(after.get(name))]
+
+
+def _is_generator(seen: Any) -> bool:
+    return isinstance(seen, tuple) and bool(seen) and seen[0] == _GENERATOR  # pyright: ignore[reportUnknownVariableType]
 
 
 def _seen(value: Any, depth: int) -> Any:
@@ -64,6 +53,8 @@ def _seen(value: Any, depth: int) -> Any:
     if issubclass(kind, _COUNTERS):
         # Looking at the next number would take it.
         return repr(value)
+    if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
+        return _GENERATOR, hash(value.getstate())
     if depth == 0:
         return id(value)
     if issubclass(kind, dict):

@@ -52,6 +52,8 @@ class Recording:
         tape: What it read that is in no journal.
         outside: What it did with the world outside.
         contradicted: What an earlier attempt had asked for instead, if the recording itself went wrong.
+        definition: Where the handler is defined.
+        defined_in: The name of the module that has defined it.
     """
 
     origin: Origin
@@ -60,6 +62,8 @@ class Recording:
     tape: Tape
     outside: tuple[Outside, ...] = ()
     contradicted: tuple[Operation, ...] | None = None
+    definition: Place | None = None
+    defined_in: str | None = None
 
     @property
     def target(self) -> str:
@@ -91,6 +95,13 @@ class Parting:
     place: Place | None
     failed: bool = False
     """Whether the other run did not get on at all: it raised something."""
+    operation: Operation | None = None
+    """What the other run asked for."""
+
+    @property
+    def way(self) -> tuple[int, Operation | str]:
+        """The way of the other run: the same for two runs that do the same."""
+        return self.index, self.operation or self.rerun
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,7 @@ class Rerun:
     parting: Parting | None
     tape: Tape
     outside: tuple[Outside, ...]
+    definition: Place | None = None
 
 
 # --- recording --------------------------------------------------------------------------------------------------
@@ -158,6 +170,7 @@ def _recordings(
             continue
         last = mine[-1]
         recording = Recording(origin, tuple(invocation.journal), tuple(last.operations), last.tape, tuple(last.outside))
+        recording = replace(recording, definition=last.handler, defined_in=last.handler_module)
         if invocation.wedged and len(mine) > 1:
             recordings.append(replace(recording, contradicted=tuple(mine[-2].operations)))
         elif invocation.ended and MessageKind.OUTPUT in {frame.kind for frame in invocation.journal}:
@@ -216,7 +229,7 @@ def rerun(recording: Recording, app: ASGIApp, changed: Reading | Kind | None = N
             does = "it waits"
         place = next((str_of(places[0]) for places in attempt.waits_at if places), None)
         parting = Parting(asked, describe_operation(recording.operations[asked]), does, place, failed)
-    return Rerun(parting, watch.tape, tuple(watch.outside))
+    return Rerun(parting, watch.tape, tuple(watch.outside), watch.handler)
 
 
 def str_of(place: Any) -> Place:
@@ -236,7 +249,7 @@ def contradiction(recording: Recording) -> Parting | None:
 def _parting(index: int, recorded: Operation | None, again: Operation) -> Parting:
     there = "nothing more" if recorded is None else _in_full(recorded)
     there, here = cut_apart(there, _in_full(again), _WIDTH)
-    return Parting(index, there, here, _where_they_part(recorded, again))
+    return Parting(index, there, here, _where_they_part(recorded, again), operation=again)
 
 
 def _where_they_part(recorded: Operation | None, again: Operation) -> Place | None:

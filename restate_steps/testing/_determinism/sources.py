@@ -36,7 +36,7 @@ from restate_steps.testing._determinism.user_code import (
     origin,
     place_of,
 )
-from restate_steps.testing._determinism.watch import Kind, Reading, Watch, watching
+from restate_steps.testing._determinism.watch import Kind, Reader, Reading, watching
 
 __all__ = ["RANDOM_SEEDS", "SHIFTS", "watched_sources"]
 
@@ -59,7 +59,7 @@ def _seed(variant: int) -> int:
     return RANDOM_SEEDS[variant] if variant < len(RANDOM_SEEDS) else 1_000 + variant
 
 
-def _find(kind: Kind, name: str) -> tuple[Watch, Reading] | None:
+def _find(kind: Kind, name: str) -> tuple[Reader, Reading] | None:
     """Return who watches the caller of the caller, and what it reads; None if nobody does."""
     watch = watching.get()
     if watch is None or not watch.idle:

@@ -12,6 +12,8 @@ from types import CodeType, FrameType, ModuleType
 from typing import Any, Final, TypeAlias
 
 __all__ = [
+    "COPY_OF_MAIN",
+    "MAIN",
     "Place",
     "caller",
     "definition_of",
@@ -37,6 +39,11 @@ _TYPED_IN: Final = ("<stdin>", "<doctest", "<ipython", "<input>", "<python-input
 _INFRASTRUCTURE: Final = frozenset(
     {"_pytest", "asyncio", "concurrent", "logging", "queue", "restate", "restate_steps", "selectors", "threading"}
 )
+
+MAIN: Final = "__main__"
+
+COPY_OF_MAIN: Final = "__restate_steps_main__"
+"""The name that another interpreter gives to the module that is ``__main__`` here."""
 
 Place: TypeAlias = str
 """A line of code: the path of its file, a colon, and the number."""

@@ -29,7 +29,19 @@ from restate_steps.testing._observe import AttemptObserver, observing
 from restate_steps.testing._simulation.driver import ASGIApp
 from restate_steps.testing._simulation.loop import SimulatedLoop
 
-__all__ = ["Change", "Kind", "Operation", "Outside", "Playback", "Reading", "Tape", "Watch", "watched", "watching"]
+__all__ = [
+    "Change",
+    "Kind",
+    "Operation",
+    "Outside",
+    "Playback",
+    "Reader",
+    "Reading",
+    "Tape",
+    "Watch",
+    "watched",
+    "watching",
+]
 
 T = TypeVar("T")
 
@@ -115,34 +127,27 @@ class Playback:
     variant: int = 0
 
 
-class Watch:
-    """Watches one attempt; it is the observer of the attempt's context, and passes on what another one wants to know.
+class Reader:
+    """Notes what code reads, and plays back what it has read before.
 
     Args:
-        inner: The other observer.
         playback: What to read; left out, what is read is what there is, and it is kept.
     """
 
-    def __init__(self, inner: AttemptObserver, playback: Playback | None = None) -> None:
-        self.invocation = ""
-        self.operations: list[Operation] = []
-        self.outside: list[Outside] = []
+    def __init__(self, playback: Playback | None = None) -> None:
         self.tape: Tape = {}
         self.open = True
         self.seeded = False
-        """Whether the attempt has given Python's random numbers a seed of its own."""
-        self.on_operation: Callable[[Operation], None] | None = None
-        self._inner, self._playback = inner, playback
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
-        self._handler: Place | None = None
+        """Whether the code has given Python's random numbers a seed of its own."""
+        self._playback = playback
         self._busy = False
 
-    # --- what is read -------------------------------------------------------------------------------------------
-
     def elapsed(self) -> float:
-        """Return how much virtual time has passed, in seconds: clocks are ahead by it."""
-        return self._loop.time()
+        """Return by how many seconds clocks are ahead."""
+        return 0.0
+
+    def talks_outside(self, what: str, place: Place | None) -> None:
+        """Take no notice."""
 
     @property
     def idle(self) -> bool:
@@ -166,6 +171,32 @@ class Watch:
             return change(value[0], playback.variant)
         return value[0]
 
+
+class Watch(Reader):
+    """Watches one attempt; it is the observer of the attempt's context, and passes on what another one wants to know.
+
+    Args:
+        inner: The other observer.
+        playback: What to read; left out, what is read is what there is, and it is kept.
+    """
+
+    def __init__(self, inner: AttemptObserver, playback: Playback | None = None) -> None:
+        super().__init__(playback)
+        self.invocation = ""
+        self.operations: list[Operation] = []
+        self.outside: list[Outside] = []
+        self.handler: Place | None = None
+        """Where the handler is defined."""
+        self.handler_module: str | None = None
+        self.on_operation: Callable[[Operation], None] | None = None
+        self._inner = inner
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+
+    def elapsed(self) -> float:
+        """Return how much virtual time has passed, in seconds: clocks are ahead by it."""
+        return self._loop.time()
+
     def talks_outside(self, what: str, place: Place | None) -> None:
         """Note that the handler talks to the world outside."""
         if self.open:
@@ -182,7 +213,8 @@ class Watch:
         if context is not None:
             self.invocation = invocation_id(context)
             encoded = context.journal_codec is not None
-            self._handler = definition_of(context.handler.fn)
+            self.handler = definition_of(context.handler.fn)
+            self.handler_module = getattr(context.handler.fn, "__module__", None)
         places = user_places(caller()) or self._waiting_at()
         made = Operation(operation, tuple(_plain(argument, encoded) for argument in arguments), places)
         if self.on_operation is not None:
@@ -197,7 +229,7 @@ class Watch:
         waiting = frames_of(self._task.get_coro()) if self._task is not None else []
         waiting += frames_above()
         places = tuple(place_of(frame) for frame in waiting if is_user_code(frame.f_code.co_filename))
-        return places or (() if self._handler is None else (self._handler,))
+        return places or (() if self.handler is None else (self.handler,))
 
     def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
         """Take no notice: that it was asked for is known."""
@@ -232,7 +264,7 @@ class Watch:
         self._inner.body_ended(handle)
 
 
-watching: Final[contextvars.ContextVar[Watch | None]] = contextvars.ContextVar("watching", default=None)
+watching: Final[contextvars.ContextVar[Reader | None]] = contextvars.ContextVar("watching", default=None)
 """Who watches the code that is running; nobody while it is the body of a step."""
 
 

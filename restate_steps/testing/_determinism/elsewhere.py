@@ -1,0 +1,225 @@
+"""Find out why a handler does otherwise in another interpreter.
+
+E1. A difference that depends on the hash seed, and on nothing else, is the order of a set.
+E2. Any other difference is from memory only if an interpreter that is given the global variables of this process does
+    as this process did. Otherwise this process has something that a new one has not, and nothing says that it is the
+    handler's doing: most often the test has replaced something. Then nothing is found, and the report says so.
+E3. A value in memory comes from a clock or a random source if another reading of that source leads another way, while
+    all other readings stay as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from restate_steps.testing._determinism.find_app import AppName
+from restate_steps.testing._determinism.image import take_image
+from restate_steps.testing._determinism.interpreters import Answer, Question, ask_kept, ask_new
+from restate_steps.testing._determinism.rerun import Parting, Recording
+from restate_steps.testing._determinism.user_code import is_user_code
+from restate_steps.testing._determinism.watch import Kind, Reading, Tape
+
+__all__ = ["Elsewhere", "Verdict", "call_of", "named", "read_once"]
+
+_FIRST_SEED: Final = 1
+_MOST_CANDIDATES: Final = 8
+_MOST_NAMES: Final = 5
+_VARIANTS: Final = 2
+_PATCHED: Final = (
+    "that is not a sign that the handler depends on memory. Most often the test has replaced something, such as a "
+    "client, or the application was made with other arguments"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What makes the difference.
+
+    Attributes:
+        kind: The kind of the finding.
+        cause: What it is, in words.
+        parting: Where the runs part.
+        reading: The line to blame; None if it is not one that reads something.
+        variant: Which of several other values it has read.
+    """
+
+    kind: Kind
+    cause: str
+    parting: Parting
+    reading: Reading | None = None
+    variant: int = 0
+
+
+def call_of(reading: Reading) -> str:
+    """Return what was called, or looked up."""
+    return reading.what if reading.what.endswith("]") else f"{reading.what}()"
+
+
+def read_once(recording: Recording, repeated: Tape) -> list[Reading]:
+    """Return what the recorded run has read, and a run with the same journal reads less often: it remembers it."""
+    return [reading for reading, values in recording.tape.items() if len(repeated.get(reading, ())) < len(values)]
+
+
+def named(names: Sequence[str]) -> str:
+    """Return some names in words, and whether there are more."""
+    return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
+
+
+@dataclass(slots=True)
+class Elsewhere:
+    """A recorded run, and the interpreters in which it runs again.
+
+    Attributes:
+        recording: The run.
+        app: Where its application is found.
+        interpreters: How many interpreters are asked, each with another hash seed.
+        repeated: What this process has read when it ran again, with nothing changed.
+        earliest: From which operation on this process itself does otherwise.
+        is_out_of_time: Returns whether to stop.
+        not_checked: What could not be found out, and why.
+        runs: How often the handler was run again.
+    """
+
+    recording: Recording
+    app: AppName
+    interpreters: int
+    repeated: Tape
+    earliest: int
+    is_out_of_time: Callable[[str], bool]
+    not_checked: list[str] = field(default_factory=list[str])
+    runs: int = 0
+
+    @property
+    def is_parted(self) -> bool:
+        """Whether this process itself does otherwise when it runs again."""
+        return self.earliest <= len(self.recording.operations)
+
+    def verdicts(self) -> Iterator[Verdict]:
+        """Yield what makes a difference."""
+        seeds = range(_FIRST_SEED, _FIRST_SEED + self.interpreters)
+        question = Question(self.app, self.recording, self.earliest)
+        answers = ask_kept(question, seeds)
+        self.runs += len(answers)
+        if self._has_problem(answers):
+            return
+        partings = [self._early(answer) for answer in answers]
+        found = [each for each in partings if each is not None]
+        if not found:
+            yield from self._read_once(question)
+            return
+        parting = min(found, key=lambda each: each.index)
+        seed = seeds[partings.index(parting)]
+        # What differs between two that have the same seed is not the seed (E1).
+        [again] = self._ask([question], seed)
+        if self._early(again) == parting and any(each != parting for each in partings):
+            yield Verdict("hash order", "the order in which a set is gone through", parting)
+        else:
+            yield from self._remembered(question, seed)
+
+    # --- memory -------------------------------------------------------------------------------------------------
+
+    def _remembered(self, question: Question, seed: int) -> Iterator[Verdict]:
+        first, second = self._ask([replace(question, image=take_image())] * 2, seed)
+        if self._has_problem([first, second]):
+            return
+        parting = self._early(first)
+        if parting is None:
+            # Another one had something in memory from another question.
+            return
+        drawn = [reading for reading in first.read if reading not in self.recording.tape]
+        if first.remembered is None:
+            if _way(first) != _way(second) and not drawn:
+                cause = "something that is another one in each process: the order of objects by address"
+                yield Verdict("memory", cause, parting)
+                return
+            self._not_memory(parting, "the global variables of this process do not explain it")
+            return
+        names = [each.path for each in first.remembered]
+        other = {each.path: each.own for each in second.remembered or ()}
+        is_new_each_time = any(other.get(each.path, each.own) != each.own for each in first.remembered)
+        patched = [each.path for each in first.remembered if not each.is_set_by_code]
+        if patched and not is_new_each_time:
+            self._not_memory(parting, f"it depends on {named(patched)}, which no code of the application sets")
+            return
+        sources = list(self._sources(question, drawn, first, seed))
+        if sources:
+            yield from sources
+        elif is_new_each_time:
+            cause = f"something that is another one in each process, made when a module is imported: {named(names)}"
+            yield Verdict("memory", cause, parting)
+        else:
+            cause = f"something that this process has in memory, and a new one has not: {named(names)}"
+            yield Verdict("memory", cause, parting)
+
+    def _not_memory(self, parting: Parting, why: str) -> None:
+        self.not_checked.append(
+            f"memory: a new interpreter does otherwise ({parting.rerun!r} instead of {parting.recorded!r}), but {why}, "
+            f"and {_PATCHED}"
+        )
+
+    # --- sources ------------------------------------------------------------------------------------------------
+
+    def _read_once(self, question: Question) -> Iterator[Verdict]:
+        """Find sources of what this process has read once, and remembers; all, if memory hides what they lead to."""
+        once = read_once(self.recording, self.repeated)
+        candidates = list(self.recording.tape) if self.is_parted else once
+        if not candidates:
+            return
+        [plain] = self._ask([question], _FIRST_SEED)
+        for verdict in self._sources(question, candidates, plain, _FIRST_SEED):
+            reading = verdict.reading
+            yield verdict if reading is None or reading in once else replace(verdict, cause=call_of(reading))
+
+    def _sources(
+        self, question: Question, candidates: Iterable[Reading], plain: Answer, seed: int
+    ) -> Iterator[Verdict]:
+        """Give each of some lines something else to read, in a new interpreter for each (E3)."""
+        possible = [each for each in candidates if is_user_code(each.place.rpartition(":")[0])]
+        for reading in possible[_MOST_CANDIDATES:]:
+            self.not_checked.append(f"{reading.kind}: {reading}, since there are many readings before it")
+        possible = possible[:_MOST_CANDIDATES]
+        if not possible or self.is_out_of_time(f"{possible[0].kind}: {possible[0]}"):
+            return
+        pinned = replace(question, tape=plain.read)
+        [unchanged] = self._ask([pinned], seed)
+        if _way(unchanged) != _way(plain):
+            # With the same readings: something else makes a difference too.
+            return
+        others = [(reading, variant) for reading in possible for variant in range(_VARIANTS)]
+        answers = self._ask([replace(pinned, changed=each, variant=variant) for each, variant in others], seed)
+        blamed: set[Reading] = set()
+        for (reading, variant), answer in zip(others, answers, strict=True):
+            if answer.problem or reading in blamed or _way(answer) == _way(plain):
+                continue
+            blamed.add(reading)
+            parting = answer.parting or plain.parting
+            assert parting is not None
+            cause = f"{call_of(reading)}, whose value stays in memory"
+            yield Verdict(reading.kind, cause, parting, reading, variant)
+
+    # --- interpreters -------------------------------------------------------------------------------------------
+
+    def _ask(self, questions: Sequence[Question], seed: int) -> list[Answer]:
+        self.runs += len(questions)
+        return ask_new(questions, seed)
+
+    def _early(self, answer: Answer) -> Parting | None:
+        parting = answer.parting
+        return parting if parting is not None and parting.index < self.earliest else None
+
+    def _has_problem(self, answers: Iterable[Answer]) -> bool:
+        """Return whether other interpreters have told nothing, and note why."""
+        for answer in answers:
+            problem = answer.problem
+            if not problem and answer.parting is not None and answer.parting.failed:
+                problem = f"in another interpreter {answer.parting.rerun}"
+            if problem:
+                self.not_checked.append(f"hash order: {problem}")
+                return True
+        return False
+
+
+def _way(answer: Answer) -> object:
+    return None if answer.parting is None else answer.parting.way
