@@ -23,7 +23,7 @@ from restate.handler import Handler
 from restate_steps.server import RestateServer
 from restate_steps.server._admin import quoted
 from restate_steps.server._journal import decoded
-from restate_steps.testing._errors import StuckError
+from restate_steps.testing._errors import InvocationEndedError, StuckError
 from restate_steps.testing._recording.export import raw_id
 from restate_steps.testing._simulation.simulator import NOTHING, HandlerRef, encoded, json_of, output_of, resolve
 from restate_steps.testing._simulation.wire import FIRST_AWAKEABLE, awakeable_id
@@ -182,14 +182,30 @@ class ServerClient(ABC):
         """Return the id of an awakeable; the server keeps an answer until the handler makes it."""
         return awakeable_id(raw_id(invocation.id), FIRST_AWAKEABLE + n)
 
-    async def until(self, condition: Callable[[], object], *, timeout: timedelta = timedelta(seconds=30)) -> None:
+    async def until(
+        self,
+        condition: Callable[[], object],
+        *,
+        invocation: ServerInvocation[Any] | None = None,
+        timeout: timedelta = timedelta(seconds=30),
+    ) -> None:
         """Wait until a condition holds.
 
+        Args:
+            condition: Checked repeatedly.
+            invocation: Stop waiting as soon as this invocation has ended.
+            timeout: How long to wait.
+
         Raises:
-            StuckError: It does not in time.
+            restate.TerminalError: The invocation failed with it before the condition held.
+            InvocationEndedError: The invocation returned before the condition held.
+            StuckError: The condition does not hold in time.
         """
         end = time.monotonic() + timeout.total_seconds()
         while not condition():
+            if invocation is not None and invocation.status == "completed" and not condition():
+                result = await invocation.result()
+                raise InvocationEndedError(f"{invocation!r} has ended before the condition held", result.value)
             if time.monotonic() > end:
                 raise StuckError(f"the condition does not hold within {timeout}.")
             await asyncio.sleep(_EVERY)

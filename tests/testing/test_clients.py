@@ -321,3 +321,27 @@ async def test_an_outcome_needs_no_waiting() -> None:
         cancelled = await sim.send(pay)
         await cancelled.cancel()
         assert cancelled.outcome == Outcome("failure", (409, "cancelled"))
+
+
+async def paid_when_reserved(sim: Simulator) -> Any:
+    order = await sim.send(pay)
+    await sim.until(lambda: order.effects["reserve"])
+    await sim.resolve_awakeable(await sim.awakeable(order), "paid")
+    return (await order.result()).value
+
+
+def test_waiting_for_a_condition_ends_with_the_invocation() -> None:
+    """A scenario survives a cancellation before the condition holds, without a word of its own."""
+    report = explored(paid_when_reserved, cancel=True)
+    assert {"paid", (409, "cancelled")} <= {outcome.value for outcome, _ in report.outcomes}
+
+
+async def test_waiting_for_a_condition_of_one_invocation() -> None:
+    """It stops as soon as that one has ended, whatever the others do."""
+    async with simulate(APP) as sim:
+        await sim.send(pay)
+        chatting = await sim.send(chat)
+        with pytest.raises(InvocationEndedError, match="has ended before the condition held; it returned"):
+            await sim.until(lambda: False, invocation=chatting)
+        with pytest.raises(StuckError, match="nothing more can happen"):
+            await sim.until(lambda: False)

@@ -300,6 +300,7 @@ class Simulator:
         self.codec = journal_value_codec
         self.running: SimulatedClient[Any] | None = None
         self.choices: list[int] = []
+        self._sent: list[SimulatedInvocation[Any]] = []
         self.driver = Driver(
             app,
             read_manifest(app) if manifest is None else manifest,
@@ -447,8 +448,10 @@ class Simulator:
         """Start a handler, and let everything happen that needs no time to pass; see :meth:`call`."""
         __tracebackhide__ = True
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, delay)
+        sent = SimulatedInvocation[Any](self, invocation, known)
+        self._sent.append(sent)
         await self.settle()
-        return SimulatedInvocation(self, invocation, known)
+        return sent
 
     async def resolve_awakeable(self, awakeable_id: str, value: Any = None) -> None:
         """Resolve an awakeable from outside, with a value that is encoded as JSON."""
@@ -519,14 +522,23 @@ class Simulator:
             return await turn
         return self.driver.take(turn)
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Let events happen until a condition holds; time passes as it has to.
+    async def until(
+        self, condition: Callable[[], object], *, invocation: SimulatedInvocation[Any] | None = None
+    ) -> None:
+        """Let events happen until a condition holds; time passes as needed.
+
+        Under :func:`explore` an invocation may end before, for example because it was cancelled. Then the scenario ends
+        with the invocation's outcome.
 
         Args:
             condition: Checked whenever nothing can run by itself.
+            invocation: Stop waiting as soon as this invocation has ended. If it is left out, an invocation that has
+                failed still ends the scenario, provided that it is the only one that the client has sent.
 
         Raises:
-            StuckError: Nothing more can happen, and it does not hold.
+            restate.TerminalError: The invocation failed with it before the condition held.
+            InvocationEndedError: The invocation returned before the condition held.
+            StuckError: Nothing more can happen, and the condition does not hold.
 
         Example:
             >>> import restate, restate_steps
@@ -545,9 +557,19 @@ class Simulator:
             'paid'
         """
         __tracebackhide__ = True
-        if not await self.turn(Turn(lambda: bool(condition()), first=True)):
-            _raise_if_out_of_time(self.driver)
-            raise StuckError(f"the condition does not hold, and nothing more can happen:\n{_waits(self.driver)}")
+
+        def ended() -> bool:
+            return invocation is not None and invocation.outcome is not None
+
+        if await self.turn(Turn(lambda: bool(condition()) or ended(), first=True)) and (not ended() or condition()):
+            return
+        _raise_if_out_of_time(self.driver)
+        if invocation is None and len(self._sent) == 1 and (only := self._sent[0].outcome) and only.kind == "failure":
+            await self._sent[0].result()
+        if invocation is not None and (invocation.outcome is not None or invocation.status == "paused"):
+            result = await invocation.result()
+            raise InvocationEndedError(f"{invocation!r} has ended before the condition held", result.value)
+        raise StuckError(f"the condition does not hold, and nothing more can happen:\n{_waits(self.driver)}")
 
     async def awakeable(self, invocation: SimulatedInvocation[Any], n: int = 0) -> str:
         """Wait until an invocation has made an awakeable, and return its id; time passes as it has to.
