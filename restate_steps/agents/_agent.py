@@ -1,4 +1,4 @@
-"""An agent made durable inside a handler, without changing the agent itself."""
+"""A wrapper that makes an agent durable inside a handler, without changing the agent itself."""
 
 from __future__ import annotations
 
@@ -28,33 +28,32 @@ _DEFAULT_NAME: Final = "agent"
 
 
 class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
-    """An agent whose runs are durable inside a Restate handler; elsewhere they are what they are without it.
+    """An agent whose runs are durable inside a Restate handler, and unchanged elsewhere.
 
-    It is cheap to make, so make it where it is used.
+    It is cheap to create, so wrap the agent where you run it.
 
     Args:
         agent: The agent. It is not changed.
-        restate_context: The context of the handler that is running. It is found without being given; given, it is
-            checked to be that of the handler in which the agent runs.
-        event_stream_handler: Called with the events of a run, inside steps: with the live stream of each response of
-            the model, and once more for every event of a tool call. A retried step calls it again.
-        disable_auto_wrapping_tools: Leave function tools to the steps that they make themselves, so that they can use
-            the Restate context. A single tool is left alone with ``metadata={'restate': False}``.
-        name: The first part of each step's name in the journal; the agent's name if left out, or ``agent`` if it has
-            none. Changing it breaks invocations that are under way.
-        models: More models that a run may switch to, by the name to ask for them with. An instance that is given to
-            ``run(model=...)`` need not be among them.
-        max_parallel_tools: How many tool calls of one response run at once; all of them if left out.
-        on_tool_error: What becomes of a tool call that has failed for good; see :class:`RestateDurability`.
-        run_options: How all steps are retried, in the form of the SDK; a ``serde`` in it has no effect.
-        model_retry: How requests to the model are retried, in place of ``run_options``.
-        tool_retry: How calls of function tools are.
-        mcp_retry: How requests to MCP servers are.
-        event_retry: How calls of the event handler are.
+        restate_context: The context of the running handler, found automatically by default. If you pass it, a run in
+            any other handler is an error.
+        event_stream_handler: Receives the events of a run, inside steps: the live stream of each model response, and
+            each event of a tool call. A retried step calls it again.
+        disable_auto_wrapping_tools: Run function tools in the handler instead of in a step each, so that they can use
+            the Restate context and call steps. For a single tool, set ``metadata={'restate': False}``.
+        name: The first part of each step's name in the journal. Defaults to the agent's name, or to ``agent`` if it
+            has none. Changing it breaks invocations in flight.
+        models: Additional models, by the names that select them in a run. An instance that is passed to
+            ``run(model=...)`` need not be listed.
+        max_parallel_tools: The maximum number of tool calls that a run executes at once; unlimited by default.
+        on_tool_error: What to do when a tool call fails permanently; see :class:`RestateDurability`.
+        run_options: The retry policy of all steps, as the SDK's ``RunOptions``. Its ``serde`` is ignored.
+        model_retry: The retry policy of model requests, instead of ``run_options``.
+        tool_retry: The retry policy of tool calls other than those of MCP servers, instead of ``run_options``.
+        mcp_retry: The retry policy of requests to MCP servers, instead of ``run_options``.
+        event_retry: The retry policy of calls of the event handler, instead of ``run_options``.
 
     Raises:
-        UserError: The agent has :class:`RestateDurability` already, and options were given here; or an option has a
-            value that it cannot have.
+        UserError: An option is invalid, or the agent already has :class:`RestateDurability` and takes no options here.
 
     Example:
         ```python
@@ -106,12 +105,12 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
             "event_retry": event_retry,
         }
         if attached is None:
-            # Only to check the options, where they are written.
+            # Validate the options where the caller wrote them.
             RestateDurability[Any](**self._options)
         elif name or models or any(value not in (None, False, "raise") for value in self._options.values()):
             raise UserError(
-                "the agent has the capability RestateDurability already, so options of RestateAgent would have no "
-                "effect. Give them to RestateDurability, or remove it from the agent."
+                "the agent already has the capability RestateDurability, so options of RestateAgent would have no "
+                "effect. Pass them to RestateDurability instead, or remove it from the agent."
             )
 
     @property
@@ -123,12 +122,12 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
     def name(self, value: str | None) -> None:
         self._name = value or _DEFAULT_NAME
 
-    # The parameters are those of the agent, which type checkers see in the base class.
+    # The parameters are the agent's; type checkers see them in the base class.
     if not TYPE_CHECKING:
 
         @functools.wraps(WrapperAgent.override)
         def override(self, **kwargs):
-            # The names of models= are names for this as well.
+            # Accept the names from models= here too.
             model = kwargs.get("model")
             if isinstance(model, str) and model in self._models:
                 kwargs["model"] = self._models[model]
@@ -160,12 +159,12 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
             return self.wrapped.run_stream_events(*args, **self._durable(kwargs))
 
     def _durable(self, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Add the capability to the arguments of a run."""
+        """Return the arguments of a run with the capability added."""
         if self._is_durable_already:
             return arguments
         options = dict(self._options)
         options["event_stream_handler"] = arguments.pop("event_stream_handler", None) or options["event_stream_handler"]
-        # A step runs in this process, where the instances are at hand.
+        # Steps run in this process, so model instances can be registered for a single run.
         models = dict(self._models)
         given: Any = arguments.get("capabilities") or ()
         for capability in given:
@@ -175,7 +174,7 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
             if _is_model(model) and model is not self.wrapped.model:
                 add_model(models, model)
         durability: RestateDurability[AgentDepsT] = RestateDurability(models=models, name=self._name, **options)
-        # A name that was inferred from a variable would get into the names of steps, on some attempts.
+        # A name inferred from a variable would become part of step names, but only on some attempts.
         return {
             **arguments,
             "capabilities": [*(arguments.get("capabilities") or ()), durability],
@@ -188,8 +187,8 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
         invocation = current_invocation()
         if invocation is None or invocation.context is not self._restate_context:
             raise UserError(
-                "restate_context is not the context of the handler that is running. Make the RestateAgent inside the "
-                "handler, with the handler's own context, or leave restate_context out."
+                "restate_context is not the context of the running handler, so this run cannot use its journal. Create "
+                "the RestateAgent inside the handler, with the handler's own context, or omit restate_context."
             )
 
     def _refuse_under_restate_app(self, method: str) -> None:
@@ -198,8 +197,8 @@ class RestateAgent(WrapperAgent[AgentDepsT, OutputDataT]):
             return
         with terminal_in_handler():
             raise UserError(
-                f"RestateAgent.{method}() works in a handler only on the handler loop. Serve the handler with "
-                "restate_steps.app instead of restate.app, which takes the same arguments."
+                f"RestateAgent.{method}() needs the handler loop, and this handler does not run on it. Serve the "
+                "handler with restate_steps.app in place of restate.app; it takes the same arguments."
             )
 
 

@@ -1,9 +1,9 @@
-"""What a unit's body does besides returning a result: it must not be lost when the body is not run again.
+"""By-products: the effects of a unit's body on the run besides its result, preserved across replays.
 
-A body runs once; a replay has its result alone. So what else it leaves behind is collected while it runs, recorded with
-the result, and done in the handler, on the first run as on a replay: usage that was added, by a sub-agent for example,
-events that were emitted, and that an MCP server said its tools have changed. If there is nothing of the kind, which is
-the rule, the recorded bytes are the result and nothing else.
+A replay does not run the body again; it only has the recorded result. So the effects are collected while the body runs,
+recorded with the result, and applied in the handler, on the first run and on every replay. They are usage that the body
+added (through a sub-agent, for example), events that it emitted, and changes of tools that an MCP server announced. In
+the usual case there are none, and the recorded bytes are the plain result.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ __all__ = ["ByProductCollector", "ByProducts", "collector", "unpack"]
 
 AgentDepsT = TypeVar("AgentDepsT")
 
-# The space makes it unlike anything that the codec writes, and it stays JSON.
+# The codec never writes a leading space, which is valid JSON.
 _HEAD: Final = b' {"restate-steps":'
 _MIDDLE: Final = b',"result":'
 
 
 @dataclass
 class ByProducts:
-    """What is recorded beside a result.
+    """By-products that are recorded with a result.
 
     Attributes:
-        usage: What was added to the run's usage.
-        events: What was emitted, in order.
-        tools_changed: The ids of the MCP toolsets whose servers have said that their tools have changed.
+        usage: The usage that was added to the run's.
+        events: The events that were emitted, in order.
+        tools_changed: The ids of the MCP toolsets whose servers announced a change of their tools.
     """
 
     usage: RunUsage | None = None
@@ -49,36 +49,36 @@ class ByProducts:
 
 
 class ByProductCollector:
-    """Collects what one body leaves behind."""
+    """A collector of the by-products of one body."""
 
     def __init__(self) -> None:
-        self.carried = ByProducts()
+        self.byproducts = ByProducts()
         self._usages: list[tuple[RunUsage, RunUsage]] = []
 
     def track(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
-        """Let the body add usage and emit events to copies, and take note of what it does."""
+        """Give the body copies to add usage and events to, and track the changes."""
         before = ctx.usage
-        # A sum is a new object, down to the details, for less than a deep copy.
+        # Adding copies the usage with its details, and is cheaper than a deep copy.
         ctx.usage = RunUsage() + before
         self._usages.append((ctx.usage, RunUsage() + before))
-        collect_events(ctx, self.carried.events)
+        collect_events(ctx, self.byproducts.events)
         return ctx
 
     def pack(self, result: bytes) -> bytes:
-        """Return what to record."""
+        """Return the bytes to record: the result, with by-products if there are any."""
         for usage, before in self._usages:
             if usage != before:
-                self.carried.usage = (self.carried.usage or RunUsage()) + (usage - before)
+                self.byproducts.usage = (self.byproducts.usage or RunUsage()) + (usage - before)
         if (run := run_of_body()) is not None:
-            self.carried.tools_changed = run.tools_changed()
-        if not self.carried:
+            self.byproducts.tools_changed = run.tools_changed()
+        if not self.byproducts:
             return result
-        # A result is JSON, so it can stand in the middle of JSON.
-        return b"".join((_HEAD, UNIT_CODEC.dump(ByProducts, self.carried), _MIDDLE, result, b"}"))
+        # The result is JSON, so it can be embedded in JSON.
+        return b"".join((_HEAD, UNIT_CODEC.dump(ByProducts, self.byproducts), _MIDDLE, result, b"}"))
 
 
 def unpack(recorded: bytes) -> tuple[bytes, ByProducts | None]:
-    """Return a result, and what was recorded beside it."""
+    """Split recorded bytes into the result and its by-products."""
     if not recorded.startswith(_HEAD):
         return recorded, None
     text = recorded[len(_HEAD) :].decode()
@@ -87,4 +87,4 @@ def unpack(recorded: bytes) -> tuple[bytes, ByProducts | None]:
 
 
 collector: Final[ContextVar[ByProductCollector | None]] = ContextVar("restate_steps_agents_collector", default=None)
-"""What collects for the body that is running."""
+"""The collector of the running body."""

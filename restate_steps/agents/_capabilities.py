@@ -1,4 +1,4 @@
-"""What is read off an agent's capabilities: its parts of a kind, and the models that they bring along."""
+"""Helpers that inspect an agent's capabilities."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Part = TypeVar("Part", bound=AbstractCapability[Any])
 
 
 def parts_of(capability: AbstractCapability[Any], kind: type[Part]) -> list[Part]:
-    """Return the parts of a kind of which a capability is made."""
+    """Return the parts of a capability that are instances of a class."""
     found: list[Part] = []
     capability.apply(lambda part: found.append(part) if isinstance(part, kind) else None)
     return found
@@ -26,21 +26,21 @@ def parts_of(capability: AbstractCapability[Any], kind: type[Part]) -> list[Part
 def models_to_fall_back_to(
     capability: AbstractCapability[Any], known: Mapping[str, Model[Any]]
 ) -> dict[str, Model[Any]]:
-    """Return the models of each ``ModelFallback`` in a capability, by names that they can have beside known ones."""
+    """Return the models of every ``ModelFallback`` in a capability, by name; skip names that are known."""
     named: dict[str, Model[Any]] = {}
     fallbacks: list[ModelFallback[Any]] = parts_of(capability, ModelFallback)
     for model in (model for fallback in fallbacks for model in fallback.models):
         if not isinstance(model, str):
             add_model(named, model)
         elif model not in known:
-            # One that cannot be made has its turn to say so when it is needed.
+            # A model that cannot be created raises its own error when a run needs it.
             with contextlib.suppress(UserError, ValueError, ImportError):
                 named[model] = models.infer_model(model)
     return named
 
 
 def add_model(named: dict[str, Model[Any]], model: Model[Any]) -> None:
-    """Give a model a name among others, unless it has one."""
+    """Add a model under a unique name, unless it already has one."""
     if any(known is model for known in named.values()):
         return
     name = model.model_name

@@ -1,4 +1,4 @@
-"""How pydantic-ai's values become bytes in the journal, and values again."""
+"""Codecs that store pydantic-ai's values in the journal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from restate_steps.errors import EncodeError, StepResultError
 __all__ = ["ENCODED", "UNIT_CODEC", "VALUES", "encoding_failure"]
 
 VALUES: Final = JsonCodec(round_trip=False)
-"""Encodes pydantic-ai's own types.
+"""A codec for pydantic-ai's own types, which includes computed fields.
 
-What pydantic-ai derives (the media type and identifier of a file, the digests that vouch for a tool's files) it expects
-to find again, so it has to be written, while our own default leaves out whatever is computed.
+pydantic-ai expects to find the values that it computes: the media type and identifier of a file, and the digests that
+vouch for a tool's files. The default codec omits computed fields.
 """
 
 
@@ -30,15 +30,15 @@ _WITHOUT_NULLS: Final = frozenset({TextPart, ThinkingPart, ToolCallPart})
 
 
 def _dump_response(response: ModelResponse) -> bytes:
-    """Encode a response without what decoding fills in, which is two thirds of a short one.
+    """Encode a response without its defaults, which decoding restores; they are two thirds of a short response.
 
-    What is None there is None by default (a test goes through the fields); the arguments of a tool call, and whatever
-    else is free-form, are written as they are. Parts of other types may hold a None that means something.
+    Every field that is omitted as None has None as its default, which a test checks field by field. Free-form data,
+    such as the arguments of a tool call, is written unchanged. In parts of other types None may have a meaning.
     """
     if all(type(part) in _WITHOUT_NULLS for part in response.parts):
         usage = response.usage
         unused = {name for name, default in _USAGE_DEFAULTS.items() if getattr(usage, name) == default}
-        # What fails is encoded once more, for an error that says what is wrong, and where.
+        # On failure, encode again below, for an error that says what is wrong and where.
         with contextlib.suppress(Exception):
             return adapter_for(ModelResponse).to_json(
                 response, by_alias=True, exclude_none=True, exclude={"usage": unused}, warnings="error"
@@ -47,16 +47,16 @@ def _dump_response(response: ModelResponse) -> bytes:
 
 
 class _UnitCodec:
-    """Encodes as JSON in one pass to bytes, so that the step records what it is given.
+    """A codec that encodes to JSON bytes in one pass, which the step then records unchanged.
 
     Implements ``pydantic_ai.durable_exec.DurabilityCodec``.
     """
 
     def dump(self, tp: Any, value: Any) -> bytes:
-        """Encode a result, inside the step that it is the result of.
+        """Encode a step's result, inside the step.
 
         Raises:
-            StepResultError: It cannot be encoded; terminal, because another attempt would repeat the step for nothing.
+            StepResultError: The result cannot be encoded. Terminal: a retry would repeat the step and fail again.
         """
         try:
             return _dump_response(value) if type(value) is ModelResponse else VALUES.dump(tp, value)
@@ -67,23 +67,23 @@ class _UnitCodec:
         """Decode a result.
 
         Raises:
-            DecodeError: It does not fit the type; retryable, so that a redeploy can mend it.
+            DecodeError: The result does not fit the type. Retryable, so that a redeploy can fix it.
         """
         return VALUES.load(tp, payload)
 
 
 UNIT_CODEC: Final = _UnitCodec()
-"""The codec of the engine."""
+"""The engine's codec."""
 
 
 def encoding_failure(error: Exception) -> StepResultError:
-    """Build the terminal error for a result that cannot be encoded."""
+    """Return the terminal error for a result that cannot be encoded."""
     info = running_step.get()
     return StepResultError(info.name if info is not None else "(outside a handler)", str(error))
 
 
 class _Encoded:
-    """Hands on bytes that are encoded already."""
+    """A codec that passes through bytes that are already encoded."""
 
     def dump(self, type: Any, value: bytes) -> bytes:
         return value
@@ -93,4 +93,4 @@ class _Encoded:
 
 
 ENCODED: Final[Codec] = _Encoded()
-"""The codec of a step whose body encodes its result itself."""
+"""The codec of steps whose body encodes its result itself."""

@@ -1,14 +1,12 @@
-"""Conversations of pydantic-ai, kept in the state of a virtual object.
+"""A store for pydantic-ai conversations in the state of a virtual object.
 
-1. Whatever is written is the same on every replay, or Restate refuses it. pydantic-ai makes up the ids of entries,
-   revisions and times of saving on the spot. All of them pass through :meth:`RestateConversationStore.write_record` on
-   their way into the state, which puts stable ones in their place: ids made of the invocation's id and the number of
-   the write in it, and the time of the last message, or else a recorded one. It changes the objects that it is given,
-   because what the caller goes on with has to agree with what is stored.
-2. A write puts its entries under new keys, a few in each, and leaves older ones alone. So appending costs what is
-   appended, and reading a history takes fewer reads than it has messages.
-3. What would fail on every attempt ends the invocation, unless the handler catches it: while a conflict was retried,
-   everyone else would wait for the object.
+1. State must be the same on every replay, or Restate rejects the write. pydantic-ai generates the ids of entries, the
+   revisions and the times of saving. :meth:`RestateConversationStore.write_record` replaces all of them with stable
+   values: ids made of the invocation's id and the number of the write in it, and the time of the last message, or else
+   a recorded time. It changes the objects it receives, because the caller's objects have to match the stored ones.
+2. A write stores its entries under new keys, several per key, and does not touch older ones. So the cost of appending
+   depends on the new entries alone, and reading a history takes fewer reads than it has messages.
+3. Permanent errors are terminal, unless the handler catches them; retrying a conflict would block the object.
 """
 
 from __future__ import annotations
@@ -42,48 +40,48 @@ StateContext: TypeAlias = ObjectContext | ObjectSharedContext | WorkflowContext 
 _RECORDS: Final = "conversations/record/"
 _ENTRIES: Final = "conversations/entries/"
 _TOGETHER: Final = 16
-"""How many entries of one write share a key; part of the stored format."""
+"""The number of entries of one write that share a key; part of the stored format."""
 
-# pydantic-ai expects what it derives, such as the identifier of a file, to be written. A retry repeats nothing here, so
-# a message that cannot be encoded may wait for a redeploy.
+# pydantic-ai expects stored messages to include computed fields, such as the identifier of a file. An encoding error is
+# retryable, so that a redeploy can fix it: a retry repeats no step here.
 _CODEC: Final = JsonCodec(round_trip=False)
 _RECORD_SERDE: Final = serde(ConversationRecord | None, codec=_CODEC, terminal=False)
 _ENTRIES_SERDE: Final = serde(list[ConversationEntry], codec=_CODEC, terminal=False)
 
 
 def _terminal_in_handler(method: Method) -> Method:
-    """Make errors of the store terminal inside a handler; they keep their type for its ``except``."""
+    """Make errors of the store terminal inside a handler; they keep their types for its ``except``."""
 
     @functools.wraps(method)
-    async def ending(*args: Any, **kwargs: Any) -> Any:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
             return await method(*args, **kwargs)
         except UserError as error:
             if error.__cause__ is None and current_invocation() is not None:
                 status = 409 if isinstance(error, ConversationConflict) else 500
-                # The SDK looks for it along the causes.
+                # The SDK looks for a terminal error among the causes.
                 error.__cause__ = TerminalError(str(error), status_code=status)
             raise
 
-    return cast(Method, ending)
+    return cast(Method, wrapper)
 
 
 class RestateConversationStore(ConversationStore):
-    """Keeps conversations in the state of the virtual object whose handler is running.
+    """A store that keeps conversations in the state of the virtual object whose handler is running.
 
-    Load a conversation, run an agent with it, and save the result. Every object has conversations of its own, and lists
-    only those. A shared handler can read them. A workflow has state as well, and may be used like an object.
+    Load a conversation, run an agent with it, and save the result. Each object has its own conversations and lists only
+    those. Shared handlers can read them. A workflow has state too, and can be used like an object.
 
-    Conversations that are saved must be the same on every replay. The messages of a :class:`RestateAgent` are. Others
-    need fixed timestamps, and a new conversation needs an id that is not random, such as the key of the object. The ids
-    of entries and the revisions are the store's own, and ``fork`` makes up an id that is stable.
+    A saved conversation must be the same on every replay. The messages of a :class:`RestateAgent` are. Other messages
+    need fixed timestamps, and a new conversation needs an id that is not random, such as the object's key. The store
+    assigns the ids of entries and the revisions, and ``fork`` generates a stable id.
 
-    ``delete`` erases the entries that no other conversation of the object has in its history or in a branch it left.
-    What fails in a handler, such as a conflict, ends the invocation if it is not caught, a conflict with status 409.
+    ``delete`` removes the entries that no other conversation of the object has in its history or in a branch it left.
+    In a handler, an error that is not caught ends the invocation; a conflict ends it with status 409.
 
     Args:
-        ctx: The context of the handler that is running. It is found without being given; given, it is checked to be
-            that of the handler in which the store is used.
+        ctx: The context of the running handler, found automatically by default. If you pass it, using the store in any
+            other handler is an error.
 
     Example:
         ```python
@@ -127,22 +125,22 @@ class RestateConversationStore(ConversationStore):
         scope: str | None = None,
         source_scope: str | None = None,
     ) -> Conversation:
-        """Start a new conversation from a stored one's history, with an id that is the same on every replay.
+        """Start a new conversation from the history of a stored one, with an id that is the same on every replay.
 
         Args:
             conversation_id: The conversation to fork.
-            at: How many of its messages the fork keeps; all of them by default.
-            from_entry: The entry to fork from instead: one in its history, or in a branch it left.
+            at: The number of its messages that the fork keeps; all of them by default.
+            from_entry: The entry to fork from instead, in the conversation's history or in a branch it left.
             new_conversation_id: The fork's id.
-            scope: The fork's scope; that of the forked conversation by default.
+            scope: The fork's scope; the forked conversation's by default.
             source_scope: Only fork the conversation if it was saved with this scope.
 
         Returns:
             The new conversation.
 
         Raises:
-            UserError: There is no such conversation, or no such point in it.
-            ConversationConflict: There is a conversation with ``new_conversation_id``.
+            UserError: The conversation does not exist, or the point in it does not.
+            ConversationConflict: A conversation with ``new_conversation_id`` already exists.
         """
         return await super().fork(
             conversation_id,
@@ -155,12 +153,12 @@ class RestateConversationStore(ConversationStore):
 
     @_terminal_in_handler
     async def read_record(self, conversation_id: str) -> ConversationRecord | None:
-        """Return the record of a conversation, or None if the object has none."""
+        """Return the record of a conversation, or None if the object does not have it."""
         return await self._reading().context.get(_RECORDS + conversation_id, _RECORD_SERDE)
 
     @_terminal_in_handler
     async def read_records(self, *, scope: str | None = None, limit: int | None = None) -> Sequence[ConversationRecord]:
-        """Return the object's records, or those with a scope, newest first."""
+        """Return the object's records, optionally only those of one scope, newest first."""
         state = self._reading().context
         records = [await state.get(key, _RECORD_SERDE) for key in await state.state_keys() if key.startswith(_RECORDS)]
         found = [record for record in records if record is not None and scope in (None, record.scope)]
@@ -174,25 +172,25 @@ class RestateConversationStore(ConversationStore):
         new_entries: Sequence[ConversationEntry] = (),
         expected_revision: str | None,
     ) -> None:
-        """Store a record and its new entries, under stable ids, a stable revision and a stable time.
+        """Store a record and its new entries, with stable ids, a stable revision and a stable time.
 
         Args:
-            record: The record; it gets a revision and a time, and the entries' new ids.
-            new_entries: Entries, each after the one it points at; they get new ids.
-            expected_revision: The revision to replace, or None if there must be no such record.
+            record: The record. Its revision, time and entry ids are replaced.
+            new_entries: The entries, each after its parent. Their ids are replaced.
+            expected_revision: The revision to replace, or None if the record must not exist yet.
 
         Raises:
-            ConversationConflict: Another revision is stored, or the record's newest entry is not.
+            ConversationConflict: Another revision is stored, or the record's newest entry is not stored.
         """
         invocation = self._writing()
         updated_at = await _time_of(new_entries)
         head, added = record.head_id, {entry.id for entry in new_entries}
         is_there = head is None or head in added or await _Entries(invocation.context).find(head) is not None
         stored = await self.read_record(record.conversation_id)
-        # From here on nothing is waited for, so that no other branch of the handler can come in between.
+        # Do not await from here on, so that no other task of the handler can write in between.
         if not is_there or (stored.revision if stored is not None else None) != expected_revision:
             raise ConversationConflict(record.conversation_id)
-        _replace_what_is_made_up(record, new_entries, _new_id(invocation), updated_at)
+        _stabilize(record, new_entries, _new_id(invocation), updated_at)
         for first in range(0, len(new_entries), _TOGETHER):
             together = list(new_entries[first : first + _TOGETHER])
             invocation.context.set(_key_of(together[0].id), together, _ENTRIES_SERDE)
@@ -200,14 +198,14 @@ class RestateConversationStore(ConversationStore):
 
     @_terminal_in_handler
     async def delete_record(self, conversation_id: str, *, expected_revision: str) -> None:
-        """Delete a record, and the entries that none of the object's other records reaches.
+        """Delete a record, and the entries that no other record of the object reaches.
 
         Args:
             conversation_id: The conversation.
             expected_revision: The revision to delete.
 
         Raises:
-            ConversationConflict: Another revision is stored, or none.
+            ConversationConflict: Another revision is stored, or no record.
         """
         state = self._writing().context
         stored = await self.read_record(conversation_id)
@@ -235,20 +233,20 @@ class RestateConversationStore(ConversationStore):
         """Return an entry by its id.
 
         Raises:
-            LookupError: The object has none with this id.
+            LookupError: The object has no entry with this id.
         """
         return await _Entries(self._reading().context).read(entry_id)
 
     @_terminal_in_handler
     async def read_history(self, head_id: str | None, *, limit: int | None = None) -> list[ConversationEntry]:
-        """Return the entries up to one of them, in order, or only the last ones.
+        """Return the history that ends with an entry, oldest first.
 
         Args:
-            head_id: The id of the last entry; None has no history.
-            limit: How many to return at most.
+            head_id: The id of the last entry; None returns an empty history.
+            limit: The maximum number of entries, counted from the end.
 
         Raises:
-            LookupError: An entry of the history is not there.
+            LookupError: An entry of the history is missing.
         """
         entries = _Entries(self._reading().context)
         history: list[ConversationEntry] = []
@@ -263,19 +261,19 @@ class RestateConversationStore(ConversationStore):
         invocation = current_invocation()
         if invocation is None:
             raise UserError(
-                "RestateConversationStore keeps conversations in the state of the virtual object whose handler is "
-                "running, and none is running. Use it inside a handler, and elsewhere, as in a test without Restate, "
-                "pydantic_ai.conversation_store.InMemoryConversationStore."
+                "RestateConversationStore stores conversations in the state of the virtual object whose handler is "
+                "running, and no handler is running. Use it inside a handler; elsewhere, for example in a test without "
+                "Restate, use pydantic_ai.conversation_store.InMemoryConversationStore."
             )
         if self._ctx is not None and self._ctx is not invocation.context:
             raise UserError(
-                "ctx is not the context of the handler that is running. Make the RestateConversationStore inside the "
-                "handler, with the handler's own context, or leave ctx out."
+                "ctx is not the context of the running handler, so its state cannot be used here. Create the "
+                "RestateConversationStore inside the handler, with the handler's own context, or omit ctx."
             )
         if invocation.context.handler.kind is None:
             raise UserError(
-                "RestateConversationStore keeps conversations in the state of a virtual object, and the handler of a "
-                f"restate.Service has none. Make {invocation.context.handler.service_tag.name!r} a "
+                "RestateConversationStore stores conversations in the state of a virtual object, but "
+                f"{invocation.context.handler.service_tag.name!r} is a restate.Service, which has no state. Make it a "
                 "restate.VirtualObject, keyed by session or user for example."
             )
         return invocation
@@ -284,15 +282,15 @@ class RestateConversationStore(ConversationStore):
         invocation = self._reading()
         if invocation.context.handler.kind == "shared":
             raise UserError(
-                f"the handler {invocation.context.handler.name!r} is shared, so it can read conversations but not save "
-                "or delete any: others run at the same time. Register it without kind='shared', or save in another "
-                "handler."
+                f"the handler {invocation.context.handler.name!r} is shared and runs at the same time as others, so it "
+                "can read conversations but cannot save or delete them. Register it without kind='shared', or save in "
+                "another handler."
             )
         return invocation
 
 
 class _Entries:
-    """Reads entries from the state, those that share a key only once."""
+    """A reader of entries that reads each state key only once."""
 
     def __init__(self, state: ObjectContext) -> None:
         self._state = state
@@ -309,7 +307,7 @@ class _Entries:
 
     async def read(self, entry_id: str) -> ConversationEntry:
         if (entry := await self.find(entry_id)) is None:
-            raise LookupError(f"there is no entry {entry_id!r} in the state of this object")
+            raise LookupError(f"the state of this object has no entry {entry_id!r}")
         return entry
 
 
@@ -318,17 +316,17 @@ def _new_id(invocation: Invocation) -> str:
 
 
 def _key_of(entry_id: str) -> str:
-    """The key in the state under which an entry is kept, together with its neighbours in the same write."""
+    """Return the state key of an entry, which it shares with its neighbours from the same write."""
     write, _, number = entry_id.rpartition(".")
     return f"{_ENTRIES}{write}.{int(number) // _TOGETHER if number.isdecimal() else number}"
 
 
-def _replace_what_is_made_up(
+def _stabilize(
     record: ConversationRecord, entries: Sequence[ConversationEntry], write: str, updated_at: datetime
 ) -> None:
     stable = {entry.id: f"{write}.{number}" for number, entry in enumerate(entries)}
     for entry in entries:
-        # Frozen for those who get it; these were made for this write, and nobody has seen their ids yet.
+        # Entries are frozen, but these were created for this write, and no caller has seen their ids yet.
         object.__setattr__(entry, "id", stable[entry.id])
         object.__setattr__(entry, "parent_id", stable.get(entry.parent_id or "", entry.parent_id))
     record.head_id = stable.get(record.head_id or "", record.head_id)
@@ -338,7 +336,7 @@ def _replace_what_is_made_up(
 
 
 async def _time_of(entries: Sequence[ConversationEntry]) -> datetime:
-    """When the last of these messages was made, or now if that is not known, which is recorded as a step."""
+    """Return the timestamp of the last message that has one, or the current time, recorded as a step."""
     for entry in reversed(entries):
         if entry.message.timestamp is not None and entry.message.timestamp.tzinfo is not None:
             return entry.message.timestamp

@@ -46,39 +46,44 @@ __all__ = ["OnToolError", "RestateDurability"]
 AgentDepsT = TypeVar("AgentDepsT")
 
 OnToolError: TypeAlias = Literal["raise", "tell_model"] | Callable[[Exception], bool]
-"""What becomes of a tool call that has failed for good: it ends the run, or the model is told; or a function that gets
-the exception and returns whether the model is to be told."""
+"""The reaction to a tool call that fails permanently.
+
+``"raise"`` ends the run with the error. ``"tell_model"`` reports the failure to the model, and the run continues. A
+function receives the exception and returns whether to tell the model.
+"""
 
 _FALL_BACK_AT_ONCE: Final = RetryPolicy(max_attempts=1)
 
 
 class RestateDurability(EngineBase[AgentDepsT]):
-    """Makes an agent's model requests, tool calls and tool discovery durable steps inside a Restate handler.
+    """A capability that makes an agent durable inside a Restate handler.
 
-    Give it to the agent, and run the agent inside a handler as anywhere else. Outside a handler, and inside the body of
-    a step, it does nothing. Use :class:`RestateAgent` instead for an agent that is not durable everywhere, that has no
-    name, or whose toolsets are added by ``@agent.toolset``.
+    Each model request, tool call and tool discovery becomes a step. Pass the capability to the agent, then run the
+    agent as usual. Outside a handler, and inside the body of a step, it has no effect.
+
+    Use :class:`RestateAgent` instead if the agent should be durable in some places only, has no name, or gets toolsets
+    from ``@agent.toolset``.
 
     Args:
-        models: More models that a run may switch to, by the name to ask for them with.
-        event_stream_handler: Called with the events of a run, inside steps: with the live stream of each response of
-            the model, and once more for every event of a tool call.
-        name: The first part of each step's name in the journal; the agent's name if left out. Changing it breaks
-            invocations that are under way.
-        disable_auto_wrapping_tools: Leave function tools to the steps that they make themselves, so that they can use
-            the Restate context. A single tool is left alone with ``metadata={'restate': False}``.
-        max_parallel_tools: How many tool calls of one response run at once; all of them if left out.
-        on_tool_error: What becomes of a tool call that has failed for good, for example because its attempts are used
-            up: ``"raise"`` ends the run with the error, ``"tell_model"`` tells the model, which may do without. A
-            function that gets the exception decides by returning whether the model is to be told.
-        run_options: How all steps are retried, in the form of the SDK; a ``serde`` in it has no effect.
-        model_retry: How requests to the model are retried, in place of ``run_options``.
-        tool_retry: How calls of function tools are.
-        mcp_retry: How requests to MCP servers are.
-        event_retry: How calls of the event handler are.
+        models: Additional models, by the names that select them in a run.
+        event_stream_handler: Receives the events of a run, inside steps: the live stream of each model response, and
+            each event of a tool call. A retried step calls it again.
+        name: The first part of each step's name in the journal; defaults to the agent's name. Changing it breaks
+            invocations in flight.
+        disable_auto_wrapping_tools: Run function tools in the handler instead of in a step each, so that they can use
+            the Restate context and call steps. For a single tool, set ``metadata={'restate': False}``.
+        max_parallel_tools: The maximum number of tool calls that a run executes at once; unlimited by default.
+        on_tool_error: What to do when a tool call fails permanently, for example because its attempts are used up.
+            ``"raise"`` ends the run with the error. ``"tell_model"`` reports the failure to the model, which may
+            continue without the result. A function receives the exception and returns whether to tell the model.
+        run_options: The retry policy of all steps, as the SDK's ``RunOptions``. Its ``serde`` is ignored.
+        model_retry: The retry policy of model requests, instead of ``run_options``.
+        tool_retry: The retry policy of tool calls other than those of MCP servers, instead of ``run_options``.
+        mcp_retry: The retry policy of requests to MCP servers, instead of ``run_options``.
+        event_retry: The retry policy of calls of the event handler, instead of ``run_options``.
 
     Raises:
-        UserError: An option has a value that it cannot have.
+        UserError: An option is invalid.
 
     Example:
         ```python
@@ -122,8 +127,8 @@ class RestateDurability(EngineBase[AgentDepsT]):
             raise UserError(f"max_parallel_tools must be at least 1, or None for no limit; got {max_parallel_tools!r}.")
         if on_tool_error not in ("raise", "tell_model") and not callable(on_tool_error):
             raise UserError(
-                f"on_tool_error must be 'raise', 'tell_model' or a function from the exception to bool; got "
-                f"{on_tool_error!r}."
+                "on_tool_error must be 'raise', 'tell_model', or a function that takes the exception and returns a "
+                f"bool; got {on_tool_error!r}."
             )
         self.max_parallel_tools = max_parallel_tools
         self._disable_auto_wrapping_tools = disable_auto_wrapping_tools
@@ -135,7 +140,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
         )
 
     def for_agent(self, agent: AbstractAgent[AgentDepsT, Any]) -> AbstractCapability[AgentDepsT]:
-        """Return what to use with the agent: a copy that is bound to it, and what goes around all other capabilities.
+        """Return a copy that is bound to the agent, combined with the outermost capability.
 
         Args:
             agent: The agent.
@@ -146,14 +151,14 @@ class RestateDurability(EngineBase[AgentDepsT]):
 
     @property
     def in_durable_context(self) -> bool:
-        """Whether a handler is running, and not the body of one of its steps."""
+        """True inside a handler, but not inside the body of a step."""
         return current_invocation() is not None
 
     def get_durable_operation_backend(self) -> OperationBackend:
-        """Return what runs pydantic-ai's durable units as steps."""
+        """Return the backend that runs pydantic-ai's durable units as steps."""
         policies = self._policies
         if not self._has_model_policy and (run := current_run()) is not None and run.has_fallback:
-            # What an attempt costs in time is better spent on the next model, and without a limit it never comes.
+            # Do not retry: try the fallback model instead.
             policies = dataclasses.replace(policies, model=_FALL_BACK_AT_ONCE)
         return OperationBackend(
             agent_name=self.name,
@@ -163,28 +168,28 @@ class RestateDurability(EngineBase[AgentDepsT]):
         )
 
     def tells_model_of(self, error: Exception) -> bool:
-        """Whether the model is told of a tool call that has failed for good; a mistake in the program it never is."""
+        """Return whether to tell the model about a permanent failure of a tool call; never for a ``UserError``."""
         if isinstance(error, UserError):
             return False
         if callable(self._on_tool_error):
             return self._on_tool_error(error)
         return self._on_tool_error == "tell_model"
 
-    # --- what is the same on every replay -----------------------------------------------------------------------
+    # --- values that are the same on every replay ---------------------------------------------------------------
 
     def get_default_run_id(self) -> str | None:
-        """Return an id made of the invocation's and the number of the run in it, the same on every replay."""
+        """Return the invocation's id and the run's number in it, the same on every replay."""
         invocation = current_invocation()
         if invocation is None:
             return None
         return f"{invocation.id}/{invocation.number('agent run')}"
 
     def get_default_conversation_id(self, run_id: str) -> str | None:
-        """Return an id derived from the run's, the same on every replay."""
+        """Return an id derived from the run's id, the same on every replay."""
         return conversation_id_from_run_id(run_id) if self.in_durable_context else None
 
     def get_run_clock(self) -> Callable[[], datetime] | None:
-        """Return a clock that shows the time of the journal; every run asks for it when it is prepared."""
+        """Return a clock that shows the journal's time; pydantic-ai calls this while it prepares a run."""
         if not self.in_durable_context:
             return None
         clock = RunClock(clock_of_run.get() if current_run() is not None else None)
@@ -192,7 +197,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
         return clock
 
     async def get_run_start_time(self, run_id: str) -> datetime | None:
-        """Return when the run started for the first time, recorded as a step; asked for only if it has a timeout."""
+        """Return when the run first started, recorded as a step; pydantic-ai calls this only for a timeout."""
         clock = clock_of_run.get()
         if not self.in_durable_context or clock is None:
             return None
@@ -201,7 +206,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
         return clock.time
 
     async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
-        """Run with durable waits, with tool calls in an order that a replay repeats, and with stable timestamps."""
+        """Run with durable sleeps, tool calls in an order that a replay repeats, and stable timestamps."""
         agent, run = self.agent, current_run()
         if agent is None or run is None:
             return await handler()
@@ -214,7 +219,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
     async def wrap_model_request(
         self, ctx: RunContext[AgentDepsT], *, request_context: ModelRequestContext, handler: WrapModelRequestHandler
     ) -> ModelResponse:
-        """Ask the model in a step, and give the messages that led to its response a time that is in the journal."""
+        """Send the request in a step, and give the messages before its response a time from the journal."""
         run = current_run()
         if run is None:
             return await super().wrap_model_request(ctx, request_context=request_context, handler=handler)
@@ -238,7 +243,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
         output: Any,
         handler: WrapOutputProcessHandler,
     ) -> Any:
-        """Run output functions and validators as a local operation."""
+        """Run output functions and validators as local operations."""
         is_custom = output_context.has_function or has_output_validators(ctx.agent)
         if current_run() is None or not is_custom:
             return await super().wrap_output_process(ctx, output_context=output_context, output=output, handler=handler)
@@ -251,31 +256,31 @@ class RestateDurability(EngineBase[AgentDepsT]):
     async def before_model_request(
         self, ctx: RunContext[AgentDepsT], request_context: ModelRequestContext
     ) -> ModelRequestContext:
-        """Keep the limit of the request for the step."""
+        """Hand the request timeout over to the step."""
         request_context = await super().before_model_request(ctx, request_context)
         if (run := current_run()) is not None:
             take_request_timeout(run, request_context)
         return request_context
 
-    # --- people -------------------------------------------------------------------------------------------------
+    # --- human in the loop --------------------------------------------------------------------------------------
 
     def get_ordering(self) -> CapabilityOrdering:
-        """Be innermost, but for what asks people: that comes after everything that could decide without them."""
+        """Go innermost, except for ``RequestInput``: ask people last, after everything that can decide alone."""
         ordering = super().get_ordering()
         return dataclasses.replace(ordering, wraps=(*ordering.wraps, RequestInput))
 
     async def handle_deferred_tool_calls(
         self, ctx: RunContext[AgentDepsT], *, requests: DeferredToolRequests
     ) -> DeferredToolResults | None:
-        """Take note of what people are about to be asked, for those who list it; the answer is left to them."""
+        """Remember the pending requests so that ``restate-steps approvals`` can list them; others answer."""
         if (run := current_run()) is not None:
             run.requests = requests
         return None
 
-    # --- bodies and events --------------------------------------------------------------------------------------
+    # --- bodies of steps ----------------------------------------------------------------------------------------
 
     def context_in_body(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
-        """Collect what a body does to the run's usage and events, which a replay would not see."""
+        """Collect the usage and events that a body adds to the run; a replay would miss them."""
         collecting = collector.get()
         return ctx if collecting is None else collecting.track(ctx)
 
@@ -292,14 +297,14 @@ def _policy_of(options: RunOptions[Any] | None) -> RetryPolicy:
             retry_interval_factor=options.retry_interval_factor,
         )
     except StepDefinitionError as error:
-        raise UserError(f"run_options cannot be used: {error}") from error
+        raise UserError(f"run_options is invalid: {error}") from error
 
 
 def _stamp(messages: list[ModelMessage], time: datetime) -> None:
-    """Give what pydantic-ai has added to a history a time that is the same on every replay.
+    """Replace the timestamps that pydantic-ai takes from the clock with one that is the same on every replay.
 
-    It takes the clock's, in the handler: for the requests after the last response, and for the attempts that failed
-    before that response. A history that is put into Restate's state would then differ.
+    These are the timestamps of the requests after the last response, and of the attempts that failed before that
+    response. Otherwise a replay would write a different history to Restate's state.
     """
     for message in reversed(messages):
         if isinstance(message, ModelResponse):
@@ -320,7 +325,7 @@ async def _now() -> datetime:
 
 
 async def _sleep(seconds: float) -> None:
-    """Wait, durably where that is possible; a run inside a step's body inherits this function."""
+    """Sleep: durably in a handler, locally elsewhere. A run inside a step's body inherits this function."""
     invocation = current_invocation()
     if invocation is None:
         await asyncio.sleep(seconds)

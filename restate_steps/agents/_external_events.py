@@ -1,10 +1,10 @@
-"""Waiting for people: pydantic-ai's external events, over Restate's awakeables.
+"""Human in the loop: pydantic-ai's external events, implemented with Restate awakeables.
 
-The wait is journaled in three parts: the awakeable, whose id is the token; the step in which the token is handed to
-whoever will answer, with the answer if there was one at once; and the answer, or the timer's end. Nothing of the run is
-in memory while it waits.
+A wait has three parts in the journal. The awakeable comes first; its id is the token. Then a step hands out the token,
+and records the answer if there is one immediately. The last part is the answer, or the end of the timer. While the run
+waits, nothing of it is in memory.
 
-The step's result also says what is asked. That is what ``restate-steps approvals`` lists.
+The step's result also describes the pending tool calls, which ``restate-steps approvals`` lists.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from restate_steps.serdes import serde
 __all__ = ["ASK_STEP", "AwakeableWaiter", "answer_request"]
 
 ASK_STEP: Final = "__external_event."
-"""What stands in the name of each step that asks, between the agent's name and that of the wait."""
+"""The part of an ask step's name between the agent's name and the wait's name."""
 
 
 class AwakeableWaiter(ExternalEventWaiter):
-    """Waits on an awakeable, suspended, for as long as it takes."""
+    """A waiter that suspends on an awakeable, for as long as it takes."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -43,7 +43,7 @@ class AwakeableWaiter(ExternalEventWaiter):
     async def wait(
         self, name: str, *, ask: Callable[[str], Awaitable[JsonValue]], timeout: timedelta | None
     ) -> JsonValue:
-        """Hand out the token, and return the answer."""
+        """Hand out the token, and return the answer once it arrives."""
         requests, self._run.requests = self._run.requests, None
         token, answered = restate_context().awakeable(serde=BytesSerde())
         step_name = f"{self._run.agent_name}{ASK_STEP}{name}"
@@ -83,12 +83,12 @@ def _payload(data: bytes | None) -> JsonValue:
     try:
         return cast(JsonValue, json.loads(data)) if data else None
     except ValueError as error:
-        # It is in the journal for good: another attempt would find the same.
+        # The answer is in the journal, so another attempt would fail too.
         raise ExternalEventError(f"The answer is not JSON: {error}.") from error
 
 
 def _described(requests: DeferredToolRequests | None) -> list[dict[str, JsonValue]]:
-    """Say of each pending call what whoever decides has to know."""
+    """Describe each pending tool call for the person who decides."""
     if requests is None:
         return []
     described: list[dict[str, JsonValue]] = []
@@ -101,14 +101,14 @@ def _described(requests: DeferredToolRequests | None) -> list[dict[str, JsonValu
 
 
 def answer_request(ctx: Any, token: str, results: DeferredToolResults) -> None:
-    """Answer, from a Restate handler, what an agent waits for.
+    """Resolve, from a Restate handler, a request that an agent waits for.
 
-    Outside of handlers, send the same JSON to ``/restate/awakeables/<token>/resolve``, or use ``restate-steps
+    Outside a handler, POST the same JSON to ``/restate/awakeables/<token>/resolve``, or use ``restate-steps
     approvals``.
 
     Args:
-        ctx: The context of the handler that knows the answer.
-        token: What ``RequestInput`` handed to its ``ask`` function.
+        ctx: The context of the handler that gives the answer.
+        token: The token that ``RequestInput`` passed to its ``ask`` function.
         results: The decisions, for example ``requests.build_results(approve_all=True)``.
 
     Example:

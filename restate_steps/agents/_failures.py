@@ -1,12 +1,12 @@
-"""Which errors of a run end what, and how they reach the caller as what they are, on the first run and on a replay.
+"""Classify agent errors and preserve their types across the journal, on the first run and on every replay.
 
-* Inside a step, whatever is raised is tried again by Restate, without end if nobody set a limit. So what can never
-  succeed has to become terminal there: a request that the provider rejects, a mistake in the program.
-* The journal keeps of a failure its text, a code, and of a terminal one some metadata. pydantic-ai's own exceptions are
-  written into it whole, and built again in the handler: ``ModelFallback`` and the caller's ``except`` see them. An
-  error that Restate retried until the policy's limit has only its text left, so there it is written into the text.
-* In the handler's own code an error of the run is a function of what the journal holds, so every attempt would meet it
-  again. It becomes terminal there and stays what it is for the caller's ``except``: Restate looks along the causes.
+* Restate retries whatever a step raises. So errors that would fail every attempt become terminal inside the step, such
+  as a request that the provider rejects, or a programming error.
+* The journal stores the text and code of a failure, and the metadata of a terminal one. pydantic-ai's own exceptions
+  are stored there in full and rebuilt in the handler, where ``ModelFallback`` and the caller's ``except`` see them.
+  Only the text is left of an error that Restate retried up to the policy's limit, so the text includes the exception.
+* In the handler's own code, an error of a run depends only on the journal, so every attempt would raise it again. It
+  becomes terminal but keeps its type for the caller's ``except``: Restate looks for a terminal error among its causes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from restate_steps.errors import ContextInStepError, StepDefinitionError
 
 __all__ = ["is_cancellation", "rebuild_error", "terminal_cause", "terminal_in_handler", "terminal_in_step"]
 
-_WORTH_ANOTHER_ATTEMPT: Final = frozenset({408, 409, 425, 429})
+_TRANSIENT_STATUSES: Final = frozenset({408, 409, 425, 429})
 _METADATA: Final = "restate-steps-error"
 _MARK: Final = " [restate-steps-error: "
 _CANCELLED: Final = 409
@@ -50,17 +50,17 @@ _CANCELLED: Final = 409
 
 @contextmanager
 def terminal_in_step(longest_delay: timedelta | None) -> Generator[None]:
-    """Make errors terminal that would meet a step's every attempt, and the others such that they can be told again.
+    """Make permanent errors terminal; encode transient ones so they can be rebuilt.
 
     Args:
-        longest_delay: Limit for the time that a provider asks to wait before the next attempt.
+        longest_delay: The maximum delay before the next attempt, even if the provider asks for a longer one.
     """
     try:
         yield
     except (ContextInStepError, StepDefinitionError) as error:
         raise TerminalError(_describe(error)) from error
     except (AgentRunError, UserError, FallbackExceptionGroup) as error:
-        if not _is_worth_another_attempt(error):
+        if not _is_transient(error):
             metadata = {_METADATA: json.dumps(_encode(error))}
             raise TerminalError(_describe(error), status_code=_status(error), metadata=metadata) from error
         text = f"{_describe(error)}{_MARK}{json.dumps(_encode(error))}]"
@@ -74,22 +74,22 @@ def terminal_in_step(longest_delay: timedelta | None) -> Generator[None]:
 
 
 class _TransientError(Exception):
-    """An error that may pass. Restate shows, and at the limit of attempts keeps, its ``repr``."""
+    """A transient error. Restate shows its ``repr``, and stores it once the attempts are used up."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
-def _is_worth_another_attempt(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if isinstance(error, FallbackExceptionGroup):
-        return any(_is_worth_another_attempt(one) for one in cast("tuple[Exception, ...]", error.exceptions))
+        return any(_is_transient(one) for one in cast("tuple[Exception, ...]", error.exceptions))
     if isinstance(error, (ModelQuotaExceededError, ModelRequestRejectedError)):
-        # What the provider's adapter makes of an error counts more than its status.
+        # The category that the provider's adapter chose takes precedence over the status.
         return False
     if isinstance(error, (ModelUnavailableError, ModelRateLimitError, ModelServerError)):
         return True
     if isinstance(error, ModelHTTPError):
-        return error.status_code >= 500 or error.status_code in _WORTH_ANOTHER_ATTEMPT or error.status_code < 400
+        return error.status_code >= 500 or error.status_code in _TRANSIENT_STATUSES or error.status_code < 400
     return isinstance(error, ModelAPIError)
 
 
@@ -106,9 +106,9 @@ def _describe(error: BaseException) -> str:
 
 
 def rebuild_error(failure: TerminalError) -> Exception | None:
-    """Build pydantic-ai's exception again from the failure that the journal keeps of it; None if it is another's.
+    """Rebuild pydantic-ai's exception from a journaled failure; return None for any other failure.
 
-    Its cause is a failure that is worded for whoever called the handler, in case nobody catches it.
+    Its cause is a terminal error with a message for the handler's caller, in case nothing catches it.
     """
     found = (failure.metadata or {}).get(_METADATA)
     if found is None and failure.message.endswith("]") and _MARK in failure.message:
@@ -118,7 +118,7 @@ def rebuild_error(failure: TerminalError) -> Exception | None:
     try:
         original = _decode(json.loads(found))
     except (ValueError, LookupError, TypeError):
-        # Written by another version. The failure itself says what happened, and is as terminal.
+        # Written by another version. The failure itself is terminal too, and says what happened.
         return None
     original.__cause__ = TerminalError(_describe(original), status_code=_status(original))
     return original
@@ -130,7 +130,7 @@ def _encode(error: BaseException) -> dict[str, Any]:
         return {"group": error.message, "errors": [_encode(one) for one in inner]}
     if not isinstance(error, (AgentRunError, UserError)):
         return {"class": RuntimeError.__name__, "args": [_describe(error)]}
-    # A subclass of an adapter or of the program may not be there any more when it is built again.
+    # Store a class of pydantic-ai: a subclass from elsewhere may be gone when the error is rebuilt.
     known = next(cls for cls in type(error).__mro__ if cls.__module__ == exceptions.__name__)
     state = {key: value for key, value in vars(error).items() if not key.startswith("_")}
     encoded = {
@@ -149,7 +149,7 @@ def _decode(data: dict[str, Any]) -> Exception:
         return FallbackExceptionGroup(data["group"], [_decode(one) for one in data["errors"]])
     if data["class"] == RuntimeError.__name__:
         return RuntimeError(*data["args"])
-    # What its constructor did has been done; it must not be done to the result of it.
+    # Skip __init__: its effects are already in the stored arguments and state.
     cls = _class(data["class"], http=data["http"])
     error = cls.__new__(cls, *data["args"])
     error.args = tuple(data["args"])
@@ -160,9 +160,9 @@ def _decode(data: dict[str, Any]) -> Exception:
 
 
 def _class(name: str, *, http: bool) -> type[Exception]:
-    """Return an exception class of pydantic-ai by its name.
+    """Return a pydantic-ai exception class by its name.
 
-    An error that has a category and an HTTP status has a class of its own that is named as the category.
+    Errors with both a category and an HTTP status have their own class, with the same name as the category's.
     """
     for cls in _subclasses(AgentRunError, UserError):
         if cls.__name__ == name and cls.__module__ == exceptions.__name__ and issubclass(cls, ModelHTTPError) == http:
@@ -180,7 +180,7 @@ def _subclasses(*classes: type[Exception]) -> Iterator[type[Exception]]:
 
 
 def terminal_cause(error: BaseException) -> TerminalError | None:
-    """Return the terminal failure that an exception is or was caused by, as Restate looks for it."""
+    """Return the first terminal error among an exception and its causes, where Restate looks too."""
     found: BaseException | None = error
     while found is not None and not isinstance(found, TerminalError):
         found = found.__cause__
@@ -188,14 +188,14 @@ def terminal_cause(error: BaseException) -> TerminalError | None:
 
 
 def is_cancellation(error: BaseException) -> bool:
-    """Whether an exception tells that the invocation was cancelled."""
+    """Return whether an exception means that the invocation was cancelled."""
     failure = terminal_cause(error)
     return failure is not None and failure.status_code == _CANCELLED and failure.message == "cancelled"
 
 
 @contextmanager
 def terminal_in_handler() -> Generator[None]:
-    """Let errors of a run end the invocation if the handler does not catch them, and keep their type."""
+    """Make errors of a run terminal, so that they end the invocation if uncaught, but keep their types."""
     if current_invocation() is None:
         yield
         return
@@ -209,7 +209,7 @@ def terminal_in_handler() -> Generator[None]:
             last.__cause__ = TerminalError(_describe(error), status_code=_status(error))
         raise
     except BaseExceptionGroup as group:
-        # pydantic-ai waits in task groups. Restate's control flow, and a failure, must not be hidden in one.
+        # pydantic-ai waits in task groups, which must not hide Restate's control flow or a terminal error.
         alone = _single(group)
         if alone is None:
             raise
@@ -217,7 +217,7 @@ def terminal_in_handler() -> Generator[None]:
 
 
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
-    """Return what a group was raised for: Restate's control flow, if it is in there, or else a terminal failure."""
+    """Return the error that matters in a group: Restate's control flow if present, or else a terminal error."""
     found = list(_flat(group))
     for kind in (SdkInternalBaseException, TerminalError):
         for error in found:

@@ -1,8 +1,8 @@
 """User code that pydantic-ai awaits between steps, run as local operations.
 
-Instructions, hooks, output functions and validators, and the methods of custom toolsets may talk to a database or a
-server. In a handler they run on the server's loop, one at a time, where the clients live that such code uses. Their
-results are not recorded; steps that they call are.
+Instructions, hooks, output functions, output validators and the methods of custom toolsets may use a database or an
+HTTP client. In a handler they run on the server's event loop, where such clients live, one at a time. Their results are
+not recorded, but the results of steps that they call are.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ AgentDepsT = TypeVar("AgentDepsT")
 
 
 def is_custom(toolset: AbstractToolset[Any]) -> bool:
-    """Return whether a toolset is of a class that does not come with pydantic-ai."""
+    """Return whether a toolset's class is defined outside pydantic-ai."""
     return not type(toolset).__module__.startswith("pydantic_ai.")
 
 
 @dataclass
 class LocalToolset(WrapperToolset[AgentDepsT]):
-    """A custom toolset, used as it is, on the server's loop."""
+    """A custom toolset that runs unchanged on the server's event loop."""
 
     @property
     def id(self) -> str | None:
-        """The id of the toolset."""
+        """The toolset's id."""
         return self.wrapped.id
 
     async def for_run(self, ctx: RunContext[AgentDepsT]) -> AbstractToolset[AgentDepsT]:

@@ -1,8 +1,8 @@
-"""The engine underneath: each durable unit of pydantic-ai is one step of ours.
+"""The operation backend: runs each of pydantic-ai's durable units as one step.
 
-1. A unit's result is encoded inside the step, so that a value that cannot be encoded fails there, and only once.
-2. What a body leaves behind besides its result is recorded with it, and done in the handler; see ``_byproducts``.
-3. Errors cross the journal as what they are; see ``_failures``.
+1. A unit encodes its result inside the step, so a value that cannot be encoded fails there, and only once.
+2. The by-products of a body are recorded with its result, and applied in the handler; see ``_byproducts``.
+3. Errors keep their types across the journal; see ``_failures``.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from restate_steps.step import DurableStep, durable_step, with_display_name
 __all__ = ["TOOL_METADATA_KEY", "OperationBackend", "RetryPolicies", "UnitOptions", "run_unit"]
 
 TOOL_METADATA_KEY: Final = "restate"
-"""The key of a tool's metadata that says how its steps are run."""
+"""The key in a tool's metadata that configures its steps."""
 
 UnitOptions: TypeAlias = Mapping[str, Any]
-"""Options of a unit's step, by the names that ``durable_step`` gives them."""
+"""Options of a unit's step, named as in ``durable_step``."""
 
 _TOOL_OPTIONS: Final = ("name", "retry", "timeout")
 _DEFAULT_POLICY: Final = RetryPolicy()
@@ -49,13 +49,13 @@ _DEFAULT_POLICY: Final = RetryPolicy()
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicies:
-    """How the steps of each kind are retried.
+    """The retry policies of each kind of step.
 
     Attributes:
-        model: Requests to the model.
-        tool: Calls of function tools and of tools of dynamic toolsets, discovery of the latter, and the like.
-        mcp: What is asked of MCP servers.
-        event: Deliveries of events to the event handler.
+        model: For model requests.
+        tool: For function tools, for dynamic toolsets and their discovery, and for operations of capabilities.
+        mcp: For requests to MCP servers.
+        event: For deliveries to the event handler.
     """
 
     model: RetryPolicy = _DEFAULT_POLICY
@@ -65,13 +65,13 @@ class RetryPolicies:
 
 
 class OperationBackend(JournalCallableOperationBackend[UnitOptions]):
-    """Runs pydantic-ai's durable units as steps.
+    """The backend that runs pydantic-ai's durable units as steps.
 
     Args:
         agent_name: The first part of each step's name.
-        default_model_id: The id of the agent's own model, which is left out of the names.
-        wraps_tools: Whether the calls of function tools are steps unless they opt out.
-        policies: How steps are retried.
+        default_model_id: The id of the agent's own model, which step names omit.
+        wraps_tools: Run calls of function tools as steps, unless a tool opts out.
+        policies: The retry policies of the steps.
     """
 
     def __init__(
@@ -103,10 +103,10 @@ class OperationBackend(JournalCallableOperationBackend[UnitOptions]):
         """Run one unit as a step.
 
         Args:
-            operation_id: What the unit is.
-            name: The step's name, unless the options have another.
+            operation_id: The kind of unit.
+            name: The step's name, unless the options set another.
             body: Runs the unit and returns its encoded result.
-            cache_key: The unit's inputs. The journal is a sequence, so only the name of an MCP tool is taken.
+            cache_key: The unit's inputs. Only the name of an MCP tool is used: the journal is ordered and needs no key.
             config: Options of the step.
 
         Returns:
@@ -114,7 +114,7 @@ class OperationBackend(JournalCallableOperationBackend[UnitOptions]):
         """
         options = dict(config)
         if isinstance(operation_id, ToolsetCallToolId) and operation_id.toolset_kind == "mcp":
-            # pydantic-ai leaves out which tool it is; several run at once, and a reader of the journal wants to know.
+            # pydantic-ai's name does not say which tool this is, and several may run at once.
             name = f"{name}:{cache_key[0]}"
         step_name = str(options.pop("name", name))
         run = current_run()
@@ -148,19 +148,19 @@ async def run_unit(
     retry: RetryPolicy = _DEFAULT_POLICY,
     timeout: timedelta | None = None,
 ) -> bytes:
-    """Run something that returns an encoded result as a step.
+    """Run a function that returns an encoded result as a step.
 
     Args:
-        body: Runs once, in the step.
+        body: The function; runs inside the step.
         name: The step's name.
-        retry: How it is retried.
-        timeout: Limit of one attempt.
+        retry: The step's retry policy.
+        timeout: The time limit of one attempt.
 
     Returns:
         The encoded result, from the journal.
 
     Raises:
-        Exception: pydantic-ai's own exception that the body raised, or a ``TerminalError``.
+        Exception: The pydantic-ai exception that the body raised, or a ``TerminalError``.
     """
 
     async def unit() -> bytes:
@@ -175,10 +175,10 @@ async def run_unit(
         original = rebuild_error(failure)
         if original is None:
             raise
-        raise original  # noqa: B904 - its cause is made for it
-    result, carried = unpack(recorded)
-    if carried is not None and (ctx := unit_context.get()) is not None:
-        _do_in_handler(carried, ctx)
+        raise original  # noqa: B904 - rebuild_error sets its cause
+    result, byproducts = unpack(recorded)
+    if byproducts is not None and (ctx := unit_context.get()) is not None:
+        _apply(byproducts, ctx)
     return result
 
 
@@ -186,7 +186,7 @@ async def run_unit(
 def _step_with(
     retry: RetryPolicy, timeout: timedelta | None
 ) -> DurableStep[[str, Callable[[], Awaitable[bytes]]], bytes]:
-    # To make one takes longer than to call it. It is a function of its options alone, so replays may share it.
+    # Creating a step takes longer than calling it. It depends on its options alone, so replays may share it.
     options = durable_step(name=_name_of, returns=bytes, codec=ENCODED, verify=False, retry=retry, timeout=timeout)
     return options(_call)
 
@@ -199,30 +199,32 @@ def _name_of(name: str, unit: Callable[[], Awaitable[bytes]]) -> str:
     return name
 
 
-def _do_in_handler(carried: ByProducts, ctx: RunContext[Any]) -> None:
-    """Do what a body left to be done where it is done on every replay."""
-    if carried.usage is not None:
-        ctx.usage.incr(carried.usage)
-    for toolset_id in carried.tools_changed:
+def _apply(byproducts: ByProducts, ctx: RunContext[Any]) -> None:
+    """Apply a body's by-products in the handler, where every replay applies them again."""
+    if byproducts.usage is not None:
+        ctx.usage.incr(byproducts.usage)
+    for toolset_id in byproducts.tools_changed:
         forget_tools(ctx, toolset_id)
-    for event in carried.events:
+    for event in byproducts.events:
         emit_again(ctx, event)
 
 
 def _checked(found: object, tool_name: str) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise UserError(
-            f"the metadata of tool {tool_name!r} has {TOOL_METADATA_KEY!r}: {found!r}. Give False to leave the tool to "
-            f"its own steps, or a dict with any of: {', '.join(_TOOL_OPTIONS)}."
+            f"the metadata of tool {tool_name!r} has {TOOL_METADATA_KEY!r}: {found!r}, which is not False or a dict. "
+            f"Use False to run the tool in the handler, or a dict with any of: {', '.join(_TOOL_OPTIONS)}."
         )
     options = dict(cast("Mapping[str, Any]", found))
     if unknown := [key for key in options if key not in _TOOL_OPTIONS]:
         raise UserError(
-            f"the metadata of tool {tool_name!r} has {TOOL_METADATA_KEY!r} with the unknown option {unknown[0]!r}. The "
-            f"options of a tool's step are: {', '.join(_TOOL_OPTIONS)}."
+            f"the metadata of tool {tool_name!r} has the unknown option {unknown[0]!r} under {TOOL_METADATA_KEY!r}. "
+            f"The options of a tool's step are: {', '.join(_TOOL_OPTIONS)}."
         )
     try:
         StepOptions(**options)
     except StepDefinitionError as error:
-        raise UserError(f"the metadata of tool {tool_name!r} is wrong under {TOOL_METADATA_KEY!r}: {error}") from error
+        raise UserError(
+            f"the metadata of tool {tool_name!r} is invalid under {TOOL_METADATA_KEY!r}: {error}"
+        ) from error
     return options

@@ -1,7 +1,7 @@
 """The outermost capability: wraps the run and each tool call.
 
-Capabilities are layers. The engine itself is the innermost, as pydantic-ai wants it; this one goes around all others,
-their spans included.
+Capabilities are layers. pydantic-ai requires the engine itself to be the innermost; this one goes around all others,
+including their spans.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ AgentDepsT = TypeVar("AgentDepsT")
 
 
 class Outermost(AbstractCapability[AgentDepsT]):
-    """The outer half of :class:`RestateDurability`, which brings it along.
+    """The outer half of :class:`RestateDurability`, which adds it to the agent.
 
     Args:
         engine: The inner half.
@@ -45,16 +45,16 @@ class Outermost(AbstractCapability[AgentDepsT]):
         self._engine = engine
 
     def get_ordering(self) -> CapabilityOrdering:
-        """Go around everything, spans included."""
+        """Go around everything, including spans."""
         return CapabilityOrdering(position="outermost", wraps=(Instrumentation,))
 
     @classmethod
     def get_serialization_name(cls) -> str | None:
-        """Return None: it is made by the engine alone."""
+        """Return None, because only the engine creates it."""
         return None
 
     async def wrap_run(self, ctx: RunContext[AgentDepsT], *, handler: WrapRunHandler) -> AgentRunResult[Any]:
-        """Set up what the parts of a run share, and let errors that no replay can fix end the invocation."""
+        """Set up the shared state of a run, and make errors that no replay can fix terminal."""
         invocation = current_invocation()
         if invocation is None:
             return await handler()
@@ -66,7 +66,7 @@ class Outermost(AbstractCapability[AgentDepsT]):
         with ExitStack() as stack:
             stack.enter_context(terminal_in_handler())
             if is_outermost:
-                # Spans around a run inside this one have to learn of its steps as well.
+                # Nested runs share one scope, because spans around them also count their steps.
                 stack.enter_context(replay_scope())
                 step_observer.set(_record_step)
             stack.enter_context(external_event_scope(AwakeableWaiter(run)))
@@ -82,7 +82,7 @@ class Outermost(AbstractCapability[AgentDepsT]):
         args: dict[str, Any],
         handler: Callable[[dict[str, Any]], Awaitable[Any]],
     ) -> Any:
-        """Run a tool call when a slot is free, and decide what becomes of a terminal failure."""
+        """Run a tool call as soon as a slot is free; tell the model about a terminal failure if so configured."""
         run = current_run()
         if run is None:
             return await handler(args)
@@ -91,7 +91,7 @@ class Outermost(AbstractCapability[AgentDepsT]):
             unit_context.set(ctx)
             if (agent := self._engine.agent) is None:
                 return await handler(args)
-            # A tool that calls tools itself, as code mode does, starts them in an order of its own.
+            # A tool that calls other tools, such as code mode, starts them in its own order.
             with agent.parallel_tool_call_execution_mode("parallel"):
                 return await handler(args)
 
@@ -109,7 +109,7 @@ def _record_step(executed: bool) -> None:
 
 
 def _nest_spans(stack: ExitStack, invocation: Invocation) -> None:
-    """Let the run's spans be children of the invocation's, unless the handler has opened a span itself."""
+    """Make the run's spans children of the invocation's span, unless the handler has opened a span."""
     if trace.get_current_span().get_span_context().is_valid:
         return
     headers = dict(invocation.context.request().attempt_headers)

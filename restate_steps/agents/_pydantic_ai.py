@@ -1,44 +1,43 @@
-"""The one module that uses private names of pydantic-ai, and why.
+"""The only module that uses private names of pydantic-ai: why each is needed, and what happens if it is renamed.
 
-pydantic-ai wants an id on every toolset and takes those only that the agent was constructed with, because other engines
-register their units before a process takes work. Ours are made when they are needed, and the documented example gives
-no id to an MCP server and none to ``@agent.toolset``. So in :class:`EngineBase`
+**Toolsets.** pydantic-ai requires an id on every toolset, and accepts only the toolsets that the agent was constructed
+with, because other engines register their units before a process takes work. Our units are created when needed, and
+pydantic-ai's documented example gives no id to an MCP server or to ``@agent.toolset``. So in :class:`EngineBase`:
 
-* ``_wrap_and_register_leaf`` gives a toolset without an id (``_explicit_id`` tells a chosen one from a derived one) the
-  number of its place: ``unnamed-1``, ``unnamed-2``. A copy gets it, because the same toolset can have another place in
-  another agent, and which of the two runs first differs from process to process. ``get_wrapper_toolset``, which is
-  public, puts the copy in the toolset's place.
-* ``_reject_runtime_toolsets`` sees everything that was bound as known, and what a capability makes anew for each run
-  under the id of what was bound (``_toolsets_by_id``). That is wrapped for the run, by ``_wrap_leaf_toolset``.
+* ``_wrap_and_register_leaf`` numbers the toolsets without an id: ``unnamed-1``, ``unnamed-2``. ``_explicit_id`` tells a
+  chosen id from a derived one. A copy gets the number, because the same toolset may have another number in another
+  agent, and which agent runs first differs between processes. The public ``get_wrapper_toolset`` substitutes the copy.
+* ``_reject_runtime_toolsets`` accepts every toolset that was bound. It also accepts one that a capability rebuilds for
+  each run under the id of a bound one (``_toolsets_by_id``); ``_wrap_leaf_toolset`` wraps that one for the run.
 
-If a method is renamed, ours is no longer called, and pydantic-ai refuses such toolsets with an error that says so. If
-an attribute is, the first run fails, and says which.
+If a method is renamed, pydantic-ai no longer calls ours, and rejects such toolsets with an explicit error. If an
+attribute is renamed, the first run fails and names it.
 
-What a body leaves behind besides its result is lost on a replay. For that
+**By-products.** A replay would lose the effects of a body besides its result.
 
-* ``_durable_run_context`` makes the context that a body gets: there usage and events are collected. Renamed: usage that
-  a sub-agent adds in a wrapped tool is missing after a replay, and events of a wrapped tool go out when they come.
-* ``_event_stream_buffer`` and ``_emit_event`` of a run context are where events go. Renamed: as above.
+* ``_durable_run_context`` creates the context that a body gets, where usage and events are collected. If renamed: after
+  a replay, usage that a sub-agent added in a wrapped tool is missing; events of a wrapped tool are emitted at once.
+* ``_event_stream_buffer`` and ``_emit_event`` of a run context receive events. If renamed: as above.
 * ``_prepare_event_dispatch`` of a capability is called with such an event, as pydantic-ai does when a tool emits one.
-  Renamed: a run with an event handler fails, and says which name is missing.
-* ``_invalidate_tools_cache`` of an MCP toolset is called when its server says that its tools have changed, on the
-  toolset that the client was made for, not on a copy, whose ``_cached_tools`` would stay; and ``_mcp_tool_defs_cache``
-  of a run context holds what the run has discovered. Renamed: a run keeps the tools that it discovered first.
+  If renamed: a run with an event handler fails, and names what is missing.
+* ``_invalidate_tools_cache`` of an MCP toolset is called when its server announces a change of tools. The client calls
+  it on the toolset it was created for, so a copy would keep its ``_cached_tools``. ``_mcp_tool_defs_cache`` of a run
+  context holds the tools that the run has discovered. If renamed: a run keeps the tools that it discovered first.
 
-What a stream has delivered before it failed is marked on the error, with ``mark_streamed_before_failing`` and
-``streamed_before_failing`` of ``pydantic_ai.durable_exec._utils``; the mark has to cross the journal. Renamed: another
-model may go on after a stream that has been delivered in part.
+**Streams.** A stream that fails midway attaches its partial response to the error, through
+``mark_streamed_before_failing`` and ``streamed_before_failing`` of ``pydantic_ai.durable_exec._utils``. The attachment
+must survive the journal. If renamed: another model may continue after a partially delivered stream.
 
-Models are known to a run by name. ``_bind_models`` takes those of ``ModelFallback`` into ``_extra_models``, and
-``_override_model`` of an agent tells the one that overrides its own. Renamed: they have to be given in ``models=``;
-without ``_extra_models`` no agent can be bound.
+**Models.** A run knows models by name. ``_bind_models`` adds the models of ``ModelFallback`` to ``_extra_models``, and
+``_override_model`` of an agent holds the model that overrides its own. If renamed: these models must be passed in
+``models=``; without ``_extra_models``, no agent can be bound.
 
-Instructions, system prompts and hooks are awaited in the handler, where they may talk to a database. They run as local
-operations, and so do output validators, of which ``_output_validators`` of an agent tells whether there are any. For
-this ``SystemPromptRunner.run`` of ``pydantic_ai._system_prompt`` and ``_call_func`` of
-``pydantic_ai.capabilities.hooks`` do so inside a durable run, and everywhere else what they did. Custom toolsets are
-wrapped by ``_wrap_other_leaf_toolset``. Renamed: such code runs on the handler's loop, which refuses sockets and names
-``restate_steps.local``.
+**Local operations.** Instructions, system prompts and hooks are awaited in the handler, where they may use a database,
+so inside a durable run they are local operations. For this, ``SystemPromptRunner.run`` of
+``pydantic_ai._system_prompt`` and ``_call_func`` of ``pydantic_ai.capabilities.hooks`` are wrapped; outside a durable
+run they are unchanged. ``_output_validators`` of an agent tells whether it has output validators, which run as local
+operations too. ``_wrap_other_leaf_toolset`` wraps custom toolsets. If renamed: such code runs on the handler loop,
+which rejects sockets with an error that points to ``restate_steps.local``.
 
 ``tests/agents/test_pydantic_ai.py`` fails when one of these names changes.
 """
@@ -89,13 +88,13 @@ _COPIES: Final = "_restate_steps_copies"
 
 
 def collect_events(ctx: RunContext[Any], into: list[AgentStreamEvent]) -> None:
-    """Have the events that are emitted on a context go into a list, if they go anywhere."""
+    """Redirect the events that are emitted on a context to a list, if the context has a stream at all."""
     if getattr(ctx, "_event_stream_buffer", None) is not None:
         ctx._event_stream_buffer = into  # pyright: ignore[reportPrivateUsage]
 
 
 def emit_again(ctx: RunContext[Any], event: AgentStreamEvent) -> None:
-    """Let an event that was emitted in a body take its place in the run's stream."""
+    """Emit, in the run's stream, an event that was emitted in a body."""
     if getattr(ctx, "_event_stream_buffer", None) is None:
         return
     ctx._emit_event(event)  # pyright: ignore[reportPrivateUsage]
@@ -104,14 +103,14 @@ def emit_again(ctx: RunContext[Any], event: AgentStreamEvent) -> None:
 
 
 def count_changes(made: Any, used: Any) -> Callable[[], int]:
-    """Count how often the server of an MCP toolset says that its tools have changed.
+    """Count how often the server of an MCP toolset announces a change of its tools.
 
     Args:
-        made: The toolset that was made by the program, whose client hears of it.
-        used: The one that is used in its place, or the same.
+        made: The program's own toolset, whose client receives the announcements.
+        used: The copy that is used in its place, or the same toolset.
 
     Returns:
-        What tells how often, so far.
+        A function that returns the count so far.
     """
     kept = cast("dict[str, Any]", vars(made))
     if _CHANGES not in kept:
@@ -132,20 +131,20 @@ def count_changes(made: Any, used: Any) -> Callable[[], int]:
 
 
 def forget_tools(ctx: RunContext[Any], toolset_id: str) -> None:
-    """Have a run discover the tools of an MCP toolset anew."""
+    """Make a run discover the tools of an MCP toolset again."""
     found = cast("dict[str, Any]", getattr(ctx, "_mcp_tool_defs_cache", {}))
     found.pop(toolset_id, None)
 
 
 def has_output_validators(agent: Any) -> bool:
-    """Return whether an agent has output validators, or may have."""
+    """Return whether an agent has output validators, or might have."""
     while isinstance(agent, WrapperAgent):
         agent = cast(Any, agent).wrapped
     return bool(getattr(agent, "_output_validators", True))
 
 
 def run_callables_locally() -> None:
-    """Have instructions, system prompts and hooks run as local operations, where a run of an agent is durable."""
+    """Run instructions, system prompts and hooks as local operations inside durable runs."""
     _run_locally(SystemPromptRunner, "run")
     _run_locally(hooks, "_call_func")
 
@@ -158,7 +157,7 @@ def _run_locally(owner: Any, name: str) -> None:
     @functools.wraps(original)
     async def run(*args: Any, **kwargs: Any) -> Any:
         call: Any = original(*args, **kwargs)
-        # A hook that wraps a part of the run calls back into it, and that part belongs on the handler's loop.
+        # A hook that wraps part of the run calls back into it, and that part belongs on the handler loop.
         if current_run() is None or "handler" in kwargs:
             return await call
         return await local(cast("Awaitable[Any]", call))
@@ -168,13 +167,13 @@ def _run_locally(owner: Any, name: str) -> None:
 
 
 def streamed_before(error: BaseException) -> ModelResponse | None:
-    """Return what a stream delivered before an error ended it, if there was one."""
+    """Return the partial response of the stream that an error ended, if there is one."""
     found: Any = getattr(_marks(), "streamed_before_failing", None)
     return found(error) if found is not None else None
 
 
 def mark_streamed(error: BaseException, response: ModelResponse) -> None:
-    """Mark an error as having ended a stream that had delivered this."""
+    """Attach to an error the partial response of the stream that it ended."""
     mark: Any = getattr(_marks(), "mark_streamed_before_failing", None)
     if mark is not None:
         mark(error, response)
@@ -187,7 +186,7 @@ def _marks() -> ModuleType | None:
 
 
 def overriding_model(agent: Any) -> Model[Any] | None:
-    """Return the model that overrides an agent's own at the moment."""
+    """Return the model that currently overrides an agent's own, if it is an instance."""
     while isinstance(agent, WrapperAgent):
         agent = cast(Any, agent).wrapped
     override: Any = getattr(agent, "_override_model", None)
@@ -199,7 +198,7 @@ def overriding_model(agent: Any) -> Model[Any] | None:
 def wrap_leaves(
     engine: BaseDurabilityCapability[AgentDepsT], toolset: AbstractToolset[AgentDepsT]
 ) -> AbstractToolset[AgentDepsT]:
-    """Wrap the toolsets of which a toolset is made as the toolsets of an agent are wrapped."""
+    """Wrap the leaves of a toolset as an agent's toolsets are wrapped."""
     return toolset.visit_and_replace(engine._wrap_and_register_leaf)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -217,13 +216,13 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
     """A durability capability for agents whose toolsets have no id."""
 
     _bound: dict[int, AbstractToolset[Any]]
-    """Every leaf that was bound, by its identity; holding it keeps the identity its own."""
+    """Every bound leaf, by ``id()``. The reference keeps the ``id()`` from being reused."""
     _wrappers: dict[int, AbstractToolset[Any]]
-    """What takes the place of leaves without an id."""
+    """The replacements of leaves without an id, by ``id()``."""
     _is_checked = False
-    """Whether the toolsets of a run have just been judged; they must not be once more, inside their wrappers."""
+    """True while a run's toolsets, already checked, are being wrapped: the wrappers must not be checked again."""
     changes: dict[str, Callable[[], int]]
-    """How often the server of each MCP toolset has said that its tools have changed, by the toolset's id."""
+    """For each MCP toolset, by id, a function that counts the changes its server has announced."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
@@ -254,7 +253,7 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
     def _wrap_leaf_toolset(self, ts: AbstractToolset[AgentDepsT]) -> WrapperToolset[AgentDepsT] | None:
         wrapper = super()._wrap_leaf_toolset(ts)
         if wrapper is not None and not isinstance(wrapper, (_ExitsLocally, LocalToolset)):
-            # A step has entered it, on the server's loop.
+            # A step enters the toolset on the server's event loop, so it exits there too.
             cast(Any, wrapper).__class__ = _exiting_locally(type(wrapper))
         return wrapper
 
@@ -267,7 +266,7 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         try:
             named.id = name
         except AttributeError:
-            # An MCP toolset has a setter. Function and dynamic toolsets do not; for other kinds it is of no account.
+            # MCP toolsets have a setter for the id; function and dynamic toolsets do not. Other kinds ignore the id.
             named._id = name
         self._watch(name, ts, named)
         wrapper = super()._wrap_and_register_leaf(named)
@@ -277,8 +276,8 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         if hasattr(cast(Any, type(made)), "_invalidate_tools_cache"):
             self.changes[name] = count_changes(made, used)
 
-    def _is_made_anew(self, ts: AbstractToolset[AgentDepsT]) -> bool:
-        """Whether a toolset stands for one that was bound: a capability may make its own for each run."""
+    def _is_rebuilt(self, ts: AbstractToolset[AgentDepsT]) -> bool:
+        """Return whether a toolset replaces a bound one: a capability may rebuild its toolsets for each run."""
         explicit = ts._explicit_id  # pyright: ignore[reportPrivateUsage]
         known = self._toolsets_by_id.get(explicit) if explicit is not None else None
         return known is not None and known.wrapped is not ts and type(known.wrapped) is type(ts)
@@ -288,22 +287,22 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
             return
         nothing: AbstractToolset[AgentDepsT] = CombinedToolset([])
         super()._reject_runtime_toolsets(
-            toolset.visit_and_replace(lambda ts: nothing if id(ts) in self._bound or self._is_made_anew(ts) else ts)
+            toolset.visit_and_replace(lambda ts: nothing if id(ts) in self._bound or self._is_rebuilt(ts) else ts)
         )
 
     def get_wrapper_toolset(self, toolset: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT] | None:
-        """Put the durable wrappers in the place of the agent's toolsets.
+        """Replace the agent's toolsets with their durable wrappers.
 
         Args:
-            toolset: Everything that a run offers to the model.
+            toolset: The combined toolset of a run.
 
         Returns:
-            The same with the wrappers, or None if nothing is wrapped.
+            The toolset with the wrappers, or None if nothing is wrapped.
         """
         self._reject_runtime_toolsets(toolset)
         if self.in_durable_context:
             toolset = toolset.visit_and_replace(
-                lambda ts: (self._wrap_leaf_toolset(ts) or ts) if self._is_made_anew(ts) else ts
+                lambda ts: (self._wrap_leaf_toolset(ts) or ts) if self._is_rebuilt(ts) else ts
             )
         self._is_checked = True
         try:
@@ -318,5 +317,5 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         return self.context_in_body(super()._durable_run_context(ctx))
 
     def context_in_body(self, ctx: RunContext[AgentDepsT]) -> RunContext[AgentDepsT]:
-        """Change the context, a copy, that the body of a unit gets."""
+        """Return the context for the body of a unit, given a copy of the run's."""
         return ctx

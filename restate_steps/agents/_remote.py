@@ -1,7 +1,7 @@
-"""Handlers of Restate as tools: another agent, for example, that runs as an invocation of its own.
+"""Restate handlers as tools, for example another agent that runs as its own invocation.
 
-A handler of this codebase says its types and its serdes itself, by way of the SDK's ``handler_from_callable``, which is
-not documented; for a handler of another codebase the caller says them.
+The types and serdes of a handler in this codebase come from the SDK's undocumented ``handler_from_callable``. For a
+handler of another codebase, the caller passes the types.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ InputT = TypeVar("InputT")
 KeyOf: TypeAlias = str | Callable[[InputT], str]
 
 _INPUT: Final = "input"
-"""What the argument is called of a handler that is known by its name only."""
+"""The argument name for a handler that is given by name."""
 _KEYED: Final = {"object": "virtual object", "workflow": "workflow"}
 
 
 @dataclass(frozen=True)
 class _Remote:
-    """A handler, as far as its callers have to know it.
+    """The caller's view of a handler.
 
     Attributes:
         service: The name of its service.
         name: Its own name.
-        doc: What it does.
-        parameter: The name and the type of its argument, or None if it takes none.
+        doc: Its docstring.
+        parameter: The name and type of its argument, or None if it takes none.
         returns: The type of its result.
-        input: What encodes its argument.
-        output: What decodes its result.
+        input: The serde that encodes its argument.
+        output: The serde that decodes its result.
     """
 
     service: str
@@ -62,8 +62,8 @@ class _Remote:
     async def call(self, argument: Any, key: str | None, idempotency_key: str | None) -> Any:
         if current_invocation() is None and running_step.get() is None:
             raise UserError(
-                f"the tool for {self} was called outside a Restate handler, where nothing would record the call. Run "
-                "the agent inside a handler, or give it another tool here."
+                f"the tool for {self} was called outside a Restate handler, where no journal can record the call. Run "
+                "the agent inside a handler, or use another tool here."
             )
         body = b"" if self.parameter is None else self.input.serialize(argument)
         answer = await restate_context().generic_call(
@@ -72,7 +72,7 @@ class _Remote:
         try:
             return self.output.deserialize(answer)
         except Exception as error:
-            # Left as it is, an error of validation would be taken for a request to the model to try again.
+            # pydantic-ai would take a validation error for a request to the model to try again.
             reason = error.reason if isinstance(error, DecodeError) else f"{type(error).__name__}: {error}"
             raise DecodeError(type_name(self.returns), reason, where=f"the answer of {self}") from error
 
@@ -126,31 +126,31 @@ def remote_tool(
     key: KeyOf[Any] | None = None,
     idempotency_key: KeyOf[Any] | None = None,
 ) -> Tool[object]:
-    """Make a tool of a Restate handler: a call of the tool is an invocation of the handler.
+    """Return a tool that calls a Restate handler: each call of the tool is an invocation of the handler.
 
-    The handler may run an agent of its own, and be deployed elsewhere. It is retried, cancelled and seen in Restate's
-    UI by itself, and its answer is recorded. If the calling handler dies, the other one goes on, and is not called
-    twice. A terminal error of the handler is raised in the calling agent's run.
+    The handler may run its own agent, and may be deployed elsewhere. It has its own retries, cancellation and entry in
+    Restate's UI, and its result is recorded. If the calling handler crashes, the called one keeps running, and is not
+    called twice. A terminal error of the called handler is raised in the calling agent's run.
 
-    The fields of a model, a dataclass or a TypedDict become the arguments of the tool; anything else becomes one
-    argument, named as the handler's parameter. The docstring of the handler describes the tool to the model.
+    The fields of a pydantic model, dataclass or TypedDict become the tool's arguments. Any other type becomes a single
+    argument with the name of the handler's parameter. The handler's docstring describes the tool to the model.
 
     Args:
-        handler: The function that is registered as a handler, or ``"service/handler"`` for one of another codebase.
-        input: The type of the argument of a handler given by name; leave it out for one that takes none.
-        output: The type of the answer of a handler given by name; plain JSON by default.
-        name: The tool's name; the handler's by default.
-        description: What the tool does; the handler's docstring by default.
-        key: The key of the virtual object or workflow, or a function that makes it of the handler's argument.
-        idempotency_key: The key by which Restate knows that two calls are the same, or a function that makes it of the
-            argument. None is needed against crashes.
+        handler: A function that is registered as a handler, or ``"service/handler"`` for a handler of another codebase.
+        input: The argument type of a handler given by name; omit it if the handler takes no argument.
+        output: The result type of a handler given by name; plain JSON by default.
+        name: The tool's name; defaults to the handler's name.
+        description: The tool's description; defaults to the handler's docstring.
+        key: The key of the virtual object or workflow, or a function that returns it for the handler's argument.
+        idempotency_key: An idempotency key for the call, or a function that returns it for the argument. Recovery
+            from a crash does not need one.
 
     Returns:
-        A tool, for the ``tools=`` of an agent. The agent has to run inside a handler.
+        A tool for the ``tools=`` of an agent. The agent has to run inside a handler.
 
     Raises:
-        UserError: The function is no handler, its name is not understood, or it needs a key, or cannot have one.
-        StepDefinitionError: The type of an argument or an answer cannot be encoded.
+        UserError: The function is not a handler, the name is malformed, or ``key`` is missing or not allowed.
+        StepDefinitionError: The type of the argument or the result cannot be encoded.
 
     Example:
         ```python
@@ -176,21 +176,23 @@ def remote_tool(
     if isinstance(handler, str):
         remote = _by_name(handler, input, output)
     elif input is not None or output is not PLAIN_JSON:
-        raise UserError("input= and output= are for a handler given by name: a function says its types itself.")
+        raise UserError(
+            "input= and output= are for a handler given by name; a function declares its own types. Omit them."
+        )
     else:
         remote = _of_function(handler, key)
 
     async def call(**arguments: Any) -> Any:
         argument = arguments[remote.parameter[0]] if remote.parameter is not None else None
-        return await remote.call(argument, _made_of(key, argument), _made_of(idempotency_key, argument))
+        return await remote.call(argument, _resolve(key, argument), _resolve(idempotency_key, argument))
 
-    _dress(call, remote)
+    _imitate(call, remote)
     return Tool(
         call, takes_ctx=False, name=name or remote.name, description=description, metadata={TOOL_METADATA_KEY: False}
     )
 
 
-def _made_of(key: KeyOf[Any] | None, argument: Any) -> str | None:
+def _resolve(key: KeyOf[Any] | None, argument: Any) -> str | None:
     return key(argument) if callable(key) else key
 
 
@@ -198,8 +200,8 @@ def _by_name(path: str, input: Any, output: Any) -> _Remote:
     service, _, name = path.partition("/")
     if not service or not name or "/" in name:
         raise UserError(
-            f"remote_tool cannot tell the handler of {path!r}. Give the names of the service and of the handler, as in "
-            "'Research/find_out'; the key of a virtual object belongs into key=."
+            f"remote_tool expects 'service/handler', got {path!r}. Pass the names of the service and the handler, as "
+            "in 'Research/find_out'. The key of a virtual object goes into key=."
         )
     return _Remote(
         service=service,
@@ -217,16 +219,16 @@ def _of_function(function: Callable[..., Awaitable[Any]], key: object) -> _Remot
         handler: Any = handler_from_callable(function)
     except (TypeError, ValueError):
         raise UserError(
-            f"{function!r} is not a Restate handler. Give remote_tool a function that is decorated as a handler, or "
-            "the names of a handler of another codebase, as in 'Research/find_out'."
+            f"{function!r} is not a Restate handler. Pass remote_tool a function that is decorated as a handler, or "
+            "the name of a handler of another codebase, as in 'Research/find_out'."
         ) from None
     service, kind = handler.service_tag.name, handler.service_tag.kind
     if kind == "service" and key is not None:
-        raise UserError(f"{service} is a service, which has no keys. Leave key= out.")
+        raise UserError(f"{service} is a service, which has no keys. Omit key=.")
     if kind != "service" and key is None:
         raise UserError(
-            f"{service} is a {_KEYED[kind]}, so a call of {handler.name!r} needs a key. Give key= a text, or a "
-            "function that makes it of the handler's argument."
+            f"{service} is a {_KEYED[kind]}, so a call of {handler.name!r} needs a key. Set key= to a string, or to a "
+            "function that returns it for the handler's argument."
         )
     signature = inspect.signature(function, eval_str=True)
     parameter = list(signature.parameters.values())[1] if handler.arity > 1 else None
@@ -241,8 +243,8 @@ def _of_function(function: Callable[..., Awaitable[Any]], key: object) -> _Remot
     )
 
 
-def _dress(call: Callable[..., Any], remote: _Remote) -> None:
-    """Give a function the name, the signature and the docstring that pydantic-ai reads a tool from."""
+def _imitate(call: Callable[..., Any], remote: _Remote) -> None:
+    """Give a function the name, signature and docstring of a handler; pydantic-ai builds the tool from them."""
     function = cast(Any, call)
     parameters = [] if remote.parameter is None else [(remote.parameter[0], _annotation(remote.parameter[1]))]
     returns = _annotation(remote.returns)

@@ -17,7 +17,7 @@ __all__ = ["Run", "current_run", "run_of_body", "unit_context"]
 T = TypeVar("T")
 
 unit_context: Final[ContextVar[RunContext[Any] | None]] = ContextVar("restate_steps_agents_unit_context", default=None)
-"""The context, in the handler, of whoever asks for a unit: of a tool call, or of a model request."""
+"""The handler-side run context of the tool call or model request that executes a unit."""
 
 _run: Final[ContextVar[Run | None]] = ContextVar("restate_steps_agents_run", default=None)
 
@@ -26,16 +26,16 @@ class Run:
     """One run of an agent in a handler.
 
     Args:
-        invocation: The invocation that the handler runs for.
+        invocation: The handler's invocation.
         agent_name: The first part of each step's name.
-        max_parallel_tools: How many tool calls of one response run at once; None for all of them.
-        changes: How often each MCP server has said that its tools have changed, by the id of the toolset.
+        max_parallel_tools: The maximum number of tool calls to run at once, or None for no limit.
+        changes: For each MCP toolset, by id, a function that counts the changes its server has announced.
 
     Attributes:
-        requests: What the run waits for people to decide, while it does.
-        latest: When the latest response of the model came, by its own timestamp.
-        has_fallback: Whether another model is asked when a request fails.
-        request_timeout: How long the next request to the model may take, in seconds.
+        requests: The tool calls that the next question to people is about.
+        latest: The timestamp of the latest model response.
+        has_fallback: True if another model takes over when a request fails.
+        request_timeout: The timeout of the next model request, in seconds.
     """
 
     def __init__(
@@ -56,18 +56,18 @@ class Run:
         self._slots = asyncio.Semaphore(max_parallel_tools) if max_parallel_tools is not None else None
 
     def enter(self) -> None:
-        """Make it the run of the code that follows, and of the tasks that it starts."""
+        """Make this the current run of the code that follows, and of the tasks that it starts."""
         _run.set(self)
 
     async def call_tool(self, function: Callable[[], Awaitable[T]]) -> T:
-        """Run a tool call, when one of the slots for tool calls is free."""
+        """Run a tool call as soon as a slot is free."""
         if self._slots is None:
             return await function()
         async with self._slots:
             return await function()
 
     def tools_changed(self) -> list[str]:
-        """Return the ids of the MCP toolsets whose tools have changed since the last call; called in a body."""
+        """Return the ids of the MCP toolsets that have changed since the last call; for use in a step's body."""
         changed: list[str] = []
         for name, count in self._changes.items():
             if (number := count()) != self._seen[name]:
@@ -77,10 +77,10 @@ class Run:
 
 
 def run_of_body() -> Run | None:
-    """Return the run that the body of a unit works for."""
+    """Return the run to which the running body of a unit belongs."""
     return _run.get()
 
 
 def current_run() -> Run | None:
-    """Return the run that the caller belongs to; None outside of one, and inside a step's body."""
+    """Return the caller's run, or None outside a run and inside the body of a step."""
     return _run.get() if running_step.get() is None else None

@@ -1,4 +1,4 @@
-"""Parts of an agent made durable one by one, for code that uses a model, tools or an event handler without an agent."""
+"""Durable models, toolsets and event handlers, for code that uses them without an agent."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ AgentDepsT = TypeVar("AgentDepsT")
 
 
 def durable_model(model: Model[Any], *, name: str | None = None, retry: RetryPolicy | None = None) -> Model[Any]:
-    """Make each request to a model a durable step, for code that asks models without an agent.
+    """Return a model whose requests are durable steps, for code that uses a model without an agent.
 
-    An agent needs nothing but :class:`RestateAgent`, which makes its tools durable as well. Outside a handler, and
-    inside the body of a step, the model is asked as ever. A streamed request is consumed in the step; the stream that
-    comes out of it has the events of the complete response, on the first run as on a replay.
+    For an agent, use :class:`RestateAgent` alone; it makes the tools durable too. Outside a handler, and inside the
+    body of a step, requests are not recorded. A streamed request is consumed in the step, and the resulting stream
+    has the events of the complete response, on the first run and on every replay.
 
     Args:
-        model: The model.
-        name: The first part of each step's name; the model's own name if left out.
-        retry: How requests are retried; requests that the provider rejects are not.
+        model: The model to wrap.
+        name: The first part of each step's name; defaults to the model's name.
+        retry: The retry policy of requests. Requests that the provider rejects are not retried.
 
     Returns:
-        A model for use in its place.
+        The durable model.
 
     Example:
         ```python
@@ -59,13 +59,13 @@ def durable_model(model: Model[Any], *, name: str | None = None, retry: RetryPol
     """
     if not isinstance(model, Model):
         raise UserError(
-            f"durable_model needs an instance of a model, got {model!r}. Use pydantic_ai.models.infer_model."
+            f"durable_model expects a Model instance, got {model!r}. Create one with pydantic_ai.models.infer_model."
         )
     return _StepModel(model, name or model.model_name, retry or RetryPolicy())
 
 
 class _StepModel(WrapperModel):
-    """Asks the model that it wraps in steps."""
+    """A model that sends the requests of another model in steps."""
 
     def __init__(self, wrapped: Model[Any], name: str, retry: RetryPolicy) -> None:
         super().__init__(wrapped)
@@ -119,19 +119,19 @@ class _StepModel(WrapperModel):
 def durable_toolset(
     toolset: AbstractToolset[AgentDepsT], *, name: str = "tools", retry: RetryPolicy | None = None
 ) -> AbstractToolset[AgentDepsT]:
-    """Make the calls of a toolset, and the discovery of its tools, durable steps, for code that calls tools itself.
+    """Return a toolset whose calls and tool discovery are durable steps, for code that calls tools itself.
 
-    An agent needs nothing but :class:`RestateAgent`. What applies to the tools of an agent applies here: metadata such
-    as ``{'restate': False}``, control flow such as ``ModelRetry``, MCP servers that are asked inside steps only. Call
-    one tool after another, or several under :func:`restate_steps.gather`.
+    For an agent, use :class:`RestateAgent` alone. The rules for an agent's tools apply here too: metadata such as
+    ``{'restate': False}``, control flow such as ``ModelRetry``, and requests to MCP servers only inside steps. Call one
+    tool after another, or several at once with :func:`restate_steps.gather`.
 
     Args:
-        toolset: Function, MCP or dynamic toolsets, or anything made of them; other kinds are used as they are.
+        toolset: A function, MCP or dynamic toolset, or a combination of them. Other kinds are not durable.
         name: The first part of each step's name.
-        retry: How steps are retried.
+        retry: The retry policy of the steps.
 
     Returns:
-        A toolset for use in its place.
+        The durable toolset.
 
     Example:
         ```python
@@ -151,19 +151,19 @@ def durable_toolset(
 def durable_event_handler(
     handler: EventStreamHandler[AgentDepsT], *, name: str = "event_stream_handler", retry: RetryPolicy | None = None
 ) -> EventStreamHandler[AgentDepsT]:
-    """Make an event handler get each event in a durable step of its own.
+    """Return an event handler that receives each event in its own durable step.
 
-    For agents that are not durable themselves, and whatever else hands out events: a handler of events that is given to
-    :class:`RestateAgent` is durable already, and gets the model's events live. Outside a handler it is called as ever,
-    with the whole stream.
+    Use it for agents that are not durable, and for other sources of events. An event handler that is passed to
+    :class:`RestateAgent` is already durable, and receives the model's events live. Outside a Restate handler, the event
+    handler is called with the whole stream, as usual.
 
     Args:
-        handler: Called with a stream of one event for each event.
+        handler: The event handler. It is called for each event, with a stream of that one event.
         name: The name of the steps.
-        retry: How steps are retried.
+        retry: The retry policy of the steps.
 
     Returns:
-        A handler for use in its place.
+        The durable event handler.
 
     Example:
         ```python

@@ -1,9 +1,9 @@
-"""The time of a run, and the limits of its requests.
+"""Clocks of runs and timeouts of their requests.
 
-* The time in the handler is that of the journal: when the run started, recorded as a step, and then when the latest
-  response of the model came. In a step's body it is the real one. pydantic-ai computes the time that is left of
-  ``agent.run(timeout=...)`` with it, and the timer that it starts is durable, like every timer of the handler loop.
-* ``model_settings={'request_timeout': ...}`` is enforced inside the step that makes the request, for each attempt.
+* In the handler, a run's clock shows the journal's time: first the start of the run, recorded as a step, then the time
+  of the latest model response. In a step's body it shows the real time. pydantic-ai uses it to compute the time left of
+  ``agent.run(timeout=...)``. The timer that it starts is durable, like every timer of the handler loop.
+* The step that makes a request enforces ``model_settings={'request_timeout': ...}``, for each attempt.
 """
 
 from __future__ import annotations
@@ -27,17 +27,20 @@ _REQUEST_TIMEOUT: Final = "request_timeout"
 
 
 class RunClock:
-    """Tells the time that a run goes by.
+    """The clock of one run.
+
+    Args:
+        outer: The clock of the run around this one, whose time it starts with.
 
     Attributes:
-        time: The latest time that the journal knows of.
+        time: The latest time in the journal, or None if there is none yet.
     """
 
-    def __init__(self, around: RunClock | None) -> None:
-        self.time: datetime | None = around.time if around is not None else None
+    def __init__(self, outer: RunClock | None) -> None:
+        self.time: datetime | None = outer.time if outer is not None else None
 
     def __call__(self) -> datetime:
-        """Return the time."""
+        """Return the current time."""
         if self.time is None or running_step.get() is not None:
             return datetime.now(UTC)
         return self.time
@@ -47,7 +50,7 @@ clock_of_run: Final[ContextVar[RunClock | None]] = ContextVar("restate_steps_age
 
 
 def take_request_timeout(run: Run, request: ModelRequestContext) -> None:
-    """Take the limit of a request out of its settings, where a local timer would be made of it."""
+    """Move the timeout of a request from its settings to the run; pydantic-ai would start a local timer for it."""
     settings = request.model_settings
     if settings is None or _REQUEST_TIMEOUT not in settings:
         return
@@ -57,10 +60,10 @@ def take_request_timeout(run: Run, request: ModelRequestContext) -> None:
 
 
 async def within_request_timeout(body: Callable[[], Awaitable[Any]], seconds: float, model_name: str) -> Any:
-    """Ask the model, for no longer than this; called in the step.
+    """Send a model request, with a timeout; for use in the step.
 
     Raises:
-        ModelRequestTimeout: The time is up; worth another attempt.
+        ModelRequestTimeout: The timeout has expired. Retryable.
     """
     timer = asyncio.timeout(seconds)
     try:

@@ -546,7 +546,7 @@ def test_shared_handler_reads_and_does_not_write(env_factory: Serve) -> None:
     assert [] == env.call("Sharing", "history", key="k")
     env.call("Sharing", "start", key="k")
     assert ["a", "a!"] == env.call("Sharing", "history", key="k")
-    with pytest.raises(InvocationFailed, match="the handler 'rename' is shared, so it can read"):
+    with pytest.raises(InvocationFailed, match="the handler 'rename' is shared and runs at the same time as"):
         env.call("Sharing", "rename", key="k")
 
 
@@ -616,7 +616,7 @@ def test_context_of_another_handler_is_refused(env_factory: Serve) -> None:
     env = serve_object(env_factory, "KeptStore", talk)
     env.call("KeptStore", "talk", key="k")
 
-    with pytest.raises(InvocationFailed, match="ctx is not the context of the handler that is running"):
+    with pytest.raises(InvocationFailed, match="ctx is not the context of the running handler"):
         env.call("KeptStore", "talk", key="k")
 
 

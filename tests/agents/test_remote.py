@@ -406,11 +406,11 @@ def test_model_is_the_schema_of_the_tool() -> None:
     ("make", "reason"),
     [
         (lambda: remote_tool(plain_function), "is not a Restate handler"),
-        (lambda: remote_tool("find_out"), "cannot tell the handler of 'find_out'"),
+        (lambda: remote_tool("find_out"), "expects 'service/handler', got 'find_out'"),
         (lambda: remote_tool("Desk/front/find_out"), "belongs into key="),
         (lambda: remote_tool(keyed()), "KeyedDesk is a virtual object, so a call of 'ask' needs a key"),
         (lambda: remote_tool(unkeyed(), key="k"), "Unkeyed is a service, which has no keys"),
-        (lambda: remote_tool(cast(Any, unkeyed()), input=str), "a function says its types itself"),
+        (lambda: remote_tool(cast(Any, unkeyed()), input=str), "a function declares its own types"),
     ],
     ids=["no handler", "no service", "key in the path", "key missing", "key too much", "types too much"],
 )

@@ -146,7 +146,7 @@ def test_tool_with_wrong_options_does_not_run(env_factory: Serve) -> None:
 
     answer = serve_handler(env_factory, "WrongOptions", handler)()
 
-    assert "metadata of tool 'look' is wrong under 'restate'" in answer
+    assert "metadata of tool 'look' is invalid under 'restate'" in answer
     assert 0 == ran["look"]
     assert 1 == script.requests
 
