@@ -1,4 +1,4 @@
-"""What the tests of agents share: models that follow a script, and handlers that are served."""
+"""Shared code of the agent tests: scripted models, and served handlers."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ Call: TypeAlias = tuple[str, dict[str, Any]]
 """A tool's name and its arguments."""
 
 Answer: TypeAlias = str | Call | list[Call] | ModelResponse | Exception
-"""What a model says: text, one tool call, several, a response as it is, or an error that it raises."""
+"""A model's reply: text, one tool call, several, a complete response, or an error that it raises."""
 
 Decide: TypeAlias = Callable[[list[ModelMessage]], Answer]
 
 
 class Script:
-    """A model that decides from the messages what to answer, so that it says the same again when it is asked again.
+    """A model that decides its answer from the messages alone, so that a repeated request gets the same answer.
 
     Args:
         decide: What it answers: a function of the messages, or the answers to the first request of a run, to the second
@@ -92,7 +92,7 @@ class Script:
     async def _stream(self, messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
         answer = self._next(messages)
         if isinstance(answer, ModelResponse):
-            raise TypeError("a response as it is cannot be streamed; give text or calls")
+            raise TypeError("a complete response cannot be streamed; use text or tool calls")
         if isinstance(answer, str):
             for word in answer.split(" "):
                 yield f"{word} "
@@ -103,12 +103,12 @@ class Script:
 
 
 def turn(messages: list[ModelMessage]) -> int:
-    """How many responses there are in the messages: 0 for the first request of a run without a history."""
+    """Return the number of responses in the messages: 0 for the first request of a run without a history."""
     return sum(isinstance(message, ModelResponse) for message in messages)
 
 
 def returned(messages: list[ModelMessage]) -> list[Any]:
-    """What the tools have returned so far, in order."""
+    """Return the tool results so far, in order."""
     return [part.content for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
 
 

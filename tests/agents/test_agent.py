@@ -1,4 +1,4 @@
-"""Agents inside handlers, on the real server, with handlers that run through and with handlers that go on by replay."""
+"""Agents inside handlers, on the real server, with handlers that run through and with handlers that are replayed."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ app = restate.app(services=[svc])
 
 
 class Parcel(BaseModel):
-    """What a tool weighs."""
+    """The weight of something, as a tool returns it."""
 
     weight: int
 
@@ -144,7 +144,7 @@ class Script:
 
 
 def load_example(code: str, monkeypatch: pytest.MonkeyPatch, script: Script) -> dict[str, Any]:
-    """Execute an example as it is written in the document, apart from the import and from what the model answers."""
+    """Execute an example unchanged from the document, except for the import and the model's answers."""
     monkeypatch.setattr(pydantic_ai.models, "infer_model", lambda name, *_, **__: script.model)
     namespace: dict[str, Any] = {"__name__": "example"}
     exec(code.replace("pydantic_ai.durable_exec.restate", "restate_steps.agents"), namespace)
@@ -200,7 +200,7 @@ def test_over_http1(env_factory: Serve, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_nothing_runs_twice(env_factory: Serve) -> None:
-    """The body of each tool runs once, and the model is asked once for each request, however often it is replayed."""
+    """The body of each tool and each model request run once, no matter how often the handler is replayed."""
     script = Script(("add", {"a": 1, "b": 2}), ("shout", {"text": "hi"}))
     ran: Counter[str] = Counter()
     agent = Agent(script.model, name="counter")
@@ -246,7 +246,7 @@ def test_options_beside_the_capability_are_refused() -> None:
     """Options that would have no effect are an error."""
     agent = Agent(TestModel(), name="able", capabilities=[RestateDurability()])
 
-    with pytest.raises(UserError, match="RestateDurability already"):
+    with pytest.raises(UserError, match="already has the capability RestateDurability"):
         RestateAgent(agent, disable_auto_wrapping_tools=True)
 
 
@@ -359,7 +359,7 @@ def test_calls_of_one_response(env_factory: Serve) -> None:
 
 
 def test_rich_results_reach_the_model(env_factory: Serve) -> None:
-    """What a tool returns for the model arrives as it would in a plain run: data, files, and separate content."""
+    """A tool's result reaches the model as in a plain run: data, files, and separate content."""
     seen: list[Any] = []
 
     def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
@@ -499,7 +499,7 @@ def test_methods_that_hand_out_parts_of_an_answer_under_restate_app(env_factory:
         return env_factory(service, app=restate.app)
 
     name = "Refused" + method.title().replace("_", "")
-    with pytest.raises(InvocationFailed, match=rf"{method}\(\) works .* restate_steps\.app"):
+    with pytest.raises(InvocationFailed, match=rf"{method}\(\) needs the handler loop.* restate_steps\.app"):
         serve_handler(serve, name, handler)()
 
 
@@ -569,13 +569,13 @@ def test_metadata_sets_the_options_of_a_tool(env_factory: Serve) -> None:
 @pytest.mark.parametrize(
     ("metadata", "reason"),
     [
-        ({"restate": True}, "Give False"),
+        ({"restate": True}, "Use False"),
         ({"restate": {"retries": 3}}, "unknown option 'retries'"),
         ({"restate": {"timeout": 3}}, "timeout must be a datetime.timedelta"),
     ],
 )
 def test_wrong_metadata_ends_the_invocation(env_factory: Serve, metadata: dict[str, Any], reason: str) -> None:
-    """Options of a tool that cannot work are told at once, with the tool's name."""
+    """Invalid options of a tool are an immediate error that names the tool."""
     agent = Agent(Script(("look", {})).model, name="wrong")
     agent.tool_plain(metadata=metadata)(look)
 
@@ -664,7 +664,7 @@ def test_context_in_a_wrapped_tool_is_refused(env_factory: Serve) -> None:
 
 
 def test_request_the_provider_rejects_ends_the_invocation(env_factory: Serve) -> None:
-    """A model that answers 400 is asked once, and the caller gets the status."""
+    """A request that is rejected with 400 is sent once, and the caller gets the status."""
     asked: Counter[str] = Counter()
 
     def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
@@ -736,7 +736,7 @@ def test_context_of_another_handler_is_refused(env_factory: Serve) -> None:
 
     call = serve_handler(env_factory, "KeptContext", handler)
     assert "first" == call()
-    with pytest.raises(InvocationFailed, match="not the context of the handler that is running"):
+    with pytest.raises(InvocationFailed, match="not the context of the running handler"):
         call()
 
 
@@ -912,7 +912,7 @@ async def test_outside_a_handler_nothing_changes() -> None:
 
 async def test_context_given_outside_a_handler_is_refused() -> None:
     """A context that belongs to no handler that is running is a mistake."""
-    with pytest.raises(UserError, match="not the context of the handler that is running"):
+    with pytest.raises(UserError, match="not the context of the running handler"):
         await RestateAgent(Agent(TestModel()), restate_context=object()).run("go")
 
 

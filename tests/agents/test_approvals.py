@@ -1,4 +1,4 @@
-"""What agents wait for people to decide, seen and decided with the command line."""
+"""Pending approvals of agents, listed and decided on the command line."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def waiting(env: Env, service: str) -> tuple[str, _approvals.PendingRequest]:
 
 
 def post(env: Env, path: str, body: bytes, content_type: str = "application/json") -> None:
-    """Send bytes to the ingress as they are."""
+    """Send bytes to the ingress unchanged."""
     url = f"{env.server.ingress_url}{path}"
     httpx.post(url, content=body, headers={"content-type": content_type}, trust_env=False).raise_for_status()
 
@@ -88,7 +88,7 @@ def command(env: Env, *words: str) -> int:
 
 
 def test_both_sides_write_the_step_in_the_same_way() -> None:
-    """What lists the waits looks for the name that the waits are recorded under."""
+    """The list of pending approvals looks for the step name that the agents record."""
     assert ASK_STEP == _approvals._MARK
 
 
@@ -144,7 +144,7 @@ def test_handler_answers(env_factory: Serve) -> None:
 
 
 def test_time_that_is_up_is_not_listed(env_factory: Serve) -> None:
-    """When the timer fires the calls are denied, and nobody is asked to decide any more."""
+    """When the timer fires, the calls are denied, and nothing is pending any more."""
     env = env_factory(paying_service("LatePayments", timeout=timedelta(milliseconds=1)))
     invocation = env.send("LatePayments", "run")
 
@@ -155,7 +155,7 @@ def test_time_that_is_up_is_not_listed(env_factory: Serve) -> None:
 
 
 def test_answer_that_is_no_json_denies(env_factory: Serve) -> None:
-    """An answer that nobody can read cannot be taken back, so it counts as a denial, and the run goes on."""
+    """An answer that is not JSON cannot be taken back, so it counts as a denial, and the run continues."""
     env = env_factory(paying_service("GarbledPayments"))
     invocation, request = waiting(env, "GarbledPayments")
 
@@ -202,7 +202,7 @@ def test_cancelled_while_it_waits(env_factory: Serve) -> None:
 def test_mistakes_are_explained(
     env_factory: Serve, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
 ) -> None:
-    """A mistake is told on stderr, and answers nothing."""
+    """A mistake is reported on stderr, and answers nothing."""
     env = env_factory(paying_service("MistakenPayments"))
     _, request = waiting(env, "MistakenPayments")
 
@@ -241,7 +241,7 @@ def test_result_from_outside_is_not_an_approval(env_factory: Serve, capsys: pyte
 
 
 def test_calls_that_others_decide_are_not_asked_about(env_factory: Serve) -> None:
-    """What a policy has decided is not in the list, so approving the rest is a right answer."""
+    """Calls that a policy has decided are not in the list, so approving the rest is a valid answer."""
 
     async def small_is_fine(ctx: Any, requests: DeferredToolRequests) -> DeferredToolResults:
         small = [call for call in requests.approvals if call.args_as_dict()["amount"] < 10]

@@ -83,7 +83,7 @@ def test_on_a_server(env_factory: Serve, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", AGENTS)
 def test_explored(kind: str) -> None:
-    """A crash at any point leaves the answer as it is, and a recorded step does not run again."""
+    """A crash at any point does not change the answer, and a recorded step does not run again."""
     service = restate.Service("Coder")
 
     @service.handler()

@@ -51,7 +51,7 @@ def turn(prompt: str, at: datetime = NOON) -> list[ModelMessage]:
 
 
 def texts(messages: list[ModelMessage]) -> list[str]:
-    """What is said in messages."""
+    """Return the texts in messages."""
     said = [getattr(part, "content", None) for message in messages for part in message.parts]
     return [str(content) for content in said if content is not None]
 
@@ -240,7 +240,7 @@ def test_time_of_saving(env_factory: Serve) -> None:
 
 
 def test_runs_of_an_agent_can_be_saved(env_factory: Serve) -> None:
-    """What an agent's runs leave, calls of tools in parallel included, is the same on every replay."""
+    """The messages of an agent's runs, parallel tool calls included, are the same on every replay."""
     asked: Counter[str] = Counter()
 
     def respond(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
@@ -446,7 +446,7 @@ def test_conflict_can_be_caught(env_factory: Serve) -> None:
 
 
 def test_branches_of_a_handler_conflict_as_well(env_factory: Serve) -> None:
-    """Of two branches that go on with the same conversation, one is told that the other has saved it."""
+    """If two branches continue the same conversation, the second to save it gets a conflict."""
     silent: list[ModelMessage] = [ModelRequest(parts=[UserPromptPart("b", timestamp=NOON)])]
 
     async def talk(ctx: restate.ObjectContext) -> list[str]:
@@ -570,7 +570,7 @@ def test_workflow_has_state_too(env_factory: Serve) -> None:
 
 
 def test_handler_without_state_is_refused(env_factory: Serve) -> None:
-    """In a handler of a service there is no state to keep a conversation in."""
+    """A handler of a service does not have state to store a conversation in."""
     service = restate.Service("Stateless")
 
     @service.handler()
@@ -579,7 +579,7 @@ def test_handler_without_state_is_refused(env_factory: Serve) -> None:
 
     env = env_factory(service)
 
-    with pytest.raises(InvocationFailed, match=r"Make 'Stateless' a restate\.VirtualObject"):
+    with pytest.raises(InvocationFailed, match=r"'Stateless' is a restate\.Service"):
         env.call("Stateless", "talk")
 
 
@@ -621,6 +621,6 @@ def test_context_of_another_handler_is_refused(env_factory: Serve) -> None:
 
 
 async def test_outside_a_handler_is_refused() -> None:
-    """Without a handler there is no state, and the error names a store that works everywhere."""
+    """Outside a handler the store does not work, and the error names one that works everywhere."""
     with pytest.raises(UserError, match="InMemoryConversationStore"):
         await RestateConversationStore().load("c")

@@ -58,11 +58,11 @@ Options = dict[str, Any]
 
 
 class Failing:
-    """A model that raises the error that the prompt names, and counts how often it was asked for it.
+    """A model that raises the error that the prompt names, and counts the requests for it.
 
     Args:
         errors: Errors by their names.
-        once: Whether it answers when it is asked again.
+        once: True if the second request succeeds.
     """
 
     def __init__(self, errors: dict[str, Exception], *, once: bool = False) -> None:
@@ -165,7 +165,7 @@ def test_what_a_provider_says_counts_more_than_the_status(env_factory: Serve) ->
 
 
 def test_time_that_a_provider_asks_for_is_waited(env_factory: Serve) -> None:
-    """What a provider says in ``Retry-After`` is when the next attempt is due, unless the policy has a limit."""
+    """A provider's ``Retry-After`` sets the delay of the next attempt, up to the policy's limit."""
     errors: dict[str, Exception] = {
         "hour": ModelHTTPError(429, "failing", headers={"Retry-After": "3600"}),
         "limited": ModelHTTPError(429, "failing", retry_after=24 * 3600),
@@ -182,7 +182,7 @@ def test_time_that_a_provider_asks_for_is_waited(env_factory: Serve) -> None:
 
 
 def due_in(served: Served, invocation_id: str) -> timedelta:
-    """How long an invocation that has failed waits for its next attempt."""
+    """Return how long a failed invocation waits for its next attempt."""
 
     def look() -> Any:
         row = served.env.server.invocation(invocation_id)
@@ -249,7 +249,7 @@ def serve_catching(
 
 @pytest.mark.parametrize("name", RAISED)
 def test_error_of_a_model_reaches_the_caller_as_it_is(env_factory: Serve, name: str) -> None:
-    """What a model raises is caught as what it is, with all it tells, on the first run and on each replay."""
+    """An error of a model is caught with its own type and data, on the first run and on each replay."""
     failing = Failing(RAISED)
     again = Again()
     seen: list[list[Any]] = []
@@ -265,7 +265,7 @@ def test_error_of_a_model_reaches_the_caller_as_it_is(env_factory: Serve, name: 
 
 
 def test_error_of_the_run_reaches_the_caller_as_it_is(env_factory: Serve) -> None:
-    """What the run itself raises, for a refusal or a limit, is caught as what it is, on each replay too."""
+    """An error of the run itself, such as a refusal or a limit, is caught with its own type, on each replay too."""
     refusal = ModelResponse(parts=[], finish_reason="content_filter", provider_details={"finish_reason": "safety"})
     refused, endless = Script(refusal), Script(("look", {}))
     for script, options, error, text in (
@@ -442,7 +442,7 @@ def test_used_up_retries_end_the_invocation(env_factory: Serve) -> None:
 
 
 def test_model_that_nobody_named_ends_the_invocation(env_factory: Serve) -> None:
-    """A model that the durable agent does not know is a mistake that no attempt mends."""
+    """A model that the durable agent does not know is a mistake that no attempt can fix."""
     own, other = Script("own"), Script("other")
     select = SelectModel[None](lambda ctx: other.model)
     agents = {

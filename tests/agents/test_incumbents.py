@@ -1,4 +1,4 @@
-"""What others were measured to do with agents in Restate, and what is done here instead; one test a row.
+"""Measured defects of other integrations of agents in Restate, and our behavior instead; one test per row.
 
 How fast it is, ``benchmarks/agents.py`` measures. Here it is counted what speed is made of: bodies that are inside at
 the same time, and entries in the journal.
@@ -7,7 +7,7 @@ the same time, and entries in the journal.
 # | case                                              | the others          | test                                     |
 # |---------------------------------------------------|---------------------|------------------------------------------|
 # | 4 parallel tool calls of 0.3 s                    | one after another   | test_four_calls_are_inside_at_once       |
-# | two calls, the first with invalid arguments       | hangs for ever      | test_first_call_invalid                  |
+# | two calls, the first with invalid arguments       | hangs forever       | test_first_call_invalid                  |
 # | parallel tools with several ctx.run, replayed     | error 570, wedged   | test_several_runs_in_parallel_tools      |
 # | the model answers HTTP 400                        | retried without end | test_model_answers_400                   |
 # | 5 turns of 4 tools: time of a run                 | 142 ms              | test_five_turns_of_four_tools            |
@@ -56,7 +56,7 @@ def numbered(name: str, count: int) -> list[tuple[str, dict[str, Any]]]:
 
 
 def outcomes(messages: list[ModelMessage]) -> list[str]:
-    """How the calls ended."""
+    """Return the outcomes of the calls."""
     parts = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
     return [part.outcome for part in parts]
 
@@ -198,7 +198,7 @@ def test_sixteen_runs_at_once(env_factory: Serve) -> None:
 
 
 def test_model_retry_beside_a_sibling(env_factory: Serve) -> None:
-    """A ModelRetry from one of two tools is a retry prompt; the sibling ends, and the handler goes on."""
+    """A ModelRetry from one of two tools is a retry prompt; the sibling finishes, and the handler continues."""
     script = Script([("refuse", {}), ("work", {})], say)
     ran: Counter[str] = Counter()
     together = Crowd(2)
@@ -377,7 +377,7 @@ def test_mcp_connects_only_in_steps(env_factory: Serve, harness: Harness) -> Non
 
 
 def test_model_of_the_run(env_factory: Serve) -> None:
-    """A model that is given to the run is asked instead of the agent's, in a step that names it."""
+    """A model that is passed to the run replaces the agent's, and the step's name contains its name."""
     own, given = Script("own"), Script(("look", {}), "given", name="better")
     agent = Agent(own.model, name="choosing")
 

@@ -32,7 +32,7 @@ client = httpx.AsyncClient(trust_env=False)
 """A client that handler code and step bodies share. Each test has its own, because each has its own event loop."""
 
 bodies: Counter[str] = Counter()
-"""How often the body of each step has run."""
+"""The number of times that each step's body ran."""
 
 
 class Host:

@@ -58,7 +58,7 @@ def say(messages: list[ModelMessage]) -> str:
 
 
 def outcomes(messages: list[ModelMessage]) -> list[str]:
-    """How the calls ended, and what the model was told."""
+    """Return the outcomes of the calls, and what the model got."""
     parts = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
     return [f"{part.outcome}: {part.content}" for part in parts]
 
@@ -175,7 +175,7 @@ def test_server_on_stdio(env_factory: Serve, harness: Harness, tmp_path: Path) -
 
 
 def test_server_over_http(env_factory: Serve, harness: Harness) -> None:
-    """A server over HTTP is asked for its tools once, and called once for each call."""
+    """A run lists the tools of a server over HTTP once, and sends each call once."""
     methods: Counter[str] = Counter()
     desk = desk_that_files()
     inner = desk.server.streamable_http_app()
@@ -234,7 +234,7 @@ def test_connections_are_made_in_steps(env_factory: Serve, harness: Harness) -> 
 
 
 def test_one_listing_a_run(env_factory: Serve, harness: Harness) -> None:
-    """With its tools cached, a server is asked for them once a run, in one step."""
+    """With the cache, a run lists the tools of a server once, in one step."""
     desk = desk_that_files()
     script = Script(("file", {"name": "a"}), ("file", {"name": "b"}), say)
     agent = Agent(script.model, name="office", toolsets=[desk.toolset(id="desk")])
@@ -247,7 +247,7 @@ def test_one_listing_a_run(env_factory: Serve, harness: Harness) -> None:
 
 
 def test_one_listing_a_step(env_factory: Serve, harness: Harness) -> None:
-    """Without the cache, a server is asked for its tools before each request, once in one step."""
+    """Without the cache, a run lists the tools of a server before each request, in one step each."""
     desk = desk_that_files()
     script = Script(("file", {"name": "a"}), ("file", {"name": "b"}), say)
     agent = Agent(script.model, name="office", toolsets=[desk.toolset(id="desk", cache_tools=False)])
@@ -287,7 +287,7 @@ def test_tools_that_change_are_discovered_again(env_factory: Serve) -> None:
 
 
 def work_at(desk: Desk, together: Crowd) -> Callable[..., Any]:
-    """A tool of a server that goes on when others are inside too."""
+    """A tool of a server that continues only once others are inside too."""
 
     async def work(number: int) -> str:
         desk.seen[f"work({number})"] += 1
@@ -343,7 +343,7 @@ def test_instructions_are_a_step(env_factory: Serve, warm: bool) -> None:
 
 
 def test_no_instructions_no_step(env_factory: Serve) -> None:
-    """If the instructions of a server are not wanted, nobody asks for them."""
+    """The instructions of a server are requested only if they are included."""
     desk = desk_that_files(instructions="be brief")
     script = Script(("file", {"name": "a"}), say)
     agent = Agent(script.model, name="office", toolsets=[desk.toolset(id="desk", include_instructions=False)])
@@ -393,7 +393,7 @@ def test_budget_of_an_mcp_tool(env_factory: Serve) -> None:
 
 
 def test_dynamic_toolsets_are_discovered_at_once(env_factory: Serve) -> None:
-    """Three dynamic toolsets are asked for their tools at the same time, and each of their tools is called once."""
+    """Three dynamic toolsets list their tools at the same time, and each of their tools is called once."""
     together = Crowd(3)
     ran: Counter[str] = Counter()
     discovered: Counter[str] = Counter()

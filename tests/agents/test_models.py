@@ -67,7 +67,7 @@ def look() -> str:
 
 
 def test_replay_asks_no_model(env_factory: Serve) -> None:
-    """Each request is a step, and a handler that goes on from the journal asks no model and runs no tool."""
+    """Each request is a step, and a replay sends no request and runs no tool."""
     script = Script(("look", {}), lambda messages: f"I have {returned(messages)[0]} it")
     ran: Counter[str] = Counter()
     agent = Agent(script.model, name="plain")
@@ -129,7 +129,7 @@ def test_name_of_a_step_tells_which_model_is_asked(env_factory: Serve) -> None:
 
 
 def test_settings_that_cannot_be_written_reach_the_model(env_factory: Serve) -> None:
-    """Settings that are objects of the program reach the model as they are: a request stays in the process."""
+    """Settings that are objects of the program reach the model unchanged, because a request stays in the process."""
     token = object()
     seen: list[Any] = []
 
@@ -210,7 +210,7 @@ def test_long_response_is_recorded(env_factory: Serve) -> None:
 
 
 class Pausing(FunctionModel):
-    """A model that suspends its responses, waits before it goes on, and counts what it is asked.
+    """A model that suspends its responses, waits before it continues, and counts its requests.
 
     Args:
         segments: The responses, in order; how many of them there are in the messages says which one is next.
@@ -309,7 +309,7 @@ def test_suspended_response_over_the_limit_is_cancelled_once(env_factory: Serve)
 
 
 def test_suspended_response_in_the_history_is_resumed(env_factory: Serve) -> None:
-    """A run whose history ends in a suspended response goes on with it, and bills only what it asked itself."""
+    """A run whose history ends in a suspended response continues it, and bills only its own requests."""
     model = Pausing(segment("a"), segment("b"), segment("c", suspended=False))
     history: list[ModelMessage] = [
         ModelRequest(parts=[UserPromptPart("go", timestamp=NOON)], timestamp=NOON),
@@ -383,11 +383,11 @@ HAND_WRITTEN: list[tuple[str, dict[str, Any]]] = [
         },
     ),
 ]
-"""What an earlier version would have recorded: names and payloads that later versions must understand."""
+"""The names and payloads of an earlier version's journal, which later versions must understand."""
 
 
 def test_journal_written_by_hand_is_understood(env_factory: Serve) -> None:
-    """A journal with these names and payloads, with and without nulls, is one that an agent goes on from."""
+    """An agent continues from a journal with these names and payloads, with and without nulls."""
     script = Script("asked")
     agent = Agent(script.model, name="written")
     again = Again()
@@ -448,7 +448,7 @@ def test_run_on_another_model(env_factory: Serve) -> None:
 
 @pytest.mark.parametrize("way", ["wrapper", "capability"])
 def test_model_that_is_overridden_by_its_key(env_factory: Serve, way: str) -> None:
-    """A key of ``models=`` is a model's name for ``override`` too, as it is for ``run``."""
+    """A key of ``models=`` names a model for ``override`` too, not only for ``run``."""
     own, keyed = Script("own"), Script("keyed")
     agent = Agent(own.model, name="overridden")
     if way == "capability":
@@ -554,7 +554,7 @@ def test_model_built_for_a_request_is_closed_after_it(env_factory: Serve) -> Non
 
 
 def test_fallback_is_asked_at_once(env_factory: Serve) -> None:
-    """A model that always answers 503 is asked once for each request when there is another to fall back to."""
+    """With a fallback model, a model that always answers 503 gets each request once."""
     primary = Script(ModelHTTPError(503, "primary"), name="primary")
     second = Script(("look", {}), "done", name="second")
     agent = Agent(primary.model, name="falls", tools=[look], capabilities=[ModelFallback(second.model)])
@@ -576,7 +576,7 @@ def test_fallback_is_asked_at_once(env_factory: Serve) -> None:
 
 
 def test_fallback_after_the_attempts_of_a_policy(env_factory: Serve) -> None:
-    """With a retry policy for the model, the next one is asked when the attempts are used up."""
+    """With a retry policy for the model, the fallback gets the request when the attempts are used up."""
     primary = Script(ModelHTTPError(503, "primary"), name="primary")
     second = Script("done", name="second")
     agent = Agent(primary.model, name="patient", capabilities=[ModelFallback(second.model)])
@@ -591,7 +591,7 @@ def test_fallback_after_the_attempts_of_a_policy(env_factory: Serve) -> None:
 
 
 def test_history_after_a_fallback_is_the_same_on_each_replay(env_factory: Serve) -> None:
-    """What the history tells of failed attempts does not change from replay to replay, so it may be kept in state."""
+    """The failed attempts in the history are the same on every replay, so it may be stored in the state."""
     primary = Script(ModelHTTPError(503, "primary"), name="primary")
     second = Script(("look", {}), "done", name="second")
     agent = Agent(primary.model, name="kept", tools=[look], capabilities=[ModelFallback(second.model)])

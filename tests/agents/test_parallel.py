@@ -76,7 +76,7 @@ def numbered(name: str, count: int) -> list[Call]:
 
 
 def test_first_of_two_calls_is_invalid(env_factory: Serve) -> None:
-    """A first call with invalid arguments gets a retry prompt beside the result of the second, and nobody waits."""
+    """A first call with invalid arguments gets a retry prompt beside the result of the second, and nothing hangs."""
     script = Script([("double", {"number": "x"}), ("double", {"number": 2})], ("double", {"number": 1}), say)
     ran: Counter[int] = Counter()
     agent = Agent(script.model, name="invalid")
@@ -385,7 +385,7 @@ def test_bodies_outlast_the_inactivity_timeout(impatient_harness: Harness) -> No
         ran[number] += 1
         await together.join()
         loop = asyncio.get_running_loop()
-        # Nothing of interest happens for some multiples of the timeout; there is no event to wait for.
+        # Nothing may happen for some multiples of the timeout, so the test cannot wait for an event.
         loop.call_later(0.5, release.set)
         await release.wait()
         return number
@@ -808,7 +808,7 @@ def test_usage_of_sub_agents(env_factory: Serve) -> None:
 
 @dataclass(kw_only=True)
 class ProgressEvent(CustomEvent):
-    """How far a tool is."""
+    """The progress of a tool."""
 
     number: int
     done: int
@@ -816,7 +816,7 @@ class ProgressEvent(CustomEvent):
 
 @pytest.mark.parametrize("metadata", [None, OWN_STEPS], ids=["wrapped", "unwrapped"])
 def test_custom_events_of_parallel_tools(env_factory: Serve, metadata: dict[str, Any] | None) -> None:
-    """What parallel tools emit reaches the event handler once, in the order of each tool, with its call's id."""
+    """Events of parallel tools reach the event handler once, in the order of each tool, with its call's id."""
     script = Script(numbered("work", 3), say)
     seen: list[tuple[str | None, int, int]] = []
     steps_of: set[str] = set()

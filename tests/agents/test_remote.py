@@ -1,4 +1,4 @@
-"""Handlers as tools of an agent, on the real server, with handlers that run through and that go on by replay."""
+"""Handlers as tools of an agent, on the real server, with handlers that run through and that are replayed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Question(BaseModel):
 
 
 class Answer(BaseModel):
-    """What was found."""
+    """A finding, as a handler returns it."""
 
     text: str
     sources: list[str]
@@ -72,7 +72,7 @@ def asking(name: str, script: Script, *tools: Tool[object], **options: Any) -> r
 
 
 def commands(env: Env, invocation_id: str) -> list[str]:
-    """What an invocation asked Restate for, without its input and output."""
+    """Return the commands of an invocation, without its input and output."""
     kinds = [entry.type.removeprefix("Command: ") for entry in env.server.journal(invocation_id)]
     return [kind for kind in kinds if kind in ("Run", "Call")]
 
@@ -212,13 +212,13 @@ def test_handler_of_another_codebase(env_factory: Serve) -> None:
 
 
 def test_calls_of_one_response_run_side_by_side(env_factory: Serve) -> None:
-    """Two calls in one response are under way at once, and their results are not confused on a replay."""
+    """Two calls in one response are in flight at once, and a replay does not confuse their results."""
     both = asyncio.Barrier(2)
     research = restate.Service("Parallel")
 
     @research.handler()
     async def find_out(ctx: restate.Context, topic: str) -> str:
-        # It goes on only when the other one has come here as well.
+        # It continues only once the other one is here as well.
         await run_step(lambda: both.wait(), name="meet", returns=int)
         return f"about {topic}"
 
@@ -267,7 +267,7 @@ def refusing(name: str) -> tuple[restate.Service, Tool[object]]:
 
 
 def test_terminal_error_of_the_handler_ends_the_run(env_factory: Serve) -> None:
-    """What the other handler ends with, the caller ends with."""
+    """A terminal error of the called handler ends the caller."""
     service, tool = refusing("Refusing")
     script = Script([("find_out", {"topic": "tea"})])
     env = env_factory(asking("Refused", script, tool), service)
@@ -279,7 +279,7 @@ def test_terminal_error_of_the_handler_ends_the_run(env_factory: Serve) -> None:
 
 
 def test_model_can_be_told_of_a_terminal_error(env_factory: Serve) -> None:
-    """With on_tool_error='tell_model' the run goes on, and the other call of the response counts."""
+    """With on_tool_error='tell_model' the run continues, and the other call of the response counts."""
     service, tool = refusing("RefusingSome")
     script = Script([("find_out", {"topic": "tea"}), ("find_out", {"topic": "milk"})])
     env = env_factory(asking("Told", script, tool, on_tool_error="tell_model"), service)
@@ -310,7 +310,7 @@ def test_answer_that_does_not_fit_waits_for_a_redeploy(env_factory: Serve) -> No
 
 
 async def test_outside_a_handler_is_refused() -> None:
-    """Without a handler nobody would record the call."""
+    """Outside a handler nothing would record the call."""
     agent = Agent(Script([("find_out", {"topic": "tea"})]).model, tools=[refusing("Nowhere")[1]])
 
     with pytest.raises(UserError, match="the tool for Nowhere/find_out was called outside a Restate handler"):
@@ -407,7 +407,7 @@ def test_model_is_the_schema_of_the_tool() -> None:
     [
         (lambda: remote_tool(plain_function), "is not a Restate handler"),
         (lambda: remote_tool("find_out"), "expects 'service/handler', got 'find_out'"),
-        (lambda: remote_tool("Desk/front/find_out"), "belongs into key="),
+        (lambda: remote_tool("Desk/front/find_out"), "goes into key="),
         (lambda: remote_tool(keyed()), "KeyedDesk is a virtual object, so a call of 'ask' needs a key"),
         (lambda: remote_tool(unkeyed(), key="k"), "Unkeyed is a service, which has no keys"),
         (lambda: remote_tool(cast(Any, unkeyed()), input=str), "a function declares its own types"),
@@ -415,6 +415,6 @@ def test_model_is_the_schema_of_the_tool() -> None:
     ids=["no handler", "no service", "key in the path", "key missing", "key too much", "types too much"],
 )
 def test_mistakes_are_told_at_once(make: Callable[[], Tool[object]], reason: str) -> None:
-    """What cannot work is an error where the tool is made."""
+    """Invalid arguments are an error where the tool is created."""
     with pytest.raises(UserError, match=reason):
         make()

@@ -1,4 +1,4 @@
-"""Responses of models as they are recorded: without nulls, and without loss."""
+"""Recorded model responses: without nulls, and without loss."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ DETAILS: dict[str, Any] = {"nothing": None, "list": [None, {"deep": None}], "num
 
 
 class Finding(BaseModel):
-    """What a program may put where anything goes."""
+    """An object that a program may put into a free-form field."""
 
     place: str
     score: int | None
@@ -224,7 +224,7 @@ def test_native_tool_that_returns_nothing_comes_back() -> None:
 
 
 def test_more_arguments_of_a_tool_search_come_back() -> None:
-    """What a provider adds to the arguments of a tool search comes back, nulls included."""
+    """Arguments that a provider adds to a tool search survive the round trip, nulls included."""
     arguments: Any = {"queries": ["a"], "limit": None}
     found: Any = {"discovered_tools": [{"name": "a"}], "cursor": None}
     parts = [
@@ -240,7 +240,7 @@ def test_more_arguments_of_a_tool_search_come_back() -> None:
     ids=["model", "dataclass", "nested"],
 )
 def test_nulls_in_objects_of_the_program_are_kept(free: Any) -> None:
-    """Where anything goes, an object keeps its nulls: for whoever reads them they are no defaults."""
+    """An object in a free-form field keeps its nulls, which may not be defaults there."""
     response = ModelResponse(
         parts=[NativeToolReturnPart("find", free, tool_call_id="1", metadata=free, timestamp=NOON)],
         timestamp=NOON,
@@ -252,7 +252,7 @@ def test_nulls_in_objects_of_the_program_are_kept(free: Any) -> None:
 
 
 def test_little_is_recorded() -> None:
-    """What decoding fills in is not written: no null, and of the usage no more than there is."""
+    """Defaults that decoding restores are not written: nulls, and usage fields that are not set."""
     response = ModelResponse(
         parts=[TextPart("hi"), ToolCallPart("look", {"where": 1}, tool_call_id="1")],
         usage=RequestUsage(input_tokens=5),
@@ -293,7 +293,7 @@ def members(hint: Any) -> list[Any]:
 
 
 def admits_none(hint: Any) -> bool:
-    """Whether None is one of the values that an annotation lets through."""
+    """Return whether an annotation allows None."""
     return any(member in (None, types.NoneType, Any) for member in members(hint))
 
 
@@ -360,7 +360,7 @@ def test_what_may_be_none_is_none_by_default() -> None:
 
 
 def test_usage_that_is_left_out_is_the_default() -> None:
-    """What is left out of a response's usage is what a usage has when nothing is known."""
+    """The omitted usage fields are those with their default values."""
     usage = RequestUsage()
 
     assert {field.name: getattr(usage, field.name) for field in dataclasses.fields(usage)} == {

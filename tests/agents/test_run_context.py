@@ -1,4 +1,4 @@
-"""What surrounds a run: context, waiting for others, ways to run, cancellation, and what replays leave as it was."""
+"""The surroundings of a run: context, waiting, ways to run, cancellation, and what replays do not change."""
 
 # | no.  | scenario                                   | tests; t_a means test_agent.py                           |
 # |------|--------------------------------------------|----------------------------------------------------------|
@@ -93,7 +93,7 @@ def numbered(name: str, count: int) -> list[tuple[str, dict[str, Any]]]:
 
 @dataclass
 class Office:
-    """Dependencies that nobody could write down."""
+    """Dependencies that cannot be serialized."""
 
     lock: threading.Lock
     seen: list[object]
@@ -254,7 +254,7 @@ def test_context_variables_reach_bodies(env_factory: Serve) -> None:
 
 
 def test_run_is_suspended_while_it_waits(env_factory: Serve, harness: Harness) -> None:
-    """A run that waits for an approval is suspended, asks once, and goes on when the token is resolved over HTTP."""
+    """A run that waits for an approval is suspended, asks once, and continues when the token is resolved over HTTP."""
     script = Script([("pay", {"number": 5}), ("look", {})], say)
     ran: Counter[str] = Counter()
     tokens: list[str] = []
@@ -291,7 +291,7 @@ def test_run_is_suspended_while_it_waits(env_factory: Serve, harness: Harness) -
 
 
 def test_timeout_of_a_wait_is_a_durable_timer(env_factory: Serve) -> None:
-    """A wait that nobody answers ends by a timer of Restate's; the model is told, and the run ends."""
+    """A wait without an answer ends by a durable timer; the model learns of it, and the run ends."""
     script = Script(("pay", {}), say)
     ran: Counter[str] = Counter()
     request = RequestInput[None](lambda *_: ran.update(["ask"]), timeout=timedelta(milliseconds=30))
@@ -314,7 +314,7 @@ def test_timeout_of_a_wait_is_a_durable_timer(env_factory: Serve) -> None:
 
 
 def test_answer_in_place_does_not_wait(env_factory: Serve) -> None:
-    """A question that is answered at once is asked once, and no timer is started."""
+    """A request with an immediate answer is sent once, and starts no timer."""
     script = Script(("pay", {"number": 5}), say)
     ran: Counter[str] = Counter()
 
@@ -631,7 +631,7 @@ def described(content: Any) -> str:
 
 
 async def outcome(agent: Any) -> list[Any]:
-    """What a run's messages hold of the tool's result, as the next request to the model has it."""
+    """Return the tool's result from a run's messages, as the next model request contains it."""
     run = await agent.run("go")
     found: list[Any] = []
     for message in run.all_messages():
@@ -647,7 +647,7 @@ async def outcome(agent: Any) -> list[Any]:
 
 @pytest.mark.parametrize("kind", VALUES)
 def test_values_are_those_of_a_plain_run(env_factory: Serve, kind: str) -> None:
-    """Whatever a tool returns reaches the model as it does in a run that is not durable."""
+    """Every kind of tool result reaches the model as in a run that is not durable."""
     agent = Agent(Script(("make", {}), "done").model, name="plain")
 
     @agent.tool_plain
@@ -747,7 +747,7 @@ def test_durable_operation_once(env_factory: Serve) -> None:
 
 @pytest.mark.parametrize("metadata", [None, OWN_STEPS], ids=["wrapped", "unwrapped"])
 def test_history_in_the_state_survives_a_replay(env_factory: Serve, metadata: dict[str, Any] | None) -> None:
-    """A history that is put into the state is the same on every replay, and the next turn goes on with it."""
+    """A history that is stored in the state is the same on every replay, and the next turn continues it."""
     name = "HistoryUnwrapped" if metadata else "HistoryWrapped"
     ran: Counter[str] = Counter()
     dumps: dict[str, set[bytes]] = {}

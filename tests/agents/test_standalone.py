@@ -46,7 +46,7 @@ def counting(asked: Counter[str], *problems: Exception) -> FunctionModel:
 
 
 def context() -> RunContext[None]:
-    """What a toolset needs to know of a run, where there is none."""
+    """A run context for a toolset outside a run."""
     return RunContext(deps=None, model=TestModel(), usage=RunUsage())
 
 
@@ -62,7 +62,7 @@ async def call(toolset: Any, name: str, **arguments: Any) -> Any:
 
 
 def test_model_is_asked_once(env_factory: Serve) -> None:
-    """Two requests are two steps, and a replay asks nobody."""
+    """Two requests are two steps, and a replay sends none."""
     asked: Counter[str] = Counter()
     model = durable_model(counting(asked), name="greeter")
 
@@ -168,7 +168,7 @@ def test_name_is_no_model() -> None:
 
 
 def test_function_toolset(env_factory: Serve) -> None:
-    """A tool that is called by the handler itself runs once; control flow comes out of the step as it is."""
+    """A tool that the handler itself calls runs once; control flow passes through the step unchanged."""
     ran: Counter[str] = Counter()
     tools: FunctionToolset[None] = FunctionToolset()
 
@@ -198,7 +198,7 @@ def test_function_toolset(env_factory: Serve) -> None:
 
 
 def test_mcp_toolset(env_factory: Serve) -> None:
-    """A server is asked for its tools, and called, inside steps."""
+    """Requests to a server, for its tools and for calls, are inside steps."""
     server: Any = MCPServer("places")
     ran: Counter[str] = Counter()
 
@@ -225,7 +225,7 @@ def test_mcp_toolset(env_factory: Serve) -> None:
 
 
 def test_event_handler(env_factory: Serve) -> None:
-    """A handler of events gets each event once, in a step of its own, also of an agent that is not durable."""
+    """An event handler gets each event once, in its own step, even from an agent that is not durable."""
     seen: list[str] = []
     model = durable_model(counting(Counter()))
     agent = Agent(model)

@@ -7,7 +7,7 @@
 # | 14   | two identical events         | test_identical_events_are_all_delivered                |
 # | 15   | ProcessEventStream           | test_capability_sees_events_in_the_handler             |
 # | 16   | no handler, no streaming     | test_nothing_is_streamed_without_a_handler             |
-# | 17   | a stream that nobody reads   | test_stream_that_nobody_reads_is_drained               |
+# | 17   | a stream that is never read  | test_stream_that_nobody_reads_is_drained               |
 # | 19   | errors of the event handler  | test_mistake_in_the_event_handler_ends_the_invocation, |
 # |      |                              | test_error_of_the_event_handler_repeats_its_step       |
 # | 20   | enqueue in the event handler | test_event_handler_cannot_enqueue                      |
@@ -48,7 +48,7 @@ class Heartbeat(CustomEvent):
 
 
 def step_or_handler() -> str:
-    """Where the caller runs."""
+    """Return where the caller runs."""
     return step_info().name if running_step.get() is not None else "handler"
 
 
@@ -56,7 +56,7 @@ def step_or_handler() -> str:
 
 
 def test_deltas_are_live_in_the_step(env_factory: Serve) -> None:
-    """The event handler gets each delta inside the model's step, while the model goes on to answer."""
+    """The event handler gets each delta inside the model's step, while the model continues its response."""
     order: list[str] = []
 
     async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
@@ -96,7 +96,7 @@ def test_deltas_are_live_in_the_step(env_factory: Serve) -> None:
 
 
 def test_nothing_is_streamed_without_a_handler(env_factory: Serve) -> None:
-    """Without an event handler the model is asked for a whole response, though it can stream."""
+    """Without an event handler the request is for a complete response, even if the model can stream."""
     asked: Counter[str] = Counter()
     script = Script("done")
 
@@ -331,7 +331,7 @@ def test_error_of_the_event_handler_repeats_its_step(env_factory: Serve) -> None
 
 @pytest.mark.parametrize("kind", ["part_start", "function_tool_call"])
 def test_event_handler_cannot_enqueue(env_factory: Serve, kind: str) -> None:
-    """What an event handler enqueues would be lost on a replay, so it is refused, for good."""
+    """A replay would lose messages that an event handler enqueues, so enqueueing is a permanent error."""
     called: Counter[str] = Counter()
     agent = Agent(Script(("look", {}), "done").model, name="enqueues", tools=[look])
 
@@ -413,7 +413,7 @@ def test_suspended_stream_is_put_together(env_factory: Serve) -> None:
 
 
 def test_stream_that_breaks_off_is_not_continued_by_another_model(env_factory: Serve) -> None:
-    """What a broken stream has said has been delivered, so it is an error of the run, as it is without a journal."""
+    """A broken stream has been delivered in part, so it is an error of the run, as without a journal."""
     second = Script("something else", name="second")
 
     async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:
@@ -481,7 +481,7 @@ def test_stream_that_cannot_be_opened_is_taken_over(env_factory: Serve) -> None:
 
 
 def test_stream_that_breaks_off_is_streamed_again(env_factory: Serve) -> None:
-    """Without another model a broken stream is a failed attempt: the step is repeated, and the handler sees it anew."""
+    """Without another model a broken stream is a failed attempt: the step and the event handler run again."""
     asked: Counter[str] = Counter()
 
     async def stream(messages: list[ModelMessage], info: AgentInfo) -> AsyncIterator[str | DeltaToolCalls]:

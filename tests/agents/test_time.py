@@ -50,7 +50,7 @@ def waiting_agent(undone: Counter[str]) -> Agent[None, str]:
 
 
 def test_run_ends_when_its_time_is_up(env_factory: Serve) -> None:
-    """A durable timer ends a run that waits, its tools undo what they did, and the handler goes on."""
+    """A durable timer ends a run that waits, its tools undo what they did, and the handler continues."""
     undone: Counter[str] = Counter()
     agent = waiting_agent(undone)
 

@@ -76,13 +76,13 @@ def say(messages: list[ModelMessage]) -> str:
 
 
 def outcomes(messages: list[ModelMessage]) -> list[str]:
-    """How the calls ended, and what the model was told."""
+    """Return the outcomes of the calls, and what the model got."""
     parts = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
     return [f"{part.outcome}: {part.content}" for part in parts]
 
 
 def in_a_step() -> bool:
-    """Whether the body of a step is running."""
+    """Return whether the body of a step is running."""
     try:
         step_info()
     except RuntimeError:
@@ -127,7 +127,7 @@ def test_sync_tools_overlap_in_threads(env_factory: Serve) -> None:
 
 
 def test_tool_with_wrong_options_does_not_run(env_factory: Serve) -> None:
-    """A tool whose options are wrong does not run, and the error is told once, as terminal."""
+    """A tool with invalid options does not run, and the error is terminal on the first attempt."""
     script = Script(("look", {}), say)
     ran: Counter[str] = Counter()
     agent = Agent(script.model, name="wrong")
@@ -192,10 +192,10 @@ def make_library(ctx: RunContext[None]) -> FunctionToolset[None]:
         (WebSearch(id="library", native=False, local=look_up), "function_toolset__library"),
         (Capability(id="library", toolsets=[make_library]), "dynamic_toolset__library_0"),
     ],
-    ids=["tools", "made anew", "dynamic"],
+    ids=["tools", "rebuilt", "dynamic"],
 )
 def test_toolset_of_a_capability(env_factory: Serve, capability: AbstractCapability[None], step: str) -> None:
-    """A toolset that a capability brings is named after the capability, even if it is made anew for every run."""
+    """A capability's toolset is named after the capability, even if it is rebuilt for every run."""
     script = Script(("look_up", {"word": "hi"}), say)
     agent = Agent(script.model, name="reader", capabilities=[capability])
 
@@ -360,7 +360,7 @@ def test_durable_steps_as_tools(env_factory: Serve) -> None:
 
 
 def test_model_is_told_of_a_failure(env_factory: Serve) -> None:
-    """With on_tool_error="tell_model" a tool that has failed for good is a failed call, and the run goes on."""
+    """With on_tool_error="tell_model" a permanent failure of a tool is a failed call, and the run continues."""
     script = Script([("broken", {}), ("whole", {}), ("ended", {})], "did without")
     ran: Counter[str] = Counter()
     agent = Agent(script.model, name="told")
@@ -423,7 +423,7 @@ def test_function_decides_who_is_told(env_factory: Serve) -> None:
 
 
 def test_mistakes_are_never_told_to_the_model(env_factory: Serve) -> None:
-    """A mistake in the program ends the run even if the model is told of failures."""
+    """A programming error ends the run even with on_tool_error."""
     script = Script(("look", {}), "unreachable")
     ran: Counter[str] = Counter()
     agent = Agent(script.model, name="mistaken")
@@ -472,7 +472,7 @@ def test_budget_of_retries_is_the_agents(env_factory: Serve) -> None:
 
 
 def test_metadata_of_deferrals(env_factory: Serve) -> None:
-    """What a tool says about a call that it defers, or for which it wants approval, reaches the handler."""
+    """The metadata of a call that a tool defers, or wants approved, reaches the handler."""
     script = Script([("order", {}), ("pay", {"total": 7})], say)
     ran: Counter[str] = Counter()
     agent = Agent(script.model, name="deferring", output_type=[str, DeferredToolRequests])
@@ -506,7 +506,7 @@ def test_metadata_of_deferrals(env_factory: Serve) -> None:
 
 
 def test_deferred_calls_are_resumed(env_factory: Serve) -> None:
-    """A second run goes on with a result from outside and an approval that changes arguments, and repeats nothing."""
+    """A second run continues with an external result and an approval that changes arguments, and repeats nothing."""
     script = Script([("pay", {"total": 7}), ("order", {}), ("look", {})], say)
     ran: Counter[str] = Counter()
     agent = Agent(script.model, name="resumed", output_type=[str, DeferredToolRequests])
@@ -620,7 +620,7 @@ def test_only_the_step_that_failed_runs_again(env_factory: Serve) -> None:
 
 @pytest.mark.parametrize("metadata", [None, {"restate": False}], ids=["wrapped", "unwrapped"])
 def test_sub_agent_that_is_cancelled(env_factory: Serve, metadata: dict[str, JsonValue] | None) -> None:
-    """A sub-agent whose run cancels itself is a failed call of the tool that runs it, and the outer run goes on."""
+    """A sub-agent whose run cancels itself is a failed call of the tool that runs it, and the outer run continues."""
     script = Script(("ask", {}), "did without")
     inner_script = Script(("stop", {}), "unreachable")
     ran: Counter[str] = Counter()
@@ -654,7 +654,7 @@ def test_sub_agent_that_is_cancelled(env_factory: Serve, metadata: dict[str, Jso
 
 
 def test_sub_agent_that_times_out_in_a_step(env_factory: Serve) -> None:
-    """A sub-agent in a wrapped tool whose run takes too long is a failed call, and the outer run goes on."""
+    """A sub-agent in a wrapped tool whose run times out is a failed call, and the outer run continues."""
     script = Script(("ask", {}), "did without")
     asked: Counter[str] = Counter()
 
@@ -740,7 +740,7 @@ def test_cancelling_in_a_wrapped_tool_is_refused(env_factory: Serve) -> None:
 
 @pytest.mark.parametrize("siblings", [0, 2])
 def test_cancelling_in_an_unwrapped_tool(env_factory: Serve, siblings: int) -> None:
-    """A tool that makes its own steps can cancel the run, alone or beside others, and the handler can go on."""
+    """An unwrapped tool can cancel the run, alone or beside others, and the handler can continue."""
     calls = [("stop", {}), *[("wait", {"number": number}) for number in range(siblings)]]
     script = Script(calls, "unreachable")
     ran: Counter[str] = Counter()

@@ -25,15 +25,15 @@ Serve: TypeAlias = Callable[[str], Env]
 
 PROGRAMS = sorted(path.stem for path in (ROOT / "examples" / "tour").glob("[!_]*.py"))
 WAITING = ("human_approval", "human_approval_with_timeout", "sub_workflow")
-"""Those that wait for people."""
+"""The programs that wait for people."""
 
 
 class Ran(Counter[str]):
-    """How often each model was asked, and each tool that is a step was called.
+    """The number of requests to each model, and of calls to each tool that is a step.
 
     Attributes:
-        hangs: The name of the model or tool whose first call gets no answer, so that it is under way when the
-            application is stopped.
+        hangs: The name of the model or tool whose first call gets no answer, so that it is in flight when the
+            application stops.
         meet: The names of models or tools that wait for each other, and what they wait at.
     """
 
@@ -110,7 +110,7 @@ def steps(env: Env, invocation: str) -> list[str]:
 
 
 def commands(env: Env, invocation: str) -> list[str]:
-    """What an invocation has asked Restate for, in order."""
+    """Return the commands of an invocation, in order."""
     types = [entry.type for entry in env.server.journal(invocation)]
     return [type.removeprefix("Command: ") for type in types if type.startswith("Command: ")]
 
@@ -178,7 +178,7 @@ def test_error_handling_retries(serve: Serve, ran: Ran, monkeypatch: pytest.Monk
 
 
 def test_error_handling_in_the_handler(serve: Serve, ran: Ran) -> None:
-    """What is left after three attempts is caught in the handler, which opens one ticket."""
+    """The handler catches the error after three attempts, and opens one ticket."""
     env = serve("error_handling")
     invocation = env.send("ParcelDesk", "track", "X-1")
 
@@ -188,7 +188,7 @@ def test_error_handling_in_the_handler(serve: Serve, ran: Ran) -> None:
 
 
 def test_error_handling_by_the_model(serve: Serve, ran: Ran) -> None:
-    """The model is told that the tool has failed for good, and answers without it."""
+    """The model learns that the tool failed permanently, and answers without it."""
     env = serve("error_handling")
 
     assert "I cannot reach the carrier now. Parcels take three days at most." == env.call("ParcelDesk", "answer", "X-1")
@@ -196,7 +196,7 @@ def test_error_handling_by_the_model(serve: Serve, ran: Ran) -> None:
 
 
 def test_parallel_tools(serve: Serve, ran: Ran) -> None:
-    """The three checks are under way at the same time, or none of them would end, and each runs once."""
+    """The three checks are in flight at the same time, or none of them would finish, and each runs once."""
     ran.meet = ("check_.*", asyncio.Barrier(3))
     env = serve("parallel_tools")
 
@@ -304,7 +304,7 @@ def test_sub_workflow(serve: Serve, ran: Ran) -> None:
 
 
 def test_multi_agent(serve: Serve, ran: Ran) -> None:
-    """The customer is handed on twice, and no desk is asked again."""
+    """The customer is handed over twice, and no desk gets a second request."""
     env = serve("multi_agent")
     invocation = env.send("SupportDesk", "ask", "Invoice 17 has a repair on it, and my boiler is cold again.")
 
@@ -341,7 +341,7 @@ def test_remote_agents(serve: Serve, ran: Ran) -> None:
 
 
 def test_workflow_sequential(serve: Serve, ran: Ran) -> None:
-    """A process that dies while the second agent is asked goes on with that one: the first is not asked again."""
+    """If the process dies during the second agent's request, the run continues there; the first is not repeated."""
     ran.hangs = "writer_model"
     env = serve("workflow_sequential")
     notes = "10:02 login was down, 10:40 it worked again, a bad certificate"
@@ -402,7 +402,7 @@ def test_workflow_evaluator_optimizer(serve: Serve, ran: Ran) -> None:
 
 
 def test_workflow_evaluator_optimizer_gives_up(serve: Serve, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After as many drafts as there may be, the last one is taken as it is."""
+    """After the maximum number of drafts, the last one is used."""
     monkeypatch.setattr(program("workflow_evaluator_optimizer"), "MOST_DRAFTS", 2)
     env = serve("workflow_evaluator_optimizer")
 
