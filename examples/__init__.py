@@ -1,1 +1,1 @@
-"""Services that show how it is used: ``restate-steps dev examples.app:app`` serves all of them."""
+"""Example services. ``restate-steps dev examples.app:app`` serves the greeting agent and the checkout."""

@@ -1,4 +1,4 @@
-"""All services of the examples, as one application."""
+"""One application with the greeting agent and the checkout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A chat that remembers: every session is a virtual object, with the conversation in its state.
+"""A chat with memory: each session is a virtual object that stores the conversation in its state.
 
 The model is ``openai:gpt-5`` if ``OPENAI_API_KEY`` is set and ``openai`` is installed, otherwise a scripted one.
 
@@ -27,14 +27,14 @@ from restate_steps.agents import RestateAgent, RestateConversationStore
 
 
 class Line(BaseModel):
-    """What one of the two said."""
+    """A line of the conversation."""
 
     who: Literal["user", "assistant"]
     text: str
 
 
 def lines(messages: list[ModelMessage]) -> list[Line]:
-    """Return what was said in messages."""
+    """Return the lines that messages contain."""
     said: list[Line] = []
     for message in messages:
         for part in message.parts:
@@ -46,13 +46,13 @@ def lines(messages: list[ModelMessage]) -> list[Line]:
 
 
 async def scripted(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-    """Repeat all that the user has said in the session."""
+    """Repeat everything that the user said in the session."""
     said = [line.text for line in lines(messages) if line.who == "user"]
     return ModelResponse(parts=[TextPart(f"You said: {' '.join(said)}")])
 
 
 def choose_model() -> Model:
-    """Return the real model if it can be used, and the scripted one if not."""
+    """Return the real model if it can be used, otherwise the scripted one."""
     if os.environ.get("OPENAI_API_KEY") and find_spec("openai"):
         return infer_model("openai:gpt-5")
     return FunctionModel(scripted, model_name="scripted")
@@ -73,7 +73,7 @@ async def say(ctx: restate.ObjectContext, prompt: str) -> str:
 
 @typed_handler(chat, kind="shared")
 async def history(ctx: restate.ObjectSharedContext) -> list[Line]:
-    # A shared handler runs beside the others, also while the model is thinking.
+    # A shared handler runs concurrently with the others, even while the model responds.
     conversation = await RestateConversationStore(ctx).load(ctx.key())
     return [] if conversation is None else lines(conversation.messages)
 

@@ -1,4 +1,4 @@
-"""A checkout in five steps, two of them at the same time; if the card is declined, it undoes what it did."""
+"""A checkout in five steps, two of them concurrent. If the card is declined, it releases the reservation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from restate_steps import RetryPolicy, durable_step, step_info
 
 
 class Order(BaseModel):
-    """What a customer wants."""
+    """An order, as the customer sends it."""
 
     id: str
     card: str
@@ -25,7 +25,7 @@ class Order(BaseModel):
 
 
 class Reservation(BaseModel):
-    """What is set aside in the warehouse."""
+    """Goods that are set aside in the warehouse."""
 
     order_id: str
     shelf: str
@@ -33,7 +33,7 @@ class Reservation(BaseModel):
 
 
 class Receipt(BaseModel):
-    """What the customer gets."""
+    """The receipt that the customer gets."""
 
     order_id: str
     payment_id: str
@@ -63,7 +63,7 @@ async def reserve(order: Order) -> Reservation:
 )
 async def charge(order: Order, total: Decimal) -> str:
     note()
-    # The key is the same on every attempt, so the payment service charges once, even if we are killed and ask again.
+    # The key is the same on every attempt, so the payment service charges once, even if a crash repeats the request.
     return await payments.charge(order.card, total, idempotency_key=step_info().idempotency_key)
 
 

@@ -1,8 +1,8 @@
-"""Kill a durable agent and a durable checkout in the middle, start them again, and show what ran: ``make demo``.
+"""Kill a durable agent and a durable checkout halfway, restart them, and show which steps ran: ``make demo``.
 
-It starts a restate-server and serves the examples from a process of its own. When both handlers are in the middle, that
-process gets SIGKILL. The server's journal then tells which steps were recorded, and a ledger which bodies ran. It fails
-if an answer is wrong, or if the body of a recorded step ran again.
+The demo starts a restate-server, and serves the examples from a separate process. Once both handlers are halfway, it
+kills that process with SIGKILL. Afterwards the server's journal shows which steps were recorded, and a ledger shows
+which bodies ran. The demo fails if an answer is wrong, or if the body of a recorded step ran again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, cast
 
 ROOT = Path(__file__).resolve().parent.parent
-# `python examples/demo.py` looks for modules in examples/ only, and the examples import each other as a package.
+# `python examples/demo.py` searches examples/ only, but the examples import each other as a package.
 sys.path.insert(0, str(ROOT))
 
 import httpx  # noqa: E402
@@ -30,14 +30,14 @@ from examples.report import Report, report_steps, show, times  # noqa: E402
 from restate_steps.errors import ServerError  # noqa: E402
 from restate_steps.server import AppServer, JournalEntry, RestateServer, ensure_server, server_version  # noqa: E402
 
-_WITHIN = 60.0
-_LOOK_EVERY = 0.02
+_TIMEOUT = 60.0
+_POLL_INTERVAL = 0.02
 _ATTEMPTS = 5
 _SERVE = "--serve"
 
 
 class DemoError(Exception):
-    """The demonstration could not be given."""
+    """The demo could not run."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Call:
     Attributes:
         target: The service and the handler.
         argument: The handler's argument.
-        check: Says what is wrong with the answer, if anything is.
+        check: Returns the problem with the answer, or None.
     """
 
     target: str
@@ -56,14 +56,14 @@ class Call:
 
 
 def _wrong_greeting(answer: Any) -> str | None:
-    # A real model may use words of its own.
-    return None if "Ada" in str(answer) else f"the answer should greet Ada, and is {answer!r}"
+    # A real model may choose other words.
+    return None if "Ada" in str(answer) else f"the answer should greet Ada, but is {answer!r}"
 
 
 def _wrong_receipt(answer: Any) -> str | None:
     expected = {"order_id": "order-1", "total": "42.50", "delivered_on": "2026-03-04T12:00:00Z"}
     right = isinstance(answer, dict) and expected.items() <= cast("dict[str, Any]", answer).items()
-    return None if right else f"the receipt should say {expected}, and is {answer!r}"
+    return None if right else f"the receipt should contain {expected}, but is {answer!r}"
 
 
 CALLS = (
@@ -77,10 +77,10 @@ CALLS = (
 
 
 class Application:
-    """The examples, served by a process of their own.
+    """The examples, served by a separate process.
 
     Args:
-        folder: For the ledger, the payments, and what the process prints.
+        folder: The folder for the ledger, the payments, and the output of the process.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -97,10 +97,10 @@ class Application:
         return self._process.pid
 
     def start(self) -> None:
-        """Start the process, on the same port as before, and wait until it serves.
+        """Start the process, on the same port as before, and wait until it is serving.
 
         Raises:
-            DemoError: It did not come up.
+            DemoError: The process did not start.
         """
         environment = {
             "RESTATE_STEPS_PACE": "0.3",
@@ -117,7 +117,7 @@ class Application:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                # An interrupt from the keyboard is for us alone; we then end the process ourselves.
+                # Ctrl-C must reach only the demo, which then stops this process itself.
                 start_new_session=True,
             )
         assert self._process.stdout is not None
@@ -127,7 +127,7 @@ class Application:
         self.port = int(said)
 
     def kill(self) -> None:
-        """End the process with SIGKILL, and wait until it is gone. Does nothing if there is none."""
+        """Kill the process with SIGKILL and wait until it is gone; do nothing if it is not running."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -137,7 +137,7 @@ class Application:
             self._process = None
 
     def started(self, invocation: str) -> list[ledger.Started]:
-        """Return the bodies of an invocation's steps that have been started."""
+        """Return the bodies of an invocation's steps that have started."""
         return [started for started in ledger.read(self.ledger) if started.invocation == invocation]
 
     def charged(self) -> list[str]:
@@ -146,7 +146,7 @@ class Application:
 
 
 def serve(port: int) -> int:
-    """Serve the examples, tell the port on stdout, and end when stdin is closed: when whoever started us is gone."""
+    """Serve the examples, print the port, and stop once stdin is closed, because the parent process is gone then."""
     from examples.app import app
 
     with AppServer(app, port=port or None) as served:
@@ -170,8 +170,8 @@ def _steps_recorded(journal: list[JournalEntry]) -> int:
     return sum(entry.type == "Command: Run" and entry.completed for entry in journal)
 
 
-def _stand(server: RestateServer, application: Application, invocation: str) -> str:
-    """Say how far an invocation is: ``early``, ``middle`` (steps are recorded, and a body is running) or ``late``."""
+def _progress(server: RestateServer, application: Application, invocation: str) -> str:
+    """Return how far an invocation is: ``early``, ``middle`` (steps recorded, and a body running) or ``late``."""
     journal = server.journal(invocation)
     if any(entry.type == "Command: Output" for entry in journal):
         return "late"
@@ -180,46 +180,46 @@ def _stand(server: RestateServer, application: Application, invocation: str) -> 
     return "middle" if recorded >= 2 and len(started) > recorded else "early"
 
 
-def _reach_the_middle(server: RestateServer, application: Application, client: httpx.Client) -> list[str]:
-    """Call the handlers, wait until each of them is in the middle, and return the ids of the invocations."""
+def _call_handlers(server: RestateServer, application: Application, client: httpx.Client) -> list[str]:
+    """Call the handlers, wait until all of them are halfway, and return the ids of the invocations."""
     for attempt in range(_ATTEMPTS):
         invocations: list[str] = []
         for call in CALLS:
             key = {"idempotency-key": f"demo-{attempt}"}
             sent = client.post(f"{server.ingress_url}/{call.target}/send", json=call.argument, headers=key)
             invocations.append(sent.raise_for_status().json()["invocationId"])
-        deadline = time.monotonic() + _WITHIN
+        deadline = time.monotonic() + _TIMEOUT
         while True:
-            stands = {_stand(server, application, invocation) for invocation in invocations}
-            if stands == {"middle"}:
+            progress = {_progress(server, application, invocation) for invocation in invocations}
+            if progress == {"middle"}:
                 return invocations
-            if "late" in stands:
+            if "late" in progress:
                 break
             if time.monotonic() > deadline:
-                raise DemoError(f"the handlers did not come to the middle within {_WITHIN:g} s.")
-            time.sleep(_LOOK_EVERY)
-    raise DemoError("a handler always ended before the other was in the middle. Set RESTATE_STEPS_PACE to 1 or more.")
+                raise DemoError(f"the handlers did not get halfway within {_TIMEOUT:g} s.")
+            time.sleep(_POLL_INTERVAL)
+    raise DemoError("one handler always finished before the other was halfway. Set RESTATE_STEPS_PACE to 1 or more.")
 
 
 def demonstrate() -> int:
-    """Give the demonstration, and return the exit code."""
+    """Run the demo and return the exit code."""
     print(f"starting restate-server {server_version(ensure_server())}", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="restate-steps-demo-") as folder,
-        httpx.Client(trust_env=False, timeout=_WITHIN) as client,
+        httpx.Client(trust_env=False, timeout=_TIMEOUT) as client,
         RestateServer() as server,
         serving(Path(folder)) as application,
     ):
         server.register(f"http://127.0.0.1:{application.port}")
         print(f"calling {' and '.join(call.target for call in CALLS)}, served by process {application.pid}", flush=True)
-        invocations = _reach_the_middle(server, application, client)
-        print(f"killing process {application.pid} with SIGKILL, while both are in the middle", flush=True)
+        invocations = _call_handlers(server, application, client)
+        print(f"killing process {application.pid} with SIGKILL, while both calls are halfway", flush=True)
         application.kill()
         journals_then = [server.journal(invocation) for invocation in invocations]
         started_then = [application.started(invocation) for invocation in invocations]
 
         application.start()
-        print(f"started again as process {application.pid}; attaching to both calls", flush=True)
+        print(f"restarted as process {application.pid}; attaching to both calls", flush=True)
         reports: list[Report] = []
         for number, (call, invocation) in enumerate(zip(CALLS, invocations, strict=True)):
             answer = _attach(client, server, invocation)
@@ -240,36 +240,36 @@ def _attach(client: httpx.Client, server: RestateServer, invocation: str) -> Any
 
 
 def conclude(reports: list[Report], charged: int) -> int:
-    """Print the reports and what follows from them.
+    """Print the reports and the conclusion.
 
     Args:
-        reports: The reports; the last one is that of the checkout.
-        charged: How often the payment service charged the card.
+        reports: The reports; the last one is the checkout's.
+        charged: The number of times the payment service charged the card.
 
     Returns:
-        The exit code: 0 if all is as it should be.
+        The exit code: 0 if everything is correct.
     """
     for report in reports:
         show(report)
-    asked = sum(step.runs for step in reports[-1].steps if step.name.startswith("charge"))
+    requests = sum(step.runs for step in reports[-1].steps if step.name.startswith("charge"))
     print(
         "\nA step that is running when its process dies has no recorded result, so its body runs again (at least once)."
-        f"\nThat is why a step has an idempotency key: the payment service was asked {times(asked)}, and charged "
-        f"{times(charged)}."
+        f"\nThat is why a step has an idempotency key: the payment service got the request {times(requests)}, and "
+        f"charged the card {times(charged)}."
     )
     problems = [problem for report in reports for problem in report.problems]
     if charged != 1:
         problems.append(f"the card was charged {times(charged)}")
     if problems:
         print("\n" + "\n".join(f"WRONG: {problem}" for problem in problems))
-        print("\nThe demonstration failed, for the reasons above.")
+        print("\nThe demo failed, for the reasons above.")
         return 1
-    print("\nBoth calls were answered as if nothing had happened, and no step that was recorded ran again.")
+    print("\nBoth calls were answered as if nothing had happened, and no recorded step ran again.")
     return 0
 
 
 def main(arguments: list[str]) -> int:
-    """Give the demonstration, or serve the examples for it."""
+    """Run the demo, or serve the examples for it."""
     if arguments[:1] == [_SERVE]:
         return serve(int(arguments[1]))
     try:

@@ -1,4 +1,4 @@
-"""An agent that greets by a tool, durable inside a handler.
+"""A durable agent that greets through a tool.
 
 The model is ``openai:gpt-5`` if ``OPENAI_API_KEY`` is set and ``openai`` is installed, otherwise a scripted one.
 """
@@ -33,7 +33,7 @@ async def scripted(messages: list[ModelMessage], info: AgentInfo) -> ModelRespon
 
 
 class NotingModel(WrapperModel):
-    """Notes every request in the ledger."""
+    """A model that notes every request in the ledger."""
 
     async def request(
         self,
@@ -46,7 +46,7 @@ class NotingModel(WrapperModel):
 
 
 def choose_model() -> Model:
-    """Return the real model if it can be used, and the scripted one if not."""
+    """Return the real model if it can be used, otherwise the scripted one."""
     if os.environ.get("OPENAI_API_KEY") and find_spec("openai"):
         return NotingModel(infer_model("openai:gpt-5"))
     return NotingModel(FunctionModel(scripted, model_name="scripted"))

@@ -37,7 +37,7 @@ async def ask_model(model: BaseChatModel, messages: list[BaseMessage], options: 
 
 
 class DurableChatModel(BaseChatModel):
-    """A chat model that sends each request of another chat model in a durable step."""
+    """A chat model that makes each request of another chat model a durable step."""
 
     model: BaseChatModel
 
@@ -62,17 +62,17 @@ class DurableChatModel(BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        raise NotImplementedError("Steps are async, so a durable model is too. Call ainvoke instead of invoke.")
+        raise NotImplementedError("Steps are async, so a durable model is async too. Call ainvoke instead of invoke.")
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Runnable[Any, AIMessage]:
-        # Only the model knows the format of its tools, and binds them as options of each request.
+        # Only the wrapped model knows its tool format; it binds the tools as options of each request.
         bound = self.model.bind_tools(tools, **kwargs)
         assert isinstance(bound, RunnableBinding)
         return self.bind(**bound.kwargs)
 
 
 class ScriptedChatModel(BaseChatModel):
-    """Call every tool for the city in the question, all at once, then answer with what they returned."""
+    """Call all tools at once for the city in the question, then answer with their results."""
 
     @property
     def _llm_type(self) -> str:

@@ -1,7 +1,7 @@
-"""A ledger of what really ran: each body of a step adds a line when it starts.
+"""A ledger of the step bodies that ran: each body adds a line when it starts.
 
-It is kept only where the environment variable ``RESTATE_STEPS_LEDGER`` names a file, and shows what Restate did: a step
-that was recorded has one line, however often its handler was replayed.
+The ledger is written only if the environment variable ``RESTATE_STEPS_LEDGER`` names a file. It shows what Restate did:
+a recorded step has one line, no matter how often its handler was replayed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from restate_steps import step_info
 
 @dataclass(frozen=True)
 class Started:
-    """The body of a step was started.
+    """A line of the ledger: a step's body started.
 
     Attributes:
         invocation: The invocation's id.
         step: The step's name.
-        key: The step's idempotency key: the same for every attempt, and another one for every other step.
-        pid: The process it ran in.
+        key: The step's idempotency key, which is the same on every attempt, and different for every step.
+        pid: The id of the process that ran the body.
     """
 
     invocation: str
@@ -33,7 +33,7 @@ class Started:
 
 
 def note() -> None:
-    """Add a line for the step whose body calls this; do nothing outside a handler, and where no ledger is kept."""
+    """Add a line for the running step; do nothing outside a handler, or without a ledger."""
     path = os.environ.get("RESTATE_STEPS_LEDGER")
     if not path:
         return
@@ -48,10 +48,10 @@ def note() -> None:
 
 
 def append(path: Path, line: str) -> None:
-    """Add a line to a file, so that it is there even if the process is killed right after."""
+    """Add a line to a file, durably: it survives even if the process is killed immediately after."""
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        # One write, in the mode for appending: lines of several writers do not mix.
+        # A single write in append mode, so that the lines of several writers do not mix.
         os.write(file, f"{line}\n".encode())
         os.fsync(file)
     finally:
@@ -59,14 +59,14 @@ def append(path: Path, line: str) -> None:
 
 
 def read(path: Path) -> list[Started]:
-    """Return what a ledger holds, oldest first; nothing if the file does not exist yet."""
+    """Return the lines of a ledger, oldest first; an empty list if the file does not exist yet."""
     if not path.exists():
         return []
-    # What comes after the last end of a line is still being written.
+    # Ignore a last line without a newline: it is still being written.
     whole, _, _ = path.read_text().rpartition("\n")
     return [Started(**json.loads(line)) for line in whole.splitlines()]
 
 
 async def pretend_to_work(share: float = 1.0) -> None:
-    """Take a while, as a real service would: a share of ``RESTATE_STEPS_PACE``, which is 0.2 seconds if not set."""
+    """Sleep for a multiple of ``RESTATE_STEPS_PACE`` seconds (default 0.2), as a real service would take time."""
     await asyncio.sleep(share * float(os.environ.get("RESTATE_STEPS_PACE", "0.2")))

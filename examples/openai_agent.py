@@ -1,4 +1,4 @@
-"""An agent of the OpenAI Agents SDK whose model requests and tools are durable steps.
+"""An OpenAI Agents SDK agent whose model requests and tools are durable steps.
 
 The model is ``gpt-5`` if ``OPENAI_API_KEY`` is set, otherwise a scripted one.
 """
@@ -34,7 +34,7 @@ from restate_steps import durable_step
 
 
 class ResponseCodec:
-    """Leave unset fields out, because the SDK sends every field that is set back to OpenAI, even if it is None."""
+    """Omit unset fields, because the SDK sends every field that is set back to OpenAI, even if it is None."""
 
     adapter = TypeAdapter(ModelResponse)
 
@@ -52,7 +52,7 @@ async def ask_model(model: Model, request: tuple[Any, ...], options: dict[str, A
 
 
 class DurableModel(Model):
-    """A model that sends each request of another model in a durable step."""
+    """A model that makes each request of another model a durable step."""
 
     def __init__(self, model: Model) -> None:
         self.model = model
@@ -62,11 +62,11 @@ class DurableModel(Model):
         return response
 
     def stream_response(self, *args: Any, **kwargs: Any) -> AsyncIterator[TResponseStreamEvent]:
-        raise NotImplementedError("A step records a whole response. Call Runner.run instead of Runner.run_streamed.")
+        raise NotImplementedError("A step records a complete response. Call Runner.run instead of Runner.run_streamed.")
 
 
 class ScriptedModel(Model):
-    """Call every tool for the city in the question, all at once, then answer with what they returned."""
+    """Call all tools at once for the city in the question, then answer with their results."""
 
     async def get_response(
         self,
@@ -156,7 +156,7 @@ agent = Agent(
 
 async def plan_trip(city: str) -> str:
     """Run the agent. Outside a handler the steps are plain calls."""
-    # Tracing would send every run to OpenAI, and again with each replay.
+    # Tracing would send every run to OpenAI, once more on each replay.
     result = await Runner.run(agent, f"Plan a trip to {city}.", run_config=RunConfig(tracing_disabled=True))
     return str(result.final_output)
 

@@ -1,7 +1,7 @@
-"""A payment service that is not one: it remembers its charges by idempotency key, in memory or in the file that
-``RESTATE_STEPS_PAYMENTS`` names.
+"""A fake payment service that remembers its charges by idempotency key.
 
-That is what real ones do, so that a client which never heard the answer can ask again.
+It stores them in memory, or in the file that ``RESTATE_STEPS_PAYMENTS`` names. Real payment services remember keys too,
+so that a client that never received the answer can safely retry.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class CardDeclined(Exception):
 
     Attributes:
         card: The card's number.
-        reason: What the bank says.
+        reason: The bank's reason.
     """
 
     def __init__(self, card: str, reason: str) -> None:
@@ -34,7 +34,7 @@ async def charge(card: str, amount: Decimal, *, idempotency_key: str) -> str:
     """Charge a card once for each key, and return the id of the payment.
 
     Raises:
-        CardDeclined: The number of the card starts with 0.
+        CardDeclined: The card's number starts with 0.
     """
     if card.startswith("0"):
         raise CardDeclined(card, "insufficient funds")
@@ -46,7 +46,7 @@ async def charge(card: str, amount: Decimal, *, idempotency_key: str) -> str:
             _in_memory[idempotency_key] = payment
         else:
             append(path, json.dumps({"key": idempotency_key, "payment": payment, "amount": str(amount)}))
-    # The money has moved, and the answer is still on its way: the worst moment to be killed in.
+    # The money has moved, but the answer has not arrived: the worst moment for a crash.
     await pretend_to_work(6)
     return payment
 

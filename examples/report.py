@@ -1,4 +1,4 @@
-"""What a kill in the middle did to an invocation: step by step, and whether that is right."""
+"""Report, step by step, how an invocation survived a kill, and whether that is correct."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class StepReport:
 
     Attributes:
         name: Its name in the journal.
-        recorded: Whether its result was in the journal when the process was killed.
-        running: Whether its body had started by then, and had no recorded result.
-        runs_before: How often its body was started before the kill.
-        runs_after: How often it was started after the kill.
+        recorded: True if its result was in the journal when the process was killed.
+        running: True if its body had started by then, but had no recorded result.
+        runs_before: The number of times its body started before the kill.
+        runs_after: The number of times its body started after the kill.
     """
 
     name: str
@@ -31,16 +31,16 @@ class StepReport:
 
     @property
     def runs(self) -> int:
-        """How often its body was started in all."""
+        """The total number of times its body started."""
         return self.runs_before + self.runs_after
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it, if anything is."""
+        """The problem with the step, or None."""
         if self.recorded and self.runs_after:
-            return f"{self.name!r} was recorded before the kill, and its body ran again"
+            return f"{self.name!r} was recorded before the kill, but its body ran again"
         if not self.runs:
-            return f"{self.name!r} is in the journal, and nothing shows that its body ran"
+            return f"{self.name!r} is in the journal, but nothing shows that its body ran"
         return None
 
 
@@ -49,10 +49,10 @@ class Report:
     """One invocation.
 
     Attributes:
-        title: What was called.
+        title: The service and the handler.
         steps: Its steps, in the order of the journal.
-        answer: What it answered.
-        wrong: What is wrong with the answer, if anything is.
+        answer: Its answer.
+        wrong: The problem with the answer, or None.
     """
 
     title: str
@@ -62,7 +62,7 @@ class Report:
 
     @property
     def problems(self) -> list[str]:
-        """Everything that is wrong with it; the demonstration has failed if there is something."""
+        """All problems of the invocation; the demo fails if there are any."""
         found = [step.problem for step in self.steps]
         return [f"{self.title}: {problem}" for problem in (*found, self.wrong) if problem]
 
@@ -76,13 +76,13 @@ def report_steps(
     """Compare the journal of one invocation with the ledger.
 
     Args:
-        journal: The whole journal.
-        journal_at_kill: What was in it when the process was killed.
-        ledger: All bodies of this invocation that were started.
-        ledger_at_kill: Those that were started before the process was killed.
+        journal: The complete journal.
+        journal_at_kill: The journal when the process was killed.
+        ledger: All bodies of this invocation that started.
+        ledger_at_kill: The bodies that started before the process was killed.
 
     Returns:
-        A line for each step.
+        One report per step.
     """
     recorded = dict(_steps(journal_at_kill))
     before, total = _runs(ledger_at_kill), _runs(ledger)
@@ -99,7 +99,7 @@ def report_steps(
 
 
 def _steps(journal: Iterable[JournalEntry]) -> list[tuple[tuple[str, int], bool]]:
-    """The steps in a journal: by name and number among those of that name, and whether each has a result."""
+    """Return the steps of a journal, as name and number among steps of that name, and whether each has a result."""
     seen: dict[str, int] = {}
     steps: list[tuple[tuple[str, int], bool]] = []
     for entry in journal:
@@ -110,7 +110,7 @@ def _steps(journal: Iterable[JournalEntry]) -> list[tuple[tuple[str, int], bool]
 
 
 def _runs(ledger: Iterable[Started]) -> dict[tuple[str, int], int]:
-    """How often each step's body was started. Steps of one name come one after another, so their order tells them."""
+    """Count how often each step's body started. Their order distinguishes steps with the same name."""
     keys: dict[str, list[str]] = {}
     runs: dict[tuple[str, int], int] = {}
     for started in ledger:
@@ -135,7 +135,7 @@ def show(report: Report) -> None:
 
 
 def times(count: int) -> str:
-    """Say how often something happened."""
+    """Return a count in words."""
     return {0: "never", 1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
@@ -147,7 +147,7 @@ def _recorded(step: StepReport) -> str:
 
 def _ran(step: StepReport) -> str:
     again = step.running and step.runs_after > 0
-    return f"{times(step.runs)}, as there was no result" if again else times(step.runs)
+    return f"{times(step.runs)}, because it had no result" if again else times(step.runs)
 
 
 def _show_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -160,7 +160,7 @@ def _show_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table.add_column(header, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    # No markup: a name in brackets is a name. In a file or a pipe there is no width to keep to.
+    # No markup, because names may contain brackets. Files and pipes do not have a width, so use a fixed one.
     console = Console(file=sys.stdout, markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table)
 

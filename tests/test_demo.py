@@ -79,7 +79,7 @@ def test_demonstration(command: list[str]) -> None:
     assert KILLED == recorded
     assert ran.startswith("twice")
     assert "answer: Hello Ada!" in done.stdout
-    assert "asked twice, and charged once" in done.stdout
+    assert "got the request twice, and charged the card once" in done.stdout
     assert done.stdout.splitlines()[-1].startswith("Both calls were answered")
 
 
@@ -118,7 +118,7 @@ def test_recorded_step_that_runs_again_is_a_problem(report: Any, started: Any) -
         journal(("a", True), ("b", True)), journal(("a", True)), [*then, started("a", 0), started("b", 1)], then
     )
 
-    assert ["call: 'a' was recorded before the kill, and its body ran again"] == report.Report(
+    assert ["call: 'a' was recorded before the kill, but its body ran again"] == report.Report(
         "call", steps, "answer", None
     ).problems
 
@@ -132,7 +132,7 @@ def test_running_step_may_run_again(report: Any, started: Any, capsys: pytest.Ca
     report.show(made)
 
     assert [] == made.problems
-    assert ["no, it was running", "twice, as there was no result"] == rows(capsys.readouterr().out)["a"][0]
+    assert ["no, it was running", "twice, because it had no result"] == rows(capsys.readouterr().out)["a"][0]
 
 
 def test_steps_of_one_name_are_told_apart(report: Any, started: Any) -> None:
@@ -149,7 +149,7 @@ def test_step_without_a_trace_is_a_problem(report: Any) -> None:
     """A step that left nothing in the ledger proves nothing, so the demonstration fails."""
     steps = report.report_steps(journal(("a", True)), [], [], [])
 
-    assert ["call: 'a' is in the journal, and nothing shows that its body ran"] == report.Report(
+    assert ["call: 'a' is in the journal, but nothing shows that its body ran"] == report.Report(
         "call", steps, "answer", None
     ).problems
 

@@ -1,7 +1,7 @@
-"""Models that follow a script, so that the tour runs offline, and says the same every time.
+"""Scripted models, so that the tour runs offline and gives the same answers every time.
 
-A script sees what a model sees, and decides by that alone. It keeps nothing from one request to the next, so a replay
-gets the same answers, and concurrent runs do not mix.
+A script sees what a model sees, and nothing else. It has no state between requests, so a replay gets the same answers,
+and concurrent runs do not mix.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from pydantic_ai.models import Model, infer_model
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 Reply: TypeAlias = str | BaseModel | list[ToolCallPart]
-"""What a model says: a text, an object of the agent's ``output_type``, or calls of tools."""
+"""A model's reply: a text, an object of the agent's ``output_type``, or tool calls."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a model is shown.
+    """The conversation, as a model sees it.
 
     Attributes:
-        prompts: What the user has said, oldest first.
-        tools: What the tools have returned since the last prompt, by their names.
+        prompts: The user's prompts, oldest first.
+        tools: The tool results since the last prompt, by tool name.
     """
 
     prompts: list[str]
@@ -34,17 +34,17 @@ class Seen:
 
     @property
     def prompt(self) -> str:
-        """What the user has said last."""
+        """The user's last prompt."""
         return self.prompts[-1]
 
 
 def call(tool: str, **arguments: Any) -> ToolCallPart:
-    """Make a call of a tool, for a reply."""
+    """Return a tool call, for use in a reply."""
     return ToolCallPart(tool, arguments)
 
 
 def scripted(script: Callable[[Seen], Reply]) -> Model:
-    """Make a model of a script, or return the model that ``TOUR_MODEL`` names."""
+    """Return a model that follows a script, or the model that ``TOUR_MODEL`` names."""
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
         reply = script(_seen(messages))
@@ -70,6 +70,6 @@ def _seen(messages: list[ModelMessage]) -> Seen:
 
 
 def _output_tool(reply: BaseModel, info: AgentInfo) -> str:
-    # With several types of output there is a tool for each, named after its type.
+    # With several output types, each has its own tool, named after the type.
     names = [tool.name for tool in info.output_tools]
     return next((name for name in names if name.endswith(type(reply).__name__)), names[0])

@@ -1,7 +1,8 @@
-"""A travel agent that remembers: each customer has a virtual object, whose state holds the conversation.
+"""A travel agent with memory: each customer has a virtual object that stores the conversation in its state.
 
-pydantic-ai's history goes into the state as it is. Turns of one customer wait for each other, those of others do not. A
-crash in the middle of a turn loses no message, and repeats nothing that is recorded.
+The handler stores pydantic-ai's message history unchanged. Restate runs the turns of one customer one at a time, and
+those of different customers concurrently. A crash in the middle of a turn loses no message and repeats no recorded
+step.
 
     $ restate-steps dev examples.tour.chat:app
     $ curl localhost:8080/TravelChat/ada/say --json '"I want to see Lisbon."'
@@ -22,7 +23,7 @@ from restate_steps import JsonCodec, serde
 from restate_steps.agents import RestateAgent
 
 FLIGHTS = {"Lisbon": ("TP 675", "89.00"), "Porto": ("TP 651", "74.50")}
-# pydantic-ai expects to find what it derives itself, so its own types are written in full.
+# round_trip=False includes computed fields, which pydantic-ai expects to find in its own types.
 HISTORY = serde(list[ModelMessage], codec=JsonCodec(round_trip=False))
 
 

@@ -1,7 +1,7 @@
-"""A parcel desk whose carrier is sometimes down: three attempts, and then a person or the model takes over.
+"""A parcel desk whose carrier is sometimes down: three attempts, then a person or the model takes over.
 
-``track`` catches what is left after three attempts, and opens a ticket. ``answer`` leaves it to the model, which learns
-that the tool has failed. The carrier never answers for parcels whose number starts with X.
+``track`` catches the error after three attempts, and opens a ticket. ``answer`` tells the model that the tool failed,
+and leaves the answer to the model. The carrier never answers for parcels whose number starts with X.
 
     $ restate-steps dev examples.tour.error_handling:app
     $ curl localhost:8080/ParcelDesk/track --json '"P-1"'

@@ -1,7 +1,8 @@
 """An insurance agent that pays small claims itself, and asks an adjuster before it pays a large one.
 
-While the adjuster thinks, the handler is suspended: nothing of it is in memory, and it may take days. Whoever has the
-token answers over HTTP, and the agent continues where it was. The request for approval is printed, with how to answer.
+While it waits for the adjuster, possibly for days, the handler is suspended and not in memory. Anyone with the token
+can answer over HTTP, and the agent continues where it stopped. The program prints the request and the command to
+approve it.
 
     $ restate-steps dev examples.tour.human_approval:app
     $ curl localhost:8080/Claims/handle --json '{"id": "C-7", "reason": "a burst pipe", "amount": "4200"}'
@@ -25,7 +26,7 @@ FREE_HAND = Decimal(1000)
 
 
 class Claim(BaseModel):
-    """What a customer wants to be paid for."""
+    """A customer's claim."""
 
     id: str
     reason: str
@@ -42,7 +43,7 @@ def claims_model(seen: Seen) -> Reply:
 
 
 async def ask_adjuster(ctx: RunContext, requests: DeferredToolRequests, token: str) -> None:
-    """Send a mail, in a real program. This is a step, so a replay does not send it again."""
+    """Ask for approval; a real program would send a mail. This is a step, so a replay does not send it again."""
     for approval in requests.approvals:
         answer = json.dumps({"approvals": {approval.tool_call_id: True}})
         print(f"Approve {approval.args}: curl localhost:8080/restate/awakeables/{token}/resolve --json '{answer}'")

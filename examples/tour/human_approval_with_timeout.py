@@ -1,6 +1,6 @@
-"""A refund that a manager has to approve within a day, or it is denied and the model is told.
+"""A refund that a manager has to approve within a day; otherwise it is denied, and the model learns why.
 
-The timer is durable: it runs while the handler is suspended, and while the process is down, and a crash does not
+The timer is durable: it keeps running while the handler is suspended or the process is down, and a crash does not
 restart it. Every call of a tool that requires approval waits for the manager.
 
     $ restate-steps dev examples.tour.human_approval_with_timeout:app
@@ -24,7 +24,7 @@ from restate_steps.agents import RestateAgent
 
 
 class Refund(BaseModel):
-    """What a customer wants back."""
+    """A customer's request for a refund."""
 
     order: str
     amount: Decimal
@@ -47,12 +47,12 @@ agent = Agent(refunds_model, name="refunds", instructions="You refund orders, an
 
 @agent.tool_plain(requires_approval=True)
 async def send_money(order: str, amount: Decimal) -> str:
-    """Send the money of an order back."""
+    """Refund an order."""
     return f"{amount} EUR are on their way"
 
 
 async def ask_manager(ctx: RunContext, requests: DeferredToolRequests, token: str) -> None:
-    """Send a mail, in a real program. This is a step, so a replay does not send it again."""
+    """Ask for approval; a real program would send a mail. This is a step, so a replay does not send it again."""
     for approval in requests.approvals:
         answer = json.dumps({"approvals": {approval.tool_call_id: True}})
         print(f"Approve {approval.args}: curl localhost:8080/restate/awakeables/{token}/resolve --json '{answer}'")

@@ -1,7 +1,7 @@
-"""A support desk of three agents that hand over a customer to each other, in one handler.
+"""A support desk of three agents that hand a customer over to each other, in one handler.
 
-An agent answers, or hands over to a colleague: both are types of its output. Each has instructions and tools of its
-own. All is in one journal, so a crash in the third agent repeats nothing of the first two.
+Each agent has its own instructions and tools. It answers or hands over to a colleague; both are output types. All three
+share one journal, so a crash in the third agent repeats nothing of the first two.
 
     $ restate-steps dev examples.tour.multi_agent:app
     $ curl localhost:8080/SupportDesk/ask --json '"Invoice 17 has a repair on it, and my boiler is cold again."'
@@ -31,7 +31,7 @@ class Handoff(BaseModel):
 
 
 class Answer(BaseModel):
-    """What the customer gets, and who was involved."""
+    """The answer for the customer, and the desks that were involved."""
 
     text: str
     desks: list[str]

@@ -1,7 +1,7 @@
-"""A claim is checked three ways at the same time, because the model asks for all checks in one response.
+"""An agent that checks a claim in three ways at once: the model calls all three tools in one response.
 
-The calls of one response run side by side, each as a step of its own. In which order they end is in the journal, and a
-replay repeats it. A check that was recorded before a crash is not made again.
+The tool calls of one response run concurrently, each as its own step. The journal records the order in which they
+finish, and a replay repeats it. A check that was recorded before a crash does not run again.
 
     $ restate-steps dev examples.tour.parallel_tools:app
     $ curl localhost:8080/ClaimChecks/evaluate --json '{"policy": "P-3", "damage": "bicycle", "amount": "900"}'
@@ -23,7 +23,7 @@ MARKET = {"bicycle": "1200", "phone": "400"}
 
 
 class Claim(BaseModel):
-    """What was damaged, and how much the customer asks for."""
+    """A claim: the damaged item, and the amount that the customer asks for."""
 
     policy: str
     damage: str
@@ -31,7 +31,7 @@ class Claim(BaseModel):
 
 
 class Verdict(BaseModel):
-    """Whether the claim is to be paid."""
+    """The decision whether to pay the claim."""
 
     pay: bool
     reasons: list[str]
@@ -72,7 +72,7 @@ async def check_history(policy: str) -> str:
 
 @agent.tool_plain
 def check_price(damage: str, amount: Decimal) -> str:
-    """Check what such a thing costs on the market; this one is a plain function, which runs in a thread."""
+    """Check the market price of the item. This is a plain function, so it runs in a thread."""
     worth = Decimal(MARKET.get(damage, "0"))
     return f"fine: it was worth {worth} EUR" if amount <= worth else f"it was worth {worth} EUR only"
 

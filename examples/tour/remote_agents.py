@@ -1,7 +1,7 @@
-"""A trip planner whose colleagues are agents of other services, called as tools.
+"""A trip planner that calls agents of other services as tools.
 
-Each colleague runs as an invocation of its own: it may be deployed and scaled elsewhere, is retried and seen by itself,
-and keeps running if the planner dies. The planner's journal has one entry for each call.
+Each of these agents runs as its own invocation. It can be deployed and scaled elsewhere, has its own retries and entry
+in Restate's UI, and keeps running if the planner crashes. The planner's journal has one entry per call.
 
     $ restate-steps dev examples.tour.remote_agents:app
     $ curl localhost:8080/TripPlanner/plan --json '{"city": "Lisbon", "nights": 3}'
@@ -19,13 +19,13 @@ from restate_steps.agents import RestateAgent, remote_tool
 
 
 class Trip(BaseModel):
-    """Where to, and for how long."""
+    """A trip: the destination and the number of nights."""
 
     city: str
     nights: int
 
 
-# --- the colleagues, which could be deployed elsewhere ----------------------------------------------------------
+# --- the other agents, which could be deployed elsewhere --------------------------------------------------------
 
 
 @scripted

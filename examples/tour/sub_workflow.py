@@ -1,8 +1,8 @@
-"""A claims agent whose tool starts a workflow with a person in it, and waits for what comes of it.
+"""A claims agent whose tool starts a workflow with a human task, and waits for its result.
 
-The inspection of a claim is a workflow of its own, with the claim's id as its key: it asks an inspector, waits for a
-durable promise, and works the estimate out. The inspector reports to the workflow by its key; no token is needed. The
-tool uses the Restate context, so it is left out of the steps that the agent makes of tools.
+The inspection of a claim is a separate workflow whose key is the claim's id. It asks an inspector, waits for a durable
+promise, and computes the estimate. The inspector reports to the workflow by its key and needs no token. The tool uses
+the Restate context, so the agent must not wrap it in a step.
 
     $ restate-steps dev examples.tour.sub_workflow:app
     $ curl localhost:8080/InspectedClaims/handle/send --json '{"id": "C-8", "item": "kitchen"}'
@@ -27,20 +27,20 @@ PRICES = {"stove": Decimal(700), "sink": Decimal(250)}
 
 
 class Claim(BaseModel):
-    """What a customer wants to be inspected."""
+    """A claim for a damaged item."""
 
     id: str
     item: str
 
 
 class Findings(BaseModel):
-    """What the inspector has seen."""
+    """The inspector's findings."""
 
     broken: list[str]
 
 
 class Estimate(BaseModel):
-    """What it takes to repair it."""
+    """The estimated cost of the repair."""
 
     broken: list[str]
     total: Decimal

@@ -1,7 +1,7 @@
-"""One agent writes, another judges, and the first tries again until the judge is content or three drafts are made.
+"""One agent writes and another judges, until the judge is satisfied or there are three drafts.
 
-The loop is plain code. Every draft and every verdict is in the journal, so a crash in the third round does not start
-with the first one again.
+The loop is plain code. The journal records every draft and verdict, so after a crash in the third round, the first two
+do not run again.
 
     $ restate-steps dev examples.tour.workflow_evaluator_optimizer:app
     $ curl localhost:8080/ProductText/write --json '"a kettle of steel, 1.7 l"'
@@ -21,14 +21,14 @@ MOST_DRAFTS = 3
 
 
 class Verdict(BaseModel):
-    """What the judge thinks of a draft."""
+    """The judge's verdict on a draft."""
 
     good: bool
     remarks: list[str] = []
 
 
 class ProductText(BaseModel):
-    """The text, and how it came about."""
+    """The text, the number of drafts, and the last verdict."""
 
     text: str
     drafts: int

@@ -1,7 +1,7 @@
-"""An orchestrator plans the tasks itself, workers do them at the same time, and a last agent puts it together.
+"""A planner creates the tasks, workers do them concurrently, and an editor combines the findings.
 
-Unlike in a fixed workflow, how many workers there are is up to the planner, whose output is a typed list of tasks. The
-plan is in the journal, so a replay starts the same workers.
+Unlike in a fixed workflow, the planner decides how many workers to start: its output is a typed list of tasks. The plan
+is in the journal, so a replay starts the same workers.
 
     $ restate-steps dev examples.tour.workflow_orchestrator:app
     $ curl localhost:8080/MarketStudy/study --json '"e-bikes in Austria and Belgium"'
@@ -25,20 +25,20 @@ SOLD = {"Austria": 240_000, "Belgium": 310_000}
 
 
 class Task(BaseModel):
-    """What one worker is to find out."""
+    """The task of one worker."""
 
     question: Literal["how many are sold", "who sells them"]
     country: str
 
 
 class Plan(BaseModel):
-    """What has to be found out."""
+    """The tasks of a study."""
 
     tasks: list[Task]
 
 
 class Finding(BaseModel):
-    """What a worker found out."""
+    """A worker's answer to its task."""
 
     task: Task
     answer: str

@@ -1,7 +1,7 @@
-"""A contract is reviewed clause by clause, all clauses at the same time, and the reviews are merged by another agent.
+"""Agents that review the clauses of a contract concurrently, and another agent that merges the reviews.
 
 ``asyncio.gather`` runs whole agents concurrently, and a replay repeats the order in which they continued. If the
-process dies while some reviews are in flight, those that were recorded are not requested again.
+process dies while some reviews are in flight, recorded reviews are not requested again.
 
     $ restate-steps dev examples.tour.workflow_parallel:app
     $ curl localhost:8080/ContractReview/review \\
@@ -26,7 +26,7 @@ WARNINGS = {"at any time": "asks for notice in advance", "three years": "should 
 
 
 class Review(BaseModel):
-    """What a lawyer thinks of a clause."""
+    """A lawyer's review of a clause."""
 
     clause: str
     risk: Literal["low", "high"]

@@ -1,7 +1,8 @@
-"""Three agents in a row, each of which works on what the one before has made: a prompt chain.
+"""A prompt chain of three agents, each of which works on the output of the previous one.
 
-The notes of an incident become facts, which are typed; the facts become a text for customers; the text is translated.
-It is plain code, in which every agent's request is a step. After a crash between two of them, the next one runs.
+The first agent turns notes about an incident into typed facts, the second writes a text for customers, and the third
+translates it. The chain is plain code in which every model request is a step. After a crash between two agents, the
+handler continues with the next one.
 
     $ restate-steps dev examples.tour.workflow_sequential:app
     $ curl localhost:8080/IncidentReport/write --json '"10:02 login was down, 10:40 it worked again, a bad certificate"'
@@ -21,7 +22,7 @@ from restate_steps.agents import RestateAgent
 
 
 class Facts(BaseModel):
-    """What happened."""
+    """The facts of an incident."""
 
     begun: str
     ended: str
@@ -29,7 +30,7 @@ class Facts(BaseModel):
 
 
 class Report(BaseModel):
-    """What customers get to read."""
+    """The report for customers, in two languages."""
 
     english: str
     german: str
