@@ -26,7 +26,7 @@ def parts_of(capability: AbstractCapability[Any], kind: type[Part]) -> list[Part
 def models_to_fall_back_to(
     capability: AbstractCapability[Any], known: Mapping[str, Model[Any]]
 ) -> dict[str, Model[Any]]:
-    """Return the models of every ``ModelFallback`` in a capability, by name; skip names that are known."""
+    """Return the models of every ``ModelFallback`` in a capability, by name; skip known model names."""
     named: dict[str, Model[Any]] = {}
     fallbacks: list[ModelFallback[Any]] = parts_of(capability, ModelFallback)
     for model in (model for fallback in fallbacks for model in fallback.models):
