@@ -181,6 +181,41 @@ async def draws_from_a_generator(ctx: restate.Context) -> None:
     await step(ctx, f"wait {generator.random()} s")  # draws_from_a_generator
 
 
+# --- what an earlier run has left behind ------------------------------------------------------------------------
+
+is_open = False
+
+
+class Counter:
+    def __init__(self) -> None:
+        self.number = 0
+
+    def count(self) -> None:
+        self.number += 1
+
+
+counter = Counter()
+
+
+@remembering.handler()
+async def leaves_something_behind(ctx: restate.Context) -> None:
+    global is_open
+    is_open = True
+    counter.count()
+
+
+@remembering.handler()
+async def knows_whether_it_is_open(ctx: restate.Context) -> None:
+    await step(ctx, "quote")
+    await step(ctx, f"open: {is_open}")
+
+
+@remembering.handler()
+async def knows_the_number(ctx: restate.Context) -> None:
+    await step(ctx, "quote")
+    await step(ctx, f"number {counter.number}")
+
+
 # --- a clock that does not matter -------------------------------------------------------------------------------
 
 log: list[float] = []

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from restate_steps.testing import Nondeterminism, check_deterministic
+import restate_steps
+from restate_steps.testing import Nondeterminism, check_deterministic, simulate
 
 from . import remembering
 
@@ -85,6 +86,23 @@ def test_a_generator_in_memory() -> None:
     assert "randomness" == finding.kind
     assert "remembering.generator" in finding.cause
     assert f"{FILE}:{remembering.line_of(handler.__name__)}" == finding.location
+
+
+@pytest.mark.parametrize(
+    ("handler", "variable"),
+    [(remembering.knows_whether_it_is_open, "is_open"), (remembering.knows_the_number, "counter")],
+    ids=lambda case: getattr(case, "__name__", None),
+)
+def test_what_an_earlier_run_has_left_behind(handler: Callable[..., Any], variable: str) -> None:
+    """Neither a clock nor chance: a new process does as this one did when it is given the one variable."""
+    app = restate_steps.app([remembering.remembering])
+    with simulate(app) as sim:
+        sim.run(sim.call(remembering.leaves_something_behind))
+    [finding] = check_deterministic(handler, interpreters=2).findings
+
+    module = remembering.__name__
+    cause = f"something that this process has in memory, and a new one has not: {module}.{variable}"
+    assert ("memory", cause) == (finding.kind, finding.cause)
 
 
 def test_a_clock_that_does_not_matter() -> None:

@@ -176,6 +176,10 @@ def check_deterministic(
     asks for something else, or answers otherwise, the line that was changed is to blame. The order of sets is changed
     by running it again in other interpreters. Files, connections, programs and threads are noticed as they are used.
 
+    A value that stays in memory, in a cache or a global variable, is traced to the clock or the random number that it
+    came from. What other interpreters lack because the test has replaced it, such as a client, is not a finding:
+    :attr:`DeterminismReport.not_checked` mentions it.
+
     It looks at what a run does. What is behind an ``if`` that the run does not take is found by another argument.
 
     Args:
@@ -188,7 +192,8 @@ def check_deterministic(
             does, for example send, and resolve an awakeable. Every handler that runs then is checked.
         runs: How many other values each line is given to read, until one makes a difference.
         interpreters: In how many other interpreters, with other hash seeds, to run the handler again; 0 for none. They
-            are started when they are first needed, and kept. The order of a set of two strings is missed by 4 of them
+            are started when they are first needed, and kept. They have the environment, the folder and the import path
+            of this process. The order of a set of two strings is missed by 4 of them
             once in 16 times, that of three once in 1,296.
         ignore: Kinds of findings that do not matter here; see :attr:`Nondeterminism.kind`.
         max_seconds: After how many seconds to stop; the report says what was not checked then.
@@ -402,8 +407,8 @@ class _Check:
         earliest = _earliest(recording, plain)
         elsewhere = Elsewhere(recording, name, self._interpreters, plain.tape, earliest, self._is_out_of_time)
         for verdict in elsewhere.verdicts():
-            reading = verdict.reading
-            place, how = (None, "") if reading is None else (reading.place, _how(reading, verdict.variant))
+            found = verdict.reading
+            place, how = (None, "") if found is None else (found.place, _how(found, verdict.variant))
             self._found(verdict.kind, verdict.cause, recording, verdict.parting, place, how)
         self.report.runs += elsewhere.runs
         for what in elsewhere.not_checked:

@@ -62,11 +62,13 @@ class _Packed(NamedTuple):
 
     Attributes:
         kind: The name of the type.
-        content: Its content; None if it is not data.
+        content: What it is made of; None if it is not data, or an object.
+        attributes: The attributes of an object.
     """
 
     kind: str
     content: Any = None
+    attributes: dict[str, Any] | None = None
 
 
 _ABSENT: Final = _Packed("absent")
@@ -138,10 +140,9 @@ def is_set_by_code(path: str, packed: Any, other: Any) -> bool:
     names = {path.rpartition(".")[2]}
     if kind == "Random":
         return True
-    if isinstance(packed, _Packed) and isinstance(packed.content, dict):
-        others: Any = other.content if isinstance(other, _Packed) and isinstance(other.content, dict) else {}
-        content: dict[str, Any] = packed.content
-        names = {name for name in content.keys() | others.keys() if content.get(name, ...) != others.get(name, ...)}
+    if (here := _attributes(packed)) is not None:
+        there = _attributes(other) or {}
+        names = {name for name in here.keys() | there.keys() if here.get(name, ...) != there.get(name, ...)}
     return any(_sets(code, names) for code in _functions())
 
 
@@ -182,7 +183,7 @@ def _sets(code: CodeType, names: Collection[str]) -> bool:
 
 
 def _pack(value: Any, depth: int) -> Any:
-    kind: type[Any] = type(value)
+    kind = _type_of(value)
     if kind in _VALUES:
         return value
     name = kind.__name__
@@ -198,8 +199,20 @@ def _pack(value: Any, depth: int) -> Any:
     if is_user_code(getattr(sys.modules.get(kind.__module__), "__file__", None) or "<unknown>"):
         own: dict[str, Any] = getattr(value, "__dict__", {})
         packed = {attribute: _pack(inner, depth - 1) for attribute, inner in list(own.items())}
-        return _Packed(f"{kind.__module__}.{kind.__qualname__}", packed)
+        return _Packed(_name_of(kind), attributes=packed)
     return _Packed(name)
+
+
+def _type_of(value: object) -> type[Any]:
+    return type(value)
+
+
+def _name_of(kind: type[Any]) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _attributes(packed: Any) -> dict[str, Any] | None:
+    return packed.attributes if isinstance(packed, _Packed) else None
 
 
 def _is_data(packed: Any, *, or_absent: bool = False) -> bool:
@@ -208,19 +221,18 @@ def _is_data(packed: Any, *, or_absent: bool = False) -> bool:
         return True
     if packed is _ABSENT or packed == _ABSENT:
         return or_absent
-    content = packed.content
-    if content is None:
+    if packed.attributes is not None:
+        return any(map(_is_data, packed.attributes.values()))
+    if packed.content is None:
         return False
-    if isinstance(content, dict):
-        return any(map(_is_data, content.values()))
     if packed.kind == "dict":
-        return all(_is_data(key) and _is_whole(inner) for key, inner in content)
-    return packed.kind == "Random" or all(map(_is_whole, content))
+        return all(_is_whole(key) and _is_whole(inner) for key, inner in packed.content)
+    return packed.kind == "Random" or all(map(_is_whole, packed.content))
 
 
 def _is_whole(packed: Any) -> bool:
     """Return whether a value can be made from its packed form: not an object, which is only changed."""
-    return not isinstance(packed, _Packed) or (not isinstance(packed.content, dict) and _is_data(packed))
+    return _attributes(packed) is None and _is_data(packed)
 
 
 def _unpack(packed: Any) -> Any:
@@ -240,14 +252,9 @@ def _give(owner: Any, attribute: str, value: Any, packed: Any) -> None:
         delattr(owner, attribute)
         return
     kind = packed.kind if isinstance(packed, _Packed) else ""
-    if isinstance(packed, _Packed) and isinstance(packed.content, dict):
-        if f"{type(value).__module__}.{type(value).__qualname__}" == kind:
-            attributes = vars(value)
-            for inner in attributes.keys() - packed.content.keys():
-                del attributes[inner]
-            for inner, given in packed.content.items():
-                if _is_data(given):
-                    _give(value, inner, attributes.get(inner), given)
+    if (attributes := _attributes(packed)) is not None:
+        if _name_of(_type_of(value)) == kind:
+            _give_attributes(value, attributes)
         return
     made = _unpack(packed)
     if type(value) is not type(made) or kind not in ("list", "dict", "set", "deque", "Random"):
@@ -259,3 +266,12 @@ def _give(owner: Any, attribute: str, value: Any, packed: Any) -> None:
     else:
         value.clear()
         value.extend(made) if kind == "deque" else value.update(made)
+
+
+def _give_attributes(thing: object, attributes: dict[str, Any]) -> None:
+    own = thing.__dict__
+    for name in own.keys() - attributes.keys():
+        del own[name]
+    for name, given in attributes.items():
+        if _is_data(given):
+            _give(thing, name, own.get(name), given)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from datetime import date, timedelta
 from decimal import Decimal
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
 from restate_steps.testing._determinism.image import variables
@@ -20,7 +20,6 @@ Memory: TypeAlias = dict[str, Any]
 
 _DEPTH: Final = 3
 _WIDTH: Final = 100
-_GENERATOR: Final = "generator"
 _VALUES: Final = (str, bytes, int, float, complex, bool, type(None), date, timedelta, Decimal, UUID)
 _COLLECTIONS: Final[tuple[type[Any], ...]] = (list, tuple, deque, set, frozenset)
 _COUNTERS: Final[tuple[type[Any], ...]] = (itertools.count, itertools.cycle)
@@ -38,11 +37,13 @@ def changed(before: Memory, after: Memory) -> list[str]:
 
 def changed_generators(before: Memory, after: Memory) -> list[str]:
     """Return the names of the generators of random numbers among what has changed."""
-    return [name for name in changed(before, after) if _is_generator(after.get(name))]
+    return [name for name in changed(before, after) if isinstance(after.get(name), _GeneratorState)]
 
 
-def _is_generator(seen: Any) -> bool:
-    return isinstance(seen, tuple) and bool(seen) and seen[0] == _GENERATOR  # pyright: ignore[reportUnknownVariableType]
+class _GeneratorState(NamedTuple):
+    """What was seen of a generator of random numbers."""
+
+    state: int
 
 
 def _seen(value: Any, depth: int) -> Any:
@@ -54,7 +55,7 @@ def _seen(value: Any, depth: int) -> Any:
         # Looking at the next number would take it.
         return repr(value)
     if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
-        return _GENERATOR, hash(value.getstate())
+        return _GeneratorState(hash(value.getstate()))
     if depth == 0:
         return id(value)
     if issubclass(kind, dict):
