@@ -143,7 +143,7 @@ class Elsewhere:
         if patched and not is_new_each_time:
             self._not_memory(parting, f"it depends on {named(patched)}, which no code of the application sets")
             return
-        sources = list(self._sources(question, drawn, first, seed))
+        sources = list(self._sources(replace(question, tape=first.read), drawn, seed))
         if sources:
             yield from sources
         elif is_new_each_time:
@@ -167,28 +167,31 @@ class Elsewhere:
         candidates = list(self.recording.tape) if self.is_parted else once
         if not candidates:
             return
-        [plain] = self._ask([question], _FIRST_SEED)
-        for verdict in self._sources(question, candidates, plain, _FIRST_SEED):
+        for verdict in self._sources(question, candidates, _FIRST_SEED):
             reading = verdict.reading
             yield verdict if reading is None or reading in once else replace(verdict, cause=call_of(reading))
 
-    def _sources(
-        self, question: Question, candidates: Iterable[Reading], plain: Answer, seed: int
-    ) -> Iterator[Verdict]:
-        """Give each of some lines something else to read, in a new interpreter for each (E3)."""
+    def _sources(self, question: Question, candidates: Iterable[Reading], seed: int) -> Iterator[Verdict]:
+        """Give some lines something else to read, in new interpreters: all of them, and then each (E3)."""
         possible = [each for each in candidates if is_user_code(each.place.rpartition(":")[0])]
         for reading in possible[_MOST_CANDIDATES:]:
             self.not_checked.append(f"{reading.kind}: {reading}, since there are many readings before it")
         possible = possible[:_MOST_CANDIDATES]
         if not possible or self.is_out_of_time(f"{possible[0].kind}: {possible[0]}"):
             return
-        pinned = replace(question, tape=plain.read)
-        [unchanged] = self._ask([pinned], seed)
-        if _way(unchanged) != _way(plain):
-            # With the same readings: something else makes a difference too.
+        for variant in range(_VARIANTS):
+            plain, other = self._ask([question, replace(question, changed=frozenset(possible), variant=variant)], seed)
+            if _way(plain) != _way(other):
+                break
+        else:
             return
         others = [(reading, variant) for reading in possible for variant in range(_VARIANTS)]
-        answers = self._ask([replace(pinned, changed=each, variant=variant) for each, variant in others], seed)
+        again, *answers = self._ask(
+            [question, *(replace(question, changed=reading, variant=variant) for reading, variant in others)], seed
+        )
+        if _way(again) != _way(plain):
+            # With the same readings: something else makes a difference too.
+            return
         blamed: set[Reading] = set()
         for (reading, variant), answer in zip(others, answers, strict=True):
             if answer.problem or reading in blamed or _way(answer) == _way(plain):

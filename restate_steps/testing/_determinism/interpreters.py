@@ -28,7 +28,7 @@ from restate_steps.testing._determinism.find_app import AppName, load_app
 from restate_steps.testing._determinism.image import Image, differing, give, is_set_by_code
 from restate_steps.testing._determinism.rerun import Parting, Recording, Rerun, rerun
 from restate_steps.testing._determinism.sources import watched_sources
-from restate_steps.testing._determinism.watch import Playback, Reader, Reading, Tape, watching
+from restate_steps.testing._determinism.watch import Changed, Playback, Reader, Reading, Tape, watching
 from restate_steps.testing._simulation.driver import ASGIApp
 
 __all__ = ["IS_OTHER_INTERPRETER", "Answer", "Question", "Remembered", "ask_kept", "ask_new"]
@@ -61,7 +61,7 @@ class Question:
     recording: Recording
     earliest: int
     tape: Tape = field(default_factory=dict[Reading, list[Any]])
-    changed: Reading | None = None
+    changed: Changed = None
     variant: int = 0
     image: Image | None = None
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 from restate import TerminalError
 
 from restate_steps.testing._determinism.user_code import Place
-from restate_steps.testing._determinism.watch import Kind, Operation, Outside, Playback, Reading, Tape, Watch, watched
+from restate_steps.testing._determinism.watch import Changed, Operation, Outside, Playback, Tape, Watch, watched
 from restate_steps.testing._errors import (
     InvocationEndedError,
     InvocationPausedError,
@@ -185,13 +185,13 @@ def _recordings(
 # --- running again ----------------------------------------------------------------------------------------------
 
 
-def rerun(recording: Recording, app: ASGIApp, changed: Reading | Kind | None = None, variant: int = 0) -> Rerun:
+def rerun(recording: Recording, app: ASGIApp, changed: Changed = None, variant: int = 0) -> Rerun:
     """Run a handler again from the whole journal, and compare.
 
     Args:
         recording: The recorded run.
         app: The application.
-        changed: What is to be read otherwise, or the kind of it; left out, everything is read as it was.
+        changed: What is to be read otherwise; left out, everything is read as it was.
         variant: Which of several other values to read.
     """
     watches: list[Watch] = []

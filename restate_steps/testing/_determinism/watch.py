@@ -31,6 +31,7 @@ from restate_steps.testing._simulation.loop import SimulatedLoop
 
 __all__ = [
     "Change",
+    "Changed",
     "Kind",
     "Operation",
     "Outside",
@@ -108,6 +109,9 @@ class Outside(NamedTuple):
 Tape: TypeAlias = dict[Reading, list[Any]]
 """What each line has read, in order."""
 
+Changed: TypeAlias = Reading | frozenset[Reading] | Kind | None
+"""What is to be read otherwise."""
+
 Change: TypeAlias = Callable[[Any, int], Any]
 """Makes another value of one that was read; the number says which one of several."""
 
@@ -118,13 +122,18 @@ class Playback:
 
     Attributes:
         tape: What was read when the journal was recorded.
-        changed: The reading that is to be another one, or the kind of all of those that are.
+        changed: What is to be read otherwise: one line, several of them, or a kind.
         variant: Which of several other ones.
     """
 
     tape: Tape
-    changed: Reading | Kind | None = None
+    changed: Changed = None
     variant: int = 0
+
+    def changes(self, reading: Reading) -> bool:
+        """Return whether a line is to read something else."""
+        changed = self.changed
+        return reading in changed if isinstance(changed, frozenset) else changed in (reading, reading.kind)
 
 
 class Reader:
@@ -167,7 +176,7 @@ class Reader:
                 self._busy = False
         if len(known) < _MOST_VALUES:
             known.append(value[0])
-        if playback is not None and playback.changed in (reading, reading.kind):
+        if playback is not None and playback.changes(reading):
             return change(value[0], playback.variant)
         return value[0]
 
