@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, TypeVar
 
 from pydantic_ai import models
@@ -31,7 +31,8 @@ def models_to_fall_back_to(
     fallbacks: list[ModelFallback[Any]] = parts_of(capability, ModelFallback)
     for model in (model for fallback in fallbacks for model in fallback.models):
         if not isinstance(model, str):
-            add_model(named, model)
+            if not any(model is each for each in known.values()):
+                add_model(named, model, known)
         elif model not in known:
             # A model that cannot be created raises its own error when a run needs it.
             with contextlib.suppress(UserError, ValueError, ImportError):
@@ -39,11 +40,11 @@ def models_to_fall_back_to(
     return named
 
 
-def add_model(named: dict[str, Model[Any]], model: Model[Any]) -> None:
-    """Add a model under a unique name, unless it already has one."""
+def add_model(named: dict[str, Model[Any]], model: Model[Any], taken: Container[str] = ()) -> None:
+    """Add a model under a unique name that is not taken, unless it already has one."""
     if any(known is model for known in named.values()):
         return
     name = model.model_name
-    while name in named or name == "default":
+    while name in named or name in taken or name == "default":
         name += "_"
     named[name] = model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextvars import ContextVar
 from datetime import datetime
@@ -10,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 from pydantic_ai.tools import DeferredToolRequests, RunContext
 
+from restate_steps.agents._slots import Slots
 from restate_steps.context import Invocation, running_step
 
 __all__ = ["Run", "current_run", "run_of_body", "unit_context"]
@@ -53,7 +53,7 @@ class Run:
         self.request_timeout: float | None = None
         self._changes = changes
         self._seen = {name: count() for name, count in changes.items()}
-        self._slots = asyncio.Semaphore(max_parallel_tools) if max_parallel_tools is not None else None
+        self._slots = Slots(max_parallel_tools) if max_parallel_tools is not None else None
 
     def enter(self) -> None:
         """Make this the current run of the code that follows, and of the tasks that it starts."""
@@ -61,10 +61,7 @@ class Run:
 
     async def call_tool(self, function: Callable[[], Awaitable[T]]) -> T:
         """Run a tool call as soon as a slot is free."""
-        if self._slots is None:
-            return await function()
-        async with self._slots:
-            return await function()
+        return await function() if self._slots is None else await self._slots.run(function)
 
     def tools_changed(self) -> list[str]:
         """Return the ids of the MCP toolsets that have changed since the last call; for use in a step's body."""

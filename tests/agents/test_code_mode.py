@@ -56,14 +56,20 @@ def plain_agent() -> Agent[None, str]:
     return Agent(model, tools=[temperature], capabilities=[CodeMode()])
 
 
-def durable_agent() -> RestateAgent[None, str]:
+def durable_agent(max_parallel_tools: int | None = None) -> RestateAgent[None, str]:
     return RestateAgent(
         Agent(FunctionModel(scripted), name="coder", capabilities=[CodeMode()], tools=[temperature]),
         disable_auto_wrapping_tools=True,
+        max_parallel_tools=max_parallel_tools,
     )
 
 
-AGENTS = {"plain": plain_agent, "durable": durable_agent}
+def limited_agent() -> RestateAgent[None, str]:
+    """The tool that runs the code lends its slot to the tools that the code calls."""
+    return durable_agent(max_parallel_tools=1)
+
+
+AGENTS = {"plain": plain_agent, "durable": durable_agent, "limited": limited_agent}
 
 
 @pytest.mark.parametrize("kind", AGENTS)

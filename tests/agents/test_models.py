@@ -575,6 +575,20 @@ def test_fallback_is_asked_at_once(env_factory: Serve) -> None:
     assert (2, 2, 2) == (again.times, primary.requests, second.requests)
 
 
+def test_a_fallback_with_the_name_of_a_known_model(env_factory: Serve) -> None:
+    """Two models of one name are two models: the one in ``models`` does not take the place of the fallback."""
+    primary = Script(ModelHTTPError(503, "primary"), name="primary")
+    second, known = Script("fallback", name="shared"), Script("known", name="shared")
+    agent = Agent(primary.model, name="shares", capabilities=[ModelFallback(second.model)])
+
+    async def handler(ctx: restate.Context) -> str:
+        durable = RestateAgent(agent, restate_context=ctx, models={"shared": known.model})
+        return (await durable.run("go")).output
+
+    assert "fallback" == serve_handler(env_factory, "Shares", handler)()
+    assert (1, 0) == (second.requests, known.requests)
+
+
 def test_fallback_after_the_attempts_of_a_policy(env_factory: Serve) -> None:
     """With a retry policy for the model, the fallback gets the request when the attempts are used up."""
     primary = Script(ModelHTTPError(503, "primary"), name="primary")
