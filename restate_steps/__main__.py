@@ -1,4 +1,4 @@
-"""Run the command line as ``python -m restate_steps``."""
+"""The entry point of ``python -m restate_steps``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The command line: ``restate-steps dev | serve | register | server | journal | approvals | doctor``.
 
-Every verb calls one function of :mod:`restate_steps.server` or :mod:`restate_steps.testing`. What goes wrong is told on
-stderr after ``error:``, in one line if one is enough, with exit code 1; wrong usage is exit code 2.
+Each command calls functions of :mod:`restate_steps.server` or :mod:`restate_steps.testing`. An error is printed to
+stderr after ``error:``, in one line if possible, and the exit code is 1. The exit code of a usage error is 2.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "main"]
 
-# The ports that Restate's documentation uses.
+# The ports in Restate's documentation.
 _INGRESS_PORT, _ADMIN_PORT, _APP_PORT = 8080, 9070, 9080
 _DATA = Path(".restate-steps")
 _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line.
+    """Run a command.
 
     Args:
-        arguments: The arguments after the program's name; those of this process if left out.
+        arguments: The arguments after the program's name; those of this process by default.
 
     Returns:
-        The exit code: 0 for success, 1 for a failure, 130 for an interrupt. Wrong usage exits with 2.
+        The exit code: 0 for success, 1 for an error, 130 for an interrupt. Usage errors exit the process with 2.
 
     Example:
         >>> main(["serve", "no_such_module:app"])
@@ -58,10 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Build the parser of the command line.
+    """Build the command-line parser.
 
     Returns:
-        A parser whose result has the function to call as ``run``.
+        A parser that stores the function to call as ``run``.
 
     Example:
         >>> build_parser().parse_args(["register", "http://127.0.0.1:9080"]).admin
@@ -69,89 +69,125 @@ def build_parser() -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(prog="restate-steps", description="Durable steps for Restate.")
     parser.add_argument("--version", action="version", version=_own_version())
-    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     app = argparse.ArgumentParser(add_help=False)
     app.add_argument("app", metavar="MODULE:APP", help="the application, for example main:app")
     http1 = argparse.ArgumentParser(add_help=False)
     http1.add_argument("--http1", action="store_true", help="use HTTP/1.1, in request/response mode")
     server = argparse.ArgumentParser(add_help=False)
-    server.add_argument("--ingress-port", type=int, metavar="PORT", help=f"default: {_INGRESS_PORT} if it is free")
-    server.add_argument("--admin-port", type=int, metavar="PORT", help=f"default: {_ADMIN_PORT} if it is free")
-    server.add_argument("--always-replay", action="store_true", help="suspend handlers at every wait, to test replay")
+    server.add_argument(
+        "--ingress-port", type=int, metavar="PORT", help=f"port of the ingress; default: {_INGRESS_PORT} if it is free"
+    )
+    server.add_argument(
+        "--admin-port", type=int, metavar="PORT", help=f"port of the admin API; default: {_ADMIN_PORT} if it is free"
+    )
+    server.add_argument(
+        "--always-replay", action="store_true", help="suspend handlers whenever they wait, to test replay"
+    )
 
     admin = argparse.ArgumentParser(add_help=False)
     admin.add_argument(
-        "--admin", default=f"http://127.0.0.1:{_ADMIN_PORT}", metavar="URL", help="the admin API; default: %(default)s"
+        "--admin",
+        default=f"http://127.0.0.1:{_ADMIN_PORT}",
+        metavar="URL",
+        help="URL of the admin API; default: %(default)s",
     )
 
-    dev = verbs.add_parser("dev", parents=[app, server, http1], help="run a server, and an app that reloads")
-    dev.add_argument("--port", type=int, metavar="PORT", help=f"of the app; default: {_APP_PORT} if it is free")
-    dev.add_argument("--base-dir", type=Path, default=_DATA, metavar="DIR", help="data, kept; default: %(default)s")
-    dev.add_argument("--watch", type=Path, action="append", metavar="DIR", help="default: the current folder")
+    dev = commands.add_parser(
+        "dev", parents=[app, server, http1], help="run a server and an app, and reload the app on changes"
+    )
+    dev.add_argument("--port", type=int, metavar="PORT", help=f"port of the app; default: {_APP_PORT} if it is free")
+    dev.add_argument(
+        "--base-dir", type=Path, default=_DATA, metavar="DIR", help="folder for the server's data; default: %(default)s"
+    )
+    dev.add_argument(
+        "--watch",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="folder to watch for changes, can be repeated; default: the current folder",
+    )
     dev.set_defaults(run=_dev)
 
-    serve = verbs.add_parser("serve", parents=[app, http1], help="serve an app")
-    serve.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    serve.add_argument("--port", type=int, default=_APP_PORT, help="0 for a free one; default: %(default)s")
-    serve.add_argument("--quiet", action="store_true", help="do not say where it is served")
+    serve = commands.add_parser("serve", parents=[app, http1], help="serve an app")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    serve.add_argument("--port", type=int, default=_APP_PORT, help="0 for a free port; default: %(default)s")
+    serve.add_argument("--quiet", action="store_true", help="do not print the app's URL")
     serve.set_defaults(run=_serve)
 
-    register = verbs.add_parser("register", parents=[http1, admin], help="register an app with a server")
-    register.add_argument("url", metavar="URL", help="where the app is served")
-    register.add_argument("--force", action="store_true", help="replace what was registered with this URL before")
+    register = commands.add_parser("register", parents=[http1, admin], help="register an app with a server")
+    register.add_argument("url", metavar="URL", help="URL of the app")
+    register.add_argument("--force", action="store_true", help="replace an existing deployment with the same URL")
     register.set_defaults(run=_register)
 
-    run = verbs.add_parser("server", parents=[server], help="run a server, fetched if need be")
-    run.add_argument("--base-dir", type=Path, metavar="DIR", help="data, kept; default: a temporary folder")
-    run.add_argument("--log-filter", default="warn", metavar="FILTER", help="default: %(default)s")
+    run = commands.add_parser("server", parents=[server], help="run a server, and fetch it first if necessary")
     run.add_argument(
-        "--version-only", action="store_true", help=f"find, or fetch ({SERVER_VERSION}), show its version, and end"
+        "--base-dir", type=Path, metavar="DIR", help="folder for the server's data; default: a temporary folder"
+    )
+    run.add_argument(
+        "--log-filter", default="warn", metavar="FILTER", help="the server's log filter; default: %(default)s"
+    )
+    run.add_argument(
+        "--version-only",
+        action="store_true",
+        help=f"only find the server, or fetch version {SERVER_VERSION}, and print its version and path",
     )
     run.set_defaults(run=_server)
 
-    _add_journal(verbs.add_parser("journal", help="keep journals, and replay them with today's code"), admin)
+    _add_journal(commands.add_parser("journal", help="export journals, and replay them with the current code"), admin)
 
-    _add_approvals(
-        verbs.add_parser("approvals", help="see what agents wait for people to decide, and decide it"), admin
-    )
+    _add_approvals(commands.add_parser("approvals", help="list and answer the approvals that agents wait for"), admin)
 
-    doctor = verbs.add_parser("doctor", help="see whether everything is in place")
+    doctor = commands.add_parser("doctor", help="check that this machine can run a server and apps")
     doctor.set_defaults(run=_doctor)
     return parser
 
 
 def _add_journal(journal: argparse.ArgumentParser, admin: argparse.ArgumentParser) -> None:
-    verbs = journal.add_subparsers(metavar="VERB", required=True)
-    export = verbs.add_parser("export", parents=[admin], help="write the journal of an invocation to a file")
-    export.add_argument("invocation", metavar="INVOCATION", help="its id, which starts with inv_")
-    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output")
+    commands = journal.add_subparsers(metavar="COMMAND", required=True)
+    export = commands.add_parser("export", parents=[admin], help="write an invocation's journal to a file")
+    export.add_argument("invocation", metavar="INVOCATION", help="the invocation's id, which starts with inv_")
+    export.add_argument("-o", "--output", type=Path, metavar="FILE", help="file to write; default: standard output")
     export.set_defaults(run=_export_journal)
 
-    replay = verbs.add_parser("replay", help="see whether runs in flight can go on with an app")
+    replay = commands.add_parser("replay", help="check that an app can replay recorded journals")
     replay.add_argument("app", metavar="MODULE:APP", help="the application, for example main:app")
-    replay.add_argument("journals", metavar="JOURNAL", nargs="+", help="a file, or a folder")
+    replay.add_argument("journals", metavar="JOURNAL", nargs="+", help="an exported journal, or a folder of them")
     replay.set_defaults(run=_replay_journals)
 
 
 def _add_approvals(approvals: argparse.ArgumentParser, admin: argparse.ArgumentParser) -> None:
     answer = argparse.ArgumentParser(add_help=False, parents=[admin])
-    answer.add_argument("request", metavar="TOKEN", help="of the request, or the id of the invocation that waits")
+    answer.add_argument("request", metavar="TOKEN", help="token of the request, or id of the waiting invocation")
     answer.add_argument(
-        "--ingress", default=f"http://127.0.0.1:{_INGRESS_PORT}", metavar="URL", help="default: %(default)s"
+        "--ingress",
+        default=f"http://127.0.0.1:{_INGRESS_PORT}",
+        metavar="URL",
+        help="URL of the ingress; default: %(default)s",
     )
 
-    verbs = approvals.add_subparsers(metavar="VERB", required=True)
-    shown = verbs.add_parser("list", parents=[admin], help="list what agents wait for, the oldest first")
+    commands = approvals.add_subparsers(metavar="COMMAND", required=True)
+    shown = commands.add_parser("list", parents=[admin], help="list pending requests, oldest invocation first")
     shown.set_defaults(run=_list_approvals)
 
-    approve = verbs.add_parser("approve", parents=[answer], help="let the tools run")
-    approve.add_argument("--call", action="append", metavar="ID", help="approve this call, deny others; default: all")
-    approve.add_argument("--args", type=_json_object, metavar="JSON", help="arguments in place of the model's")
+    approve = commands.add_parser("approve", parents=[answer], help="approve tool calls, which then run")
+    approve.add_argument(
+        "--call",
+        action="append",
+        metavar="ID",
+        help="approve only this call and deny the others, can be repeated; default: approve all",
+    )
+    approve.add_argument("--args", type=_json_object, metavar="JSON", help="arguments that replace the model's")
     approve.set_defaults(run=_approve)
 
-    deny = verbs.add_parser("deny", parents=[answer], help="do not let the tools run")
-    deny.add_argument("--message", default="The tool call was denied.", metavar="TEXT", help="what the model is told")
+    deny = commands.add_parser("deny", parents=[answer], help="deny all tool calls of a request")
+    deny.add_argument(
+        "--message",
+        default="The tool call was denied.",
+        metavar="TEXT",
+        help="message for the model; default: %(default)s",
+    )
     deny.set_defaults(run=_deny)
 
 
@@ -161,7 +197,7 @@ def _json_object(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"a JSON object is needed, by the names of the arguments, not {text}")
+        raise argparse.ArgumentTypeError(f"expected a JSON object of arguments by name, got {text}")
     return cast("dict[str, Any]", value)
 
 
@@ -194,7 +230,7 @@ def _serve(options: argparse.Namespace) -> int:
 def _register(options: argparse.Namespace) -> int:
     admin = AdminClient(options.admin)
     deployment = admin.register(options.url, force=options.force, http1=options.http1)
-    _say(f"registered {', '.join(admin.services(deployment)) or 'no service'} as {deployment}")
+    _say(f"registered {', '.join(admin.services(deployment)) or 'no services'} as {deployment}")
     return 0
 
 
@@ -222,7 +258,7 @@ def _server(options: argparse.Namespace) -> int:
 
 
 def _export_journal(options: argparse.Namespace) -> int:
-    # The testing kit is imported only where it is needed: the other verbs start faster without it.
+    # Import the testing kit only where it is needed: other commands start faster without it.
     from restate_steps.testing import export_journal
 
     recorded = export_journal(options.admin, options.invocation)
@@ -231,7 +267,7 @@ def _export_journal(options: argparse.Namespace) -> int:
     else:
         recorded.save(options.output)
         state = "completed" if recorded.ended else "in flight"
-        _say(f"wrote the journal of {recorded.target}, {state}, {len(recorded.frames)} entries, to {options.output}")
+        _say(f"wrote the journal of {recorded.target} ({state}, {len(recorded.frames)} entries) to {options.output}")
     return 0
 
 
@@ -254,7 +290,7 @@ def _list_approvals(options: argparse.Namespace) -> int:
             note = "" if call.kind == "approval" else "  waits for a result"
             _say(f"  {call.id}  {call.tool}({json.dumps(call.args)}){note}")
     if not found:
-        _say("nothing waits for an answer")
+        _say("no pending requests")
     return 0
 
 
@@ -287,17 +323,17 @@ def _doctor(options: argparse.Namespace) -> int:
         if not finding.ok:
             broken += 1
             _say(f"{'':<24}-> {finding.fix}")
-    _say(f"{broken} to mend" if broken else "everything is in place")
+    _say(f"{broken} {'problem' if broken == 1 else 'problems'} found" if broken else "no problems found")
     return 1 if broken else 0
 
 
 def _port(given: int | None, usual: int, what: str) -> int:
-    """Keep a port that was asked for, even if that fails; replace a usual one that is taken, and say so."""
+    """Return a given port unchanged; otherwise the usual port or, with a notice, a free one if that is in use."""
     if given is not None:
         return given
     port = port_or_free(usual)
     if port != usual:
-        _say(f"port {usual} is taken, so {what} is at port {port}")
+        _say(f"port {usual} is in use; {what} is on port {port} instead")
     return port
 
 

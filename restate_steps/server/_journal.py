@@ -1,8 +1,8 @@
-"""Read the rows of ``sys_journal``.
+"""Parse the rows of ``sys_journal``.
 
-The server describes an entry as JSON: ``{"Command": {KIND: BODY}}`` for what a handler asked for, and
-``{"Notification": {"Completion": {KIND: BODY}}}`` or ``{"Notification": {"Signal": BODY}}`` for what came of it.
-Completions are tied to their commands by number. Recorded bytes are lists of integers.
+The server represents an entry as JSON. A handler's command is ``{"Command": {KIND: BODY}}``. Its outcome is
+``{"Notification": {"Completion": {KIND: BODY}}}`` or ``{"Notification": {"Signal": BODY}}``. A completion id links a
+command to its completion. Recorded bytes are lists of integers.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ __all__ = ["JournalEntry", "JournalFailure", "decoded", "read_journal"]
 
 _Body: TypeAlias = Mapping[str, Any]
 
-# The completion that holds the result comes first: a call has another one, for the id of the invocation it made.
+# A call has two completions. The one with the result comes first; the other has the id of the invocation it started.
 _TIES = ("completion_id", "result_completion_id", "invocation_id_completion_id")
-# Where the kinds of entries keep what was recorded; all but the first hold it without a wrapping.
+# The fields that hold the recorded value, depending on the kind of entry. Only "result" wraps the value.
 _VALUES = ("result", "value", "payload", "state_keys", "invocation_id")
 
 
@@ -28,7 +28,7 @@ class JournalFailure:
 
     Attributes:
         code: The status code.
-        message: What the code that failed said.
+        message: The error message.
     """
 
     code: int
@@ -40,15 +40,15 @@ class JournalEntry:
     """One entry of an invocation's journal.
 
     Attributes:
-        index: Its place in the journal, from 0.
-        type: What it is, as the server calls it, for example ``Command: Run`` or ``Notification: Run``.
-        name: The name that the handler gave it, for example that of a step; a notification has the name of the
-            command it completes. ``None`` if there is none.
-        completed: Whether its result is in the journal. An entry that waits for none is completed.
-        value: The recorded value, decoded from JSON, or as ``bytes`` if it is not JSON. A command shows the value
-            of the notification that completed it. ``None`` if there is none, and for an empty one.
+        index: The position in the journal, from 0.
+        type: The type, as the server names it, for example ``Command: Run`` or ``Notification: Run``.
+        name: The name that the handler gave the command, for example a step's name. A notification has the name of the
+            command it completes. ``None`` without a name.
+        completed: Whether the journal has the result. True for an entry that does not wait for a result.
+        value: The recorded value, decoded from JSON, or ``bytes`` if it is not JSON. A command has the value of the
+            notification that completed it. ``None`` if no value was recorded, or an empty one.
         failure: The terminal failure that was recorded instead of a value.
-        completion_id: The number that ties a command to its notification.
+        completion_id: The number that links a command to its notification.
     """
 
     index: int
@@ -61,10 +61,10 @@ class JournalEntry:
 
 
 def read_journal(rows: Sequence[Mapping[str, Any]]) -> list[JournalEntry]:
-    """Turn rows of ``sys_journal`` into entries.
+    """Convert rows of ``sys_journal`` to entries.
 
     Args:
-        rows: The rows of one invocation in order, with ``index``, ``entry_type``, ``name`` and ``entry_json``.
+        rows: The rows of one invocation, in order, with ``index``, ``entry_type``, ``name`` and ``entry_json``.
 
     Returns:
         An entry for each row.
@@ -114,7 +114,7 @@ def _is_command(row: Mapping[str, Any]) -> bool:
 
 
 def _body(row: Mapping[str, Any]) -> _Body:
-    """Take off the wrappings: each is an object with one key, and a body always has fields that are no objects."""
+    """Remove the wrappers around an entry's body. Each wrapper is an object with a single key."""
     entry: Any = json.loads(row.get("entry_json") or "{}")
     for wrapping in ("Command", "Notification", "Completion", "Signal", str(row["entry_type"]).rpartition(": ")[2]):
         if isinstance(entry, dict) and wrapping in entry:
@@ -144,7 +144,7 @@ def _recorded(recorded: Any) -> Any:
 
 
 def decoded(data: bytes) -> Any:
-    """Return recorded bytes as a reader would see them: decoded from JSON, None if empty, as they are if not JSON."""
+    """Decode recorded bytes for display: None if they are empty, the bytes themselves if they are not JSON."""
     if not data:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Import the application that a command line names."""
+"""Import the application that is named on a command line."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ __all__ = ["load_app"]
 
 
 def load_app(target: str, *, folder: Path | None = None) -> ASGIApp:
-    """Import an application, as ``module:app`` names it.
+    """Import an application from a string like ``module:app``.
 
     Args:
-        target: The module and the name in it, with a colon between: ``shop.main:app``.
-        folder: Where modules are looked for first; the current folder if left out.
+        target: The module and the name in it, separated by a colon, for example ``shop.main:app``.
+        folder: The folder to search for modules first; the current one by default.
 
     Returns:
         The application.
 
     Raises:
-        ServerError: If there is no such module or name, the module fails, or what it has is no ASGI application.
+        ServerError: If the module or the name does not exist, importing fails, or the object is not callable.
 
     Example:
         >>> load_app("no_such_module:app")
         Traceback (most recent call last):
             ...
-        restate_steps.errors.ServerError: ...there is no module 'no_such_module'...
+        restate_steps.errors.ServerError: ...the module 'no_such_module' was not found...
     """
     module_name, colon, attribute = target.partition(":")
     if not (module_name and colon and attribute):
-        raise ServerError(f"{target!r} names no application: write MODULE:APP, for example main:app.")
+        raise ServerError(f"{target!r} does not name an application. Write MODULE:APP, for example main:app.")
     looked_in = str((folder or Path.cwd()).absolute())
     if looked_in not in sys.path:
         sys.path.insert(0, looked_in)
@@ -47,8 +47,8 @@ def load_app(target: str, *, folder: Path | None = None) -> ASGIApp:
     if not callable(found):
         kind = type(found).__name__
         raise ServerError(
-            f"{target!r} cannot be served: it is not callable but of type {kind}. Give the ASGI application that "
-            "restate_steps.app([...]) returns."
+            f"{target!r} cannot be served: it is an object of type {kind}, not an ASGI application. Name the "
+            "application that restate_steps.app([...]) returns."
         )
     return cast("ASGIApp", found)
 
@@ -57,10 +57,11 @@ def _module(target: str, name: str, looked_in: str) -> object:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # A module that the named one imports may be missing as well, and that is another matter.
+        # Only for the named module itself: it exists if one of its imports is missing.
         if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
             raise ServerError(
-                f"{target!r} cannot be served: there is no module {error.name!r}, in {looked_in} or installed."
+                f"{target!r} cannot be served: the module {error.name!r} was not found in {looked_in} and is not "
+                "installed."
             ) from error
         raise _failed(target, name, error) from error
     except Exception as error:
@@ -69,7 +70,7 @@ def _module(target: str, name: str, looked_in: str) -> object:
 
 def _failed(target: str, name: str, error: Exception) -> ServerError:
     shown = traceback.TracebackException.from_exception(error)
-    # The frames of the import machinery say nothing about the module.
+    # Hide the frames of the import system.
     kept = [frame for frame in shown.stack if "importlib" not in frame.filename and frame.filename != __file__]
     shown.stack = traceback.StackSummary.from_list(kept)
     details = "".join(shown.format(chain=False)).rstrip()

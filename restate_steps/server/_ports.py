@@ -1,4 +1,4 @@
-"""Free ports on loopback."""
+"""Find free ports on loopback."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ __all__ = ["LOOPBACK", "free_ports", "port_or_free"]
 
 LOOPBACK = "127.0.0.1"
 
-# Below the range from which Linux (32768 and up) and macOS (49152 and up) take the local ports of outgoing
-# connections: a port found free in there is often taken again before a server gets round to binding it.
+# Below the ephemeral ports of Linux (from 32768) and macOS (from 49152): outgoing connections often take a free port of
+# that range before the server binds it.
 _RANGE = range(20_000, 32_000)
 _ATTEMPTS = 200
 
 
 def free_ports(count: int) -> list[int]:
-    """Find ports on loopback that nothing listens on right now.
+    """Find ports on loopback that are free right now.
 
     Args:
-        count: How many different ports to find.
+        count: The number of different ports to find.
 
     Returns:
-        The ports, each of which could be bound a moment ago; another process may still be quicker.
+        The ports. Another process can still bind one of them before you do.
 
     Raises:
         OSError: If no port can be bound at all.
@@ -51,13 +51,13 @@ def free_ports(count: int) -> list[int]:
 
 
 def port_or_free(wanted: int) -> int:
-    """Take a port of loopback if it is free, and another if it is not.
+    """Return a port on loopback if it is free, and another free port if it is not.
 
     Args:
-        wanted: The port to take if it is free.
+        wanted: The preferred port.
 
     Returns:
-        A port that is free now.
+        A port that is free right now.
 
     Example:
         >>> with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -65,7 +65,7 @@ def port_or_free(wanted: int) -> int:
         False
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # A port whose last connections are still winding down counts as free, as it does for a server.
+        # Treat ports with connections in TIME_WAIT as free, as a server does.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, wanted))

@@ -1,10 +1,10 @@
 """Run a restate-server on loopback.
 
 1. Every listener is bound to 127.0.0.1.
-2. A server has its own data folder, its own process group, and a cluster name that is kept with its data. The name
-   tells it apart from a stranger that answers on the same port: readiness is the answer of *this* server.
+2. A server has its own data folder, its own process group, and a cluster name that is stored with the data. The name
+   distinguishes it from another server that answers on the same port: only *this* server's answer means it is ready.
 3. When this process dies, even by SIGKILL, the server dies too.
-4. ``kill`` and ``restart`` keep the data and the ports; ``stop`` removes the data only where it made the folder.
+4. ``kill`` and ``restart`` preserve the data and the ports. ``stop`` removes the data only if the folder is temporary.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ _POLL_EVERY = 0.02
 _SETTINGS = {
     "RESTATE_BIND_IP": LOOPBACK,
     "RESTATE_ADVERTISED_HOST": LOOPBACK,
-    # Only TCP: the path of a Unix socket in the data folder can be longer than the system allows.
+    # Only TCP: the path of a Unix socket in the data folder can exceed the system's limit.
     "RESTATE_LISTEN_MODE": "tcp",
-    # The name is part of the data folder: another one would be a new node, without the data.
+    # Must not change: a node with another name would not use the data.
     "RESTATE_NODE_NAME": "restate-steps",
     "RESTATE_DEFAULT_NUM_PARTITIONS": "1",
     "RESTATE_ROCKSDB_TOTAL_MEMORY_SIZE": "32 MB",
@@ -57,22 +57,22 @@ _SETTINGS = {
 
 
 class RestateServer(AdminClient):
-    """A restate-server of your own, on loopback, with its own data.
+    """A private restate-server on loopback, with its own data.
 
-    Use it as a context manager, or call :meth:`start` and :meth:`stop`. A server that was stopped can be started
-    again; if its data folder was a temporary one, it starts empty.
+    Use it as a context manager, or call :meth:`start` and :meth:`stop`. A stopped server can be started again; with a
+    temporary data folder it then starts empty.
 
     Args:
-        path: The server binary; found, or fetched, if left out (see :func:`ensure_server`).
-        base_dir: The folder for its data and its log, kept at the end. Left out, it is a temporary one.
-        always_replay: Whether the server shall suspend a handler at every wait, so that each goes on by replay.
-        disable_retries: Whether the first failed attempt ends an invocation.
-        env: More environment variables for the server; they win over those set here.
-        log_filter: How much the server logs, in the syntax of Rust's ``env_logger``.
-        ingress_port: The port that takes calls; a free one if left out.
-        admin_port: The port of the admin API and the UI; a free one if left out.
-        node_port: The port for other nodes; a free one if left out.
-        startup_timeout: How long to wait until the server is ready, in seconds.
+        path: The server binary. By default, it is found or fetched (see :func:`ensure_server`).
+        base_dir: The folder for the data and the log, which is never removed. A temporary folder by default.
+        always_replay: Whether the server suspends a handler whenever it waits, so that it continues by replay.
+        disable_retries: Whether an invocation ends when its first attempt fails.
+        env: Additional environment variables for the server, which override those set by this class.
+        log_filter: The server's log filter, in the syntax of Rust's ``env_logger``.
+        ingress_port: The port of the ingress, which accepts calls; a free one by default.
+        admin_port: The port of the admin API and the UI; a free one by default.
+        node_port: The port for other nodes; a free one by default.
+        startup_timeout: The maximum time to wait until the server is ready, in seconds.
 
     Example:
         >>> with RestateServer() as server:
@@ -103,8 +103,8 @@ class RestateServer(AdminClient):
         self._startup_timeout = startup_timeout
         self._process: Child | None = None
         self._lock: BinaryIO | None = None
-        # The server asks for its newest release at every start, has no switch for that, and logs an error without
-        # a network. It matters to nobody here, unless a filter of one's own asks for it.
+        # The server checks for a new release at every start, which cannot be disabled, and logs an error without a
+        # network. Silence it, unless the given filter mentions it.
         quiet = log_filter if "octocrab" in log_filter else f"{log_filter},octocrab=off"
         self._settings = {
             **_SETTINGS,
@@ -118,41 +118,43 @@ class RestateServer(AdminClient):
 
     @property
     def ingress_url(self) -> str:
-        """Where calls go."""
+        """The URL of the ingress, which accepts calls."""
         return f"http://{LOOPBACK}:{self._known_ports()[0]}"
 
     @property
     def admin_url(self) -> str:
-        """Where the admin API is."""
+        """The URL of the admin API."""
         return f"http://{LOOPBACK}:{self._known_ports()[1]}"
 
     @property
     def ui_url(self) -> str:
-        """Where the server's web interface is."""
+        """The URL of the server's web UI."""
         return f"{self.admin_url}/ui/"
 
     @property
     def base_dir(self) -> Path:
         """The folder with the server's data and log."""
         if self._base_dir is None:
-            raise ServerError("this server has no data folder: it has not been started, or it was stopped.")
+            raise ServerError(
+                "this server has no data folder, because it was not started, or was stopped. Start it first."
+            )
         return self._base_dir
 
     @property
     def log_path(self) -> Path:
-        """The file with everything the server has printed."""
+        """The file with the server's output."""
         return self.base_dir / _LOG_NAME
 
     @property
     def pid(self) -> int:
-        """The id of the server's process, which is the id of its process group too."""
+        """The id of the server's process, and of its process group."""
         if self._process is None:
-            raise ServerError("this server has no process: it is not running.")
+            raise ServerError("this server has no process, because it is not running. Start it first.")
         return self._process.pid
 
     @property
     def running(self) -> bool:
-        """Whether the server's process is alive."""
+        """True while the server's process is alive."""
         return self._process is not None and self._process.poll() is None
 
     def __enter__(self) -> Self:
@@ -164,18 +166,18 @@ class RestateServer(AdminClient):
         self.stop()
 
     def start(self) -> Self:
-        """Start the server, and wait until it takes calls.
+        """Start the server, and wait until it accepts calls.
 
         Returns:
-            The server itself.
+            This server.
 
         Raises:
-            ServerError: If it runs already, cannot be found or fetched, or is not ready in time; the last lines of
-                its log are in the message.
+            ServerError: If it is already running, cannot be found or fetched, or does not become ready in time. The
+                message then has the last lines of its log.
         """
         if self.running:
-            raise ServerError(f"this server is running already, as process {self.pid}.")
-        # One that ended by itself has left things behind.
+            raise ServerError(f"this server is already running, as process {self.pid}. Call restart() to restart it.")
+        # Clean up after a server that exited by itself.
         self._end(signal.SIGKILL)
         binary = ensure_server(self._path)
         if self._base_dir is None:
@@ -192,30 +194,30 @@ class RestateServer(AdminClient):
         return self
 
     def stop(self) -> None:
-        """Stop the server, and remove its data folder if that was a temporary one. Does nothing if it is stopped."""
-        # Data that is about to be removed need not be saved.
+        """Stop the server, and remove its data folder if that is temporary. Does nothing if the server is stopped."""
+        # No need for a clean shutdown if the data is removed anyway.
         self._end(signal.SIGTERM if self._given_dir else signal.SIGKILL)
         self._remove_own_folder()
 
     def kill(self) -> None:
-        """End the server as a crash would, with SIGKILL, and keep its data and ports for :meth:`restart`."""
+        """Simulate a crash: kill the server with SIGKILL, and keep its data and ports for :meth:`restart`."""
         self._end(signal.SIGKILL)
 
     def restart(self) -> Self:
-        """Start the server again, on the same ports and data; one that runs is stopped properly first.
+        """Start the server again with the same ports and data, after shutting it down cleanly if it is running.
 
         Returns:
-            The server itself.
+            This server.
 
         Raises:
-            ServerError: If it is not ready in time.
+            ServerError: If the server does not become ready in time.
         """
         self._end(signal.SIGTERM)
         return self.start()
 
     def _known_ports(self) -> tuple[int, int, int]:
         if self._ports is None:
-            raise ServerError("this server has no URLs yet: start it first.")
+            raise ServerError("this server has no URLs yet, because it was not started. Start it first.")
         return self._ports
 
     def _start_on_free_ports(self, binary: Path) -> None:
@@ -231,19 +233,19 @@ class RestateServer(AdminClient):
             if trouble is None:
                 return
             self._end_process(signal.SIGKILL)
-            # Not read from the log: the server sometimes ends before it has written its last lines.
+            # Check the ports themselves: the server can exit before it logs which port is taken.
             taken = [port for port in self._known_ports() if port_or_free(port) != port]
             if not (taken and chosen and attempt < _PORT_ATTEMPTS):
-                blame = f" Port {taken[0]} of {LOOPBACK} is taken by another process." if taken else ""
+                blame = f" Port {taken[0]} on {LOOPBACK} is in use by another process." if taken else ""
                 raise ServerError(
-                    f"restate-server ({binary}) {trouble}.{blame} Its data folder is {self.base_dir}, and this is the "
-                    f"end of its log:\n{_tail(self._log_since(written))}"
+                    f"restate-server ({binary}) {trouble}.{blame} Its data folder is {self.base_dir}. The end of its "
+                    f"log:\n{_tail(self._log_since(written))}"
                 )
             self._ports = None
 
     def _spawn(self, binary: Path) -> None:
         ingress, admin, node = self._known_ports()
-        # Settings for another server, in the shell this runs in, must not change this one.
+        # The environment may have settings for another server.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RESTATE_")}
         environment = {
             **inherited,
@@ -264,7 +266,7 @@ class RestateServer(AdminClient):
             )
 
     def _cluster_name(self) -> str:
-        # The server refuses data that a cluster of another name wrote, so the name stays with the data.
+        # The server rejects data of a cluster with another name, so store the name with the data.
         kept = self.base_dir / _NAME_FILE
         if not kept.exists():
             kept.write_text(f"restate-steps-{secrets.token_hex(8)}\n")
@@ -280,7 +282,7 @@ class RestateServer(AdminClient):
         with httpx.Client(timeout=2.0, trust_env=False) as client:
             while time.monotonic() < deadline:
                 if self._process is not None and (code := self._process.poll()) is not None:
-                    return f"ended with exit code {code} instead of starting"
+                    return f"exited with code {code} instead of starting"
                 if self._is_ready(client):
                     return None
                 time.sleep(_POLL_EVERY)
@@ -295,7 +297,7 @@ class RestateServer(AdminClient):
                 return False
             admin = client.get(f"{self.admin_url}/health")
             ingress = client.get(f"{self.ingress_url}/restate/health")
-            # Both are healthy a moment before there is somebody to run an invocation; a query needs the same.
+            # Both become healthy before the worker that runs invocations. A query needs the worker too.
             query = {"query": "SELECT id FROM sys_invocation LIMIT 1"}
             worker = client.post(f"{self.admin_url}/query", json=query, headers={"accept": "application/json"})
         except (httpx.HTTPError, ValueError):
@@ -325,7 +327,7 @@ class RestateServer(AdminClient):
 
 
 def _lock(folder: Path) -> BinaryIO:
-    """Keep other servers of this package off a data folder; the server's own lock is not always told."""
+    """Lock a data folder against other servers of this package; the server does not always report its own lock."""
     import fcntl
 
     lock = (folder / _LOCK_FILE).open("wb")
@@ -334,7 +336,7 @@ def _lock(folder: Path) -> BinaryIO:
     except OSError:
         lock.close()
         raise ServerError(
-            f"the data folder {folder} is in use by another server. Stop that one, or use another folder."
+            f"the data folder {folder} is in use by another server. Stop that server, or use another folder."
         ) from None
     return lock
 

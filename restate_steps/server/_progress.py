@@ -1,4 +1,4 @@
-"""Say on stderr how far a download has come: a bar on a terminal, plain lines elsewhere."""
+"""Show the progress of a download on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _MEGABYTE = 1_000_000
 def download_progress(
     what: str, expected: int, *, enabled: bool = True
 ) -> Generator[Callable[[int], None], None, None]:
-    """Report a download until the block ends.
+    """Show the progress of a download until the block ends.
 
     Args:
-        what: What is fetched, for example ``restate-server 1.7.12``.
-        expected: About how many bytes it will be.
-        enabled: Whether to report at all.
+        what: The name of the download, for example ``restate-server 1.7.12``.
+        expected: The approximate size, in bytes.
+        enabled: Whether to show anything.
 
     Yields:
-        A function to call with the number of bytes that have arrived so far.
+        A function that takes the number of bytes received so far.
     """
     if not enabled:
         yield lambda _: None

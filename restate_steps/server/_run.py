@@ -1,4 +1,4 @@
-"""Run a server, or serve an application, from the main thread until a signal ends it."""
+"""Run a server, or serve an application, in the main thread until a signal arrives."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def run_app(
     """Serve an application with Hypercorn until SIGINT or SIGTERM.
 
     Args:
-        app: The application, such as ``restate_steps.app(...)`` returns.
+        app: The application, for example the result of ``restate_steps.app(...)``.
         host: The address to listen on.
         port: The port to listen on; 0 for a free one.
         http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.
-        ready: Called with the URL when requests are accepted.
+        ready: A callback that receives the URL when the application accepts requests.
 
     Raises:
-        ServerError: If Hypercorn is not installed, or the port is taken.
+        ServerError: If Hypercorn is not installed, or the port is in use.
     """
     served = http1_only(app) if http1 else app
     listener = listen(host, port)
@@ -46,8 +46,8 @@ def run_app(
     url = f"http://{shown}:{listener.getsockname()[1]}"
 
     async def serve() -> None:
-        # Not a handler of the loop's own: the SDK installs one for SIGTERM at the first request, and it would
-        # replace this one. Hooks run side by side.
+        # Not `loop.add_signal_handler`: the SDK's handler for SIGTERM, added at the first request, would replace it.
+        # The SDK runs all of its shutdown hooks.
         from restate.server import install_shutdown_hook
 
         stopping = asyncio.Event()
@@ -62,24 +62,24 @@ def run_server(server: RestateServer, *, ready: Callable[[RestateServer], None] 
     """Run a server until SIGINT or SIGTERM.
 
     Args:
-        server: The server, not yet started.
-        ready: Called when it takes calls.
+        server: A server that has not been started.
+        ready: A callback that receives the server when it accepts calls.
 
     Raises:
-        ServerError: If it does not start, or ends by itself.
+        ServerError: If the server does not start, or exits by itself.
     """
     with suppress(KeyboardInterrupt), ended_by_signals(), server:
         ready(server)
         while server.running:
             time.sleep(_LOOK_EVERY)
-        raise ServerError(f"the server has ended by itself; its log is {server.log_path}.")
+        raise ServerError(f"restate-server exited unexpectedly. See its log: {server.log_path}")
 
 
 @contextmanager
 def ended_by_signals() -> Generator[None, None, None]:
-    """Treat SIGTERM and a closed terminal as Ctrl-C, so that everything is ended in order.
+    """Raise KeyboardInterrupt on SIGTERM and SIGHUP too, so that the block cleans up.
 
-    Ctrl-C itself is taken care of too: a shell without job control has its background processes ignore it.
+    SIGINT is set explicitly, because a shell without job control makes background processes ignore it.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:

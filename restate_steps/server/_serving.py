@@ -1,10 +1,10 @@
-"""Serve an ASGI application with Hypercorn until told to stop.
+"""Serve an ASGI application with Hypercorn until an event is set.
 
-1. The caller binds the port, so that a URL is known, and an error is raised, before anything is served.
-2. Over HTTP/2 with prior knowledge an application streams in both directions; over HTTP/1.1 it answers a request with
-   a response, and a client that speaks HTTP/2 is refused, so that the mode is never a matter of luck.
-3. Stopping ends within seconds, whatever the handlers do: connections are cut first, as a crash would cut them, and
-   what has not ended by itself then is cancelled.
+1. The caller binds the port, so that the URL is known, and errors are raised, before serving starts.
+2. Over HTTP/2 with prior knowledge, handlers stream in both directions. Over HTTP/1.1 they use request/response mode,
+   and HTTP/2 requests are rejected, so that the mode does not depend on the client.
+3. Stopping takes seconds at most, whatever the handlers do. It first cuts the connections, as a crash would, and then
+   cancels the tasks that are still running.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["ASGIApp", "Listener", "http1_only", "listen", "serve_until"]
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application, such as ``restate_steps.app(...)`` returns."""
+"""An ASGI application, for example the result of ``restate_steps.app(...)``."""
 
 _UNLIMITED = 2**31 - 1
 _BACKLOG = 1024
@@ -35,25 +35,24 @@ _CANCEL_WITHIN = 2.0
 _CANCEL_EVERY = 0.1
 
 _logger = logging.getLogger("restate_steps.server")
-# The SDK's applications have no lifespan. Hypercorn warns of that at every start, and there is nothing to be done.
+# The SDK's applications do not support lifespan. Hypercorn warns about that at every start.
 _logger.addFilter(lambda record: "continuing without Lifespan support" not in record.getMessage())
 
 
 class Listener(socket.socket):
-    """A listening socket that can end the connections it has accepted.
+    """A listening socket that can close the connections it has accepted.
 
-    Hypercorn is at its best when clients leave: it tells every handler, and they end in order. Cancelled with its
-    connections open, it trips over its own task groups.
+    Hypercorn shuts down cleanly when clients disconnect, but raises errors if it is cancelled with open connections.
     """
 
     _accepted: weakref.WeakSet[socket.socket] | None = None
     _hung_up = False
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, as :meth:`socket.socket.accept` does, and remember it.
+        """Accept a connection, like :meth:`socket.socket.accept`, and remember it.
 
-        A listener that has hung up accepts none: asyncio makes a connection's transport in a later turn, and leaves it
-        half made if the server was closed before that (CPython gh-109564).
+        After :meth:`hang_up`, reject connections. asyncio creates a connection's transport in a later iteration of the
+        loop, and leaves it half initialized if the server was closed before that (CPython gh-109564).
         """
         connection, address = super().accept()
         if self._hung_up:
@@ -65,7 +64,7 @@ class Listener(socket.socket):
         return connection, address
 
     def hang_up(self) -> None:
-        """End every connection, and refuse new ones."""
+        """Shut down every connection, and reject new ones."""
         self._hung_up = True
         for connection in list(self._accepted or ()):
             _end(connection)
@@ -79,14 +78,13 @@ def listen(host: str, port: int) -> Listener:
         port: The port to listen on; 0 for a free one.
 
     Returns:
-        A socket that listens. Whoever serves from it closes it.
+        A listening socket, which :func:`serve_until` closes.
 
     Raises:
         ServerError: If the port cannot be bound.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With the protocol named, asyncio sends each message at once instead of waiting to fill a packet (TCP_NODELAY):
-    # 1 ms for a round trip instead of 40.
+    # asyncio sets TCP_NODELAY only if the protocol is given explicitly: a round trip then takes 1 ms instead of 40 ms.
     listener = Listener(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -100,20 +98,20 @@ def listen(host: str, port: int) -> Listener:
 
 
 def http1_only(app: ASGIApp) -> ASGIApp:
-    """Let an application answer requests over HTTP/1.1 only, and refuse others with a reason.
+    """Wrap an application so that it rejects requests over HTTP/2, with a reason.
 
     Args:
         app: The application.
 
     Returns:
-        An application for a server that may speak HTTP/2 as well.
+        An application for a server that also accepts HTTP/2.
     """
 
     async def guarded(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["http_version"].startswith("1"):
             await app(scope, receive, send)
             return
-        reason = b"this application is served over HTTP/1.1 only: register it as such (http1=True, or --http1)"
+        reason = b"this application is served over HTTP/1.1 only. Register it with http1=True, or with --http1."
         await send({"type": "http.response.start", "status": 505, "headers": [(b"content-type", b"text/plain")]})
         await send({"type": "http.response.body", "body": reason})
 
@@ -123,28 +121,28 @@ def http1_only(app: ASGIApp) -> ASGIApp:
 async def serve_until(
     stopping: asyncio.Event, app: ASGIApp, listener: Listener, *, ready: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve an application until an event is set, and end all it has started.
+    """Serve an application until an event is set, then end all tasks of the event loop.
 
     Args:
-        stopping: What ends it.
+        stopping: The event that ends serving.
         app: The application.
-        listener: Where it is served; closed at the end.
-        ready: Called when requests are accepted.
+        listener: The socket to serve from, which is closed at the end.
+        ready: A callback for when requests are accepted.
 
     Raises:
         ServerError: If Hypercorn is not installed.
     """
     try:
-        # Its annotations leave a WSGI application's types open.
+        # Its annotations have untyped parts for WSGI applications.
         from hypercorn.asyncio import serve  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
         raise missing_extra("hypercorn", "serve an application") from error
 
     async def until_stopped() -> None:
-        # Hypercorn waits for this when everything listens.
+        # Hypercorn awaits this after it has started to listen.
         ready()
         await stopping.wait()
-        # Before Hypercorn closes its server, so that every accepted connection has its transport by then.
+        # Before Hypercorn closes its server, so that every accepted connection already has its transport.
         listener.hang_up()
 
     config = _config(listener)
@@ -169,7 +167,7 @@ def _config(listener: Listener) -> Config:
             return Sockets([], [listener], [])
 
     config = Bound()
-    # A stream lives as long as an attempt of an invocation, and a connection as long as the server.
+    # A stream lives as long as an attempt, and a connection as long as the server.
     config.h2_max_concurrent_streams = _UNLIMITED
     config.keep_alive_max_requests = _UNLIMITED
     config.keep_alive_timeout = _UNLIMITED
@@ -180,7 +178,7 @@ def _config(listener: Listener) -> Config:
 
 
 async def _cancel_the_rest() -> None:
-    """Cancel every other task until it ends: a handler that cleans up may take a cancellation for something else."""
+    """Cancel all other tasks, repeatedly, because a handler may swallow a cancellation while it cleans up."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + _CANCEL_WITHIN
     rest = asyncio.all_tasks() - {asyncio.current_task()}
@@ -190,13 +188,13 @@ async def _cancel_the_rest() -> None:
         done, rest = await asyncio.wait(rest, timeout=_CANCEL_EVERY)
         for task in done:
             if not task.cancelled():
-                # Looked at, so that asyncio does not report it: it was cut off, and its failure says no more.
+                # Retrieve the exception, so that asyncio does not log it: the task was cut off on purpose.
                 task.exception()
-    # Transports close in callbacks of their own.
+    # Let the callbacks run that close transports.
     await asyncio.sleep(0)
 
 
 def _end(connection: socket.socket) -> None:
-    # It may have ended by itself.
+    # The connection may be closed already.
     with suppress(OSError):
         connection.shutdown(socket.SHUT_RDWR)

@@ -1,4 +1,4 @@
-"""The pinned version of restate-server, and asking a binary for its own."""
+"""The pinned version of restate-server, and the version of a binary."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from restate_steps.errors import ServerError
 __all__ = ["SERVER_VERSION", "server_version"]
 
 SERVER_VERSION = "1.7.12"
-"""The version of restate-server that is fetched, and that this package is tested with."""
+"""The version of restate-server that this package fetches and is tested with."""
 
 
 def server_version(path: Path) -> str:
-    """Ask a server binary for its version.
+    """Run a server binary to get its version.
 
     Args:
         path: The binary.
 
     Returns:
-        The version alone, for example ``1.7.12``.
+        The version number, for example ``1.7.12``.
 
     Raises:
         ServerError: If the binary does not run on this machine.
@@ -31,6 +31,6 @@ def server_version(path: Path) -> str:
         raise ServerError(f"{path} does not run on this machine: {error}") from error
     words = done.stdout.split()
     if done.returncode != 0 or not words:
-        said = (done.stderr or done.stdout).strip() or "nothing"
-        raise ServerError(f"{path} does not run on this machine: exit code {done.returncode}, and it said: {said}")
+        output = (done.stderr or done.stdout).strip() or "(no output)"
+        raise ServerError(f"{path} does not run on this machine: exit code {done.returncode}, output: {output}")
     return words[-1]

@@ -135,10 +135,10 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("target", "reason"),
         [
-            ("main", "'main' names no application: write MODULE:APP, for example main:app."),
-            ("nowhere:app", "there is no module 'nowhere', in "),
+            ("main", "'main' does not name an application. Write MODULE:APP, for example main:app."),
+            ("nowhere:app", "the module 'nowhere' was not found in "),
             ("main:nothing", "the module 'main' has no 'nothing'."),
-            ("main:Mistakes", "it is not callable but of type Service. Give the ASGI application that"),
+            ("main:Mistakes", "it is an object of type Service, not an ASGI application. Name the application that"),
         ],
     )
     def test_a_target_that_is_no_application(
@@ -264,7 +264,7 @@ class TestServer:
         [pid] = servers & below
         os.kill(pid, signal.SIGKILL)
 
-        server.wait_for(r"error: the server has ended by itself")
+        server.wait_for(r"error: restate-server exited unexpectedly\.")
         assert server.process.wait(30) == 1
 
 
@@ -289,7 +289,7 @@ class TestDev:
         assert answer(ingress, "CliDev") == "new"
 
         (tmp_path / "main.py").write_text("syntax error\n")
-        dev.wait_for(r"error: the application does not start; it is served again after a change\.\n")
+        dev.wait_for(r"error: the application failed to start; it will restart after the next change\.\n")
 
         write(tmp_path, "CliDev", "mended")
         dev.wait_for(r"serving CliDev", times=3)
@@ -343,7 +343,7 @@ class TestDev:
                 holder.bind(("127.0.0.1", 8080))
                 holder.listen()
             dev = run("dev", "main:app", *ports[2:])
-            port = dev.wait_for(r"port 8080 is taken, so the ingress is at port (\d+)\n")[1]
+            port = dev.wait_for(r"port 8080 is in use; the ingress is on port (\d+) instead\n")[1]
             dev.wait_for(r"serving CliPorts")
 
             assert answer(f"http://127.0.0.1:{port}", "CliPorts") == "elsewhere"
@@ -369,7 +369,7 @@ class TestDoctor:
 
         assert code == 0, said
         assert re.search(r"^ok    server start      healthy after \d+\.\d s", said, re.MULTILINE)
-        assert said.endswith("everything is in place\n")
+        assert said.endswith("no problems found\n")
 
     def test_what_is_missing_is_named_with_its_remedy(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -384,8 +384,8 @@ class TestDoctor:
 
         assert code == 1
         assert "FAIL  restate-server    not found\n" in said
-        assert "-> fetch it into the cache: restate-steps server --version-only\n" in said
-        assert said.endswith("1 to mend\n")
+        assert "-> fetch it: restate-steps server --version-only\n" in said
+        assert said.endswith("1 problem found\n")
         assert not (tmp_path / "cache").exists()
 
     def test_a_server_of_another_version_is_shown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,7 +400,7 @@ class TestDoctor:
         assert findings["restate-server"].ok
         assert findings["restate-server"].detail.startswith(f"0.1; tested with {SERVER_VERSION}, from RESTATE_SERVER:")
         assert not findings["server start"].ok
-        assert "ended with exit code 5" in findings["server start"].detail
+        assert "exited with code 5" in findings["server start"].detail
 
     def test_a_variable_that_names_nothing_is_a_failure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """It is not passed over."""

@@ -149,7 +149,7 @@ def test_a_found_server_is_not_fetched(bare: Path) -> None:
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.mkdir(), "is a folder"),
-        (lambda path: path.write_text("no program"), "cannot be executed"),
+        (lambda path: path.write_text("no program"), "is not executable"),
     ],
     ids=["missing", "folder", "not executable"],
 )
@@ -179,7 +179,7 @@ def test_other_platforms_are_refused(monkeypatch: pytest.MonkeyPatch, system: st
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
 
-    with pytest.raises(ServerError, match=f"no restate-server binary for {system} on {machine}: .*Linux and macOS"):
+    with pytest.raises(ServerError, match=f"not available for {system} on {machine}. .*Linux and macOS"):
         server_platform()
 
 
@@ -265,11 +265,11 @@ def test_processes_that_fetch_at_once_all_succeed(machine: Machine) -> None:
     [
         (
             "#!/bin/sh\necho npm error code ENOTFOUND\necho npm error no such host >&2\nexit 7\n",
-            ["npm ended with exit code 7", "| npm error code ENOTFOUND", "| npm error no such host"],
+            ["npm exited with code 7", "| npm error code ENOTFOUND", "| npm error no such host"],
         ),
-        ("#!/bin/sh\nexit 0\n", ["npm installed no @restatedev/restate-server-", "| (no output)"]),
+        ("#!/bin/sh\nexit 0\n", ["npm did not install @restatedev/restate-server-", "| (no output)"]),
         (FAKE_NPM.replace(FAKE_SERVER, "#!/bin/sh\nexit 3\n"), ["the fetched binary does not run", "exit code 3"]),
-        (None, ["there is no npm to fetch it with", "no npm is on PATH"]),
+        (None, ["no npm was found", "PATH has no npm"]),
     ],
     ids=["npm fails", "nothing installed", "broken binary", "no npm"],
 )
@@ -285,11 +285,11 @@ def test_a_failed_fetch_says_what_was_tried_and_what_to_do(
 
     assert process.returncode == 1
     expected = [
-        f"ServerError: restate-server {SERVER_VERSION} was not found, and could not be fetched",
+        f"ServerError: restate-server {SERVER_VERSION} was not found on this machine, and fetching it failed",
         "the environment variable RESTATE_SERVER: not set",
-        "PATH: no restate-server in it",
-        f"the cache: no {machine.cached}",
-        "What to do, any one of these:",
+        "PATH: restate-server not found",
+        f"the cache: {machine.cached} does not exist",
+        "Do one of the following:",
         f"npm install -g @restatedev/restate-server@{SERVER_VERSION}",
         "set the environment variable RESTATE_SERVER",
         *reasons,
@@ -305,7 +305,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(machine: Machine) -> None:
 
     _, said = machine.fetch().communicate(timeout=60)
 
-    assert "the cache folder cannot be written" in said
+    assert "the cache folder is not writable" in said
 
 
 def test_an_interrupted_fetch_leaves_nothing_behind(machine: Machine) -> None:

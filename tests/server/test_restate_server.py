@@ -153,13 +153,13 @@ class TestLife:
     def test_misuse_is_refused(self) -> None:
         """Starting twice, and asking for what is not there yet."""
         server = RestateServer()
-        with pytest.raises(ServerError, match="no URLs yet: start it first"):
+        with pytest.raises(ServerError, match="no URLs yet, because it was not started"):
             _ = server.ingress_url
         with pytest.raises(ServerError, match="has no process"):
             _ = server.pid
         with pytest.raises(ServerError, match="has no data folder"):
             _ = server.base_dir
-        with server, pytest.raises(ServerError, match=f"running already, as process {server.pid}"):
+        with server, pytest.raises(ServerError, match=f"already running, as process {server.pid}"):
             server.start()
         server.stop()
 
@@ -209,7 +209,7 @@ class TestFailedStart:
         wrong = program(tmp_path / "wrong", "echo no such setting; exit 3")
         server = RestateServer(wrong)
 
-        with pytest.raises(ServerError, match=r"(?s)ended with exit code 3 instead of starting.*\| no such setting"):
+        with pytest.raises(ServerError, match=r"(?s)exited with code 3 instead of starting.*\| no such setting"):
             server.start()
 
         assert not server.running
@@ -234,14 +234,14 @@ class TestFailedStart:
 
     def test_a_chosen_port_that_is_taken_is_an_error(self, taken: int) -> None:
         """No other is used in its place."""
-        with pytest.raises(ServerError, match=f"instead of starting. Port {taken} of 127.0.0.1 is taken"):
+        with pytest.raises(ServerError, match=f"instead of starting. Port {taken} on 127.0.0.1 is in use"):
             RestateServer(ingress_port=taken).start()
 
     def test_a_stranger_on_the_port_is_not_taken_for_the_server(self, normal_server: RestateServer) -> None:
         """Another healthy server does not make this one ready."""
         port = httpx.URL(normal_server.admin_url).port
 
-        with pytest.raises(ServerError, match=f"Port {port} of 127.0.0.1 is taken"):
+        with pytest.raises(ServerError, match=f"Port {port} on 127.0.0.1 is in use"):
             RestateServer(admin_port=port).start()
 
     def test_a_free_port_that_is_taken_meanwhile_is_replaced(self, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -813,7 +813,7 @@ class TestExport:
 
         assert 0 == main(["journal", "export", invocation_id, "--admin", env.server.admin_url, "-o", str(path)])
         said = capsys.readouterr().out
-        assert f"wrote the journal of KeptOnServer/waits, in flight, 3 entries, to {path}\n" == said
+        assert f"wrote the journal of KeptOnServer/waits (in flight, 3 entries) to {path}\n" == said
         assert 0 == main(["journal", "export", invocation_id, "--admin", env.server.admin_url])
         assert path.read_text() == capsys.readouterr().out
         assert 1 == main(["journal", "export", "inv_1nobody", "--admin", env.server.admin_url])
