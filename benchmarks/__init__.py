@@ -1,1 +1,1 @@
-"""One script per claim; ``python -m benchmarks`` runs all of them, or those named after it."""
+"""One script per claim. ``python -m benchmarks`` runs all of them, or the ones it is given."""

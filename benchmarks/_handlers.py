@@ -1,10 +1,10 @@
-"""The handlers that are measured: with durable steps, and written by hand with the SDK alone.
+"""The measured handlers: with durable steps, and by hand with the SDK alone.
 
-The hand-written ones name their serde, as whoever counts microseconds does: left to itself, the SDK inspects the
-signature on every call. It has the same duty as a step's codec, from the declared type to JSON and back. One has bytes
-to begin with, which nobody encodes: less than that the SDK cannot do.
+The handlers written by hand pass an explicit serde, because without one the SDK inspects the signature on every call.
+The serde does the same work as a step's codec, from the declared type to JSON and back. One handler records bytes
+without encoding them, which is the least that the SDK can do.
 
-Every handler runs ``count`` steps and answers how many seconds they took, from the first to the last.
+Every handler runs ``count`` steps and returns the time they took in seconds, from the first to the last.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ HANDLERS: dict[str, Handler] = {
 
 
 def application() -> Any:
-    """Return an ASGI application with a service that has all handlers."""
+    """Return an ASGI application with a single service that has all handlers."""
     service = restate.Service(SERVICE)
     for name, handler in HANDLERS.items():
         service.handler(name)(handler)

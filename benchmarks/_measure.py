@@ -1,9 +1,8 @@
-"""What the scripts share: measuring by turns, medians with their spread, verdicts, tables.
+"""Shared by the benchmarks: interleaved measurements, medians with their spread, verdicts, and tables.
 
-A machine gets faster and slower while it measures. So the candidates of a comparison take turns, a ratio is one of
-neighbours in time, and what is shown is the median of these ratios with the quartiles. A verdict is given only if it
-would have come out the same in nearly every run: the interval that holds the true median with 95 % must lie on one
-side of the goal.
+A machine gets faster and slower during a measurement. So the candidates of a comparison take turns, each ratio compares
+samples of the same round, and the result is the median of these ratios with the quartiles. A verdict gets a "just"
+unless the 95 % confidence interval of the median lies on one side of the goal.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from importlib.metadata import version
 __all__ = ["Ratio", "Spread", "by_turns", "machine", "print_table", "ratio", "spread"]
 
 Measurement = Callable[[], float]
-"""Measures once."""
+"""A function that takes one sample."""
 
 
 @dataclass(frozen=True)
 class Spread:
-    """The middle of some samples, and how far they lie apart.
+    """The median of some samples, and their spread.
 
     Attributes:
-        median: Their median.
+        median: The median.
         low: The lower quartile.
         high: The upper quartile.
-        least: What the true median is not below, with a confidence of 95 %.
-        most: What it is not above.
+        least: The lower end of the median's 95 % confidence interval.
+        most: The upper end of the median's 95 % confidence interval.
     """
 
     median: float
@@ -47,7 +46,7 @@ class Spread:
 
 
 class Ratio(Spread):
-    """How many times as much one candidate takes as another."""
+    """The ratio of one candidate's samples to another's."""
 
     def verdict(self, goal: float) -> str:
         if self.most <= goal:
@@ -58,15 +57,15 @@ class Ratio(Spread):
 
 
 def by_turns(candidates: Mapping[str, Measurement], *, seconds: float, least: int = 7) -> dict[str, list[float]]:
-    """Measure each candidate in turn, again and again.
+    """Measure the candidates in turn, in rounds.
 
     Args:
-        candidates: What to measure.
-        seconds: For how long.
-        least: How many rounds there are, however long they take.
+        candidates: The candidates to measure.
+        seconds: The minimum duration, in seconds.
+        least: The minimum number of rounds.
 
     Returns:
-        As many samples of each candidate; those at the same place were taken one after another.
+        The samples of each candidate. Samples at the same index are from the same round.
     """
     for measure in candidates.values():
         measure()
@@ -77,7 +76,7 @@ def by_turns(candidates: Mapping[str, Measurement], *, seconds: float, least: in
     while rounds < least or time.perf_counter() < deadline:
         for name, measure in turns:
             samples[name].append(measure())
-        # Whoever comes after another finds the machine as that one left it.
+        # Rotate the order, because each candidate affects the one after it.
         turns.append(turns.pop(0))
         rounds += 1
     return samples
@@ -88,7 +87,7 @@ def spread(samples: Sequence[float]) -> Spread:
 
 
 def ratio(ours: Sequence[float], base: Sequence[float]) -> Ratio:
-    """Compare samples that were taken by turns."""
+    """Compare samples that were taken in turn."""
     return Ratio(*_summary([one / other for one, other in zip(ours, base, strict=True)]))
 
 
@@ -96,13 +95,13 @@ def _summary(samples: Sequence[float]) -> tuple[float, float, float, float, floa
     ordered = sorted(samples)
     count = len(ordered)
     low, median, high = statistics.quantiles(ordered, n=4, method="inclusive")
-    # How many of `count` samples lie below the true median is a throw of as many coins.
+    # The number of samples below the true median has a binomial distribution with p = 1/2.
     aside = max(0, math.floor(count / 2 - 0.98 * math.sqrt(count)))
     return median, low, high, ordered[aside], ordered[-1 - aside]
 
 
 def machine() -> str:
-    """Say what was measured, on what, and how busy that was with other things."""
+    """Describe the machine: versions, hardware and load."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("restate-sdk", "pydantic"))
     system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
@@ -110,7 +109,7 @@ def machine() -> str:
 
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; the first column is text, the others are numbers and the like."""
+    """Print a table with the first column aligned left and the others aligned right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""Plays the server for a handler in-process, at as little cost of its own as possible.
+"""A minimal in-process stand-in for the server, with as little overhead as possible.
 
-The SDK, its VM and this package are real; only the other end of the connection is played, in service protocol V6. It
-stores what the handler sends, and answers every proposed result at once. What it spends on that is told apart.
+The SDK, its VM and this package are real; only the other end of the connection is simulated, in service protocol V6. It
+stores what the handler sends, and acknowledges every proposed result immediately. Its own time is measured separately.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEADER = struct.Struct(">HHI")
 CONTENT_TYPE = b"application/vnd.restate.invocation.v6"
 
 Recording = list[bytes]
-"""The frames that a server has stored."""
+"""The frames that a server stored."""
 
 
 def varint(number: int) -> bytes:
@@ -44,7 +44,7 @@ def frame(kind: int, body: bytes) -> bytes:
 
 
 def completion_of(proposal: bytes) -> bytes:
-    """Return the notification that a server sends back for a proposed result."""
+    """Return the notification with which a server answers a proposed result."""
     at = 1
     while proposal[at] > 127:
         at += 1
@@ -59,17 +59,17 @@ def completion_of(proposal: bytes) -> bytes:
 
 
 def first(count: int) -> Recording:
-    """Return what a server has stored when a handler is first called, to run ``count`` steps."""
+    """Return the journal of a new invocation of a handler that runs ``count`` steps."""
     return [frame(INPUT, blob(14, blob(1, b"%d" % count)))]
 
 
 class Player:
-    """Runs attempts of one application.
+    """A runner for attempts of an application's handlers.
 
     Args:
         app: The application.
-        one_by_one: Send every completion in a chunk of its own, as for bodies that end at different times; otherwise
-            a chunk has all that are there.
+        one_by_one: Whether to send every completion in its own chunk, as for bodies that end at different times.
+            Otherwise, a chunk has all completions that are available.
     """
 
     def __init__(self, app: Any, *, one_by_one: bool = False) -> None:
@@ -82,21 +82,21 @@ class Player:
         self._runner.close()
 
     def record(self, handler: str, count: int) -> Recording:
-        """Run a handler from the start, and return all that a server would have stored just before it ends."""
+        """Run a handler from the start, and return the journal just before the handler ends."""
         self.play(handler, first(count))
         return self._journal
 
     def play(self, handler: str, journal: Recording, *, times: int = 1) -> tuple[float, float]:
-        """Return the CPU seconds of an attempt, and those of them that are the player's own.
+        """Return the CPU time of an attempt in seconds, and the share of the player itself.
 
         Args:
             handler: The name of the handler.
-            journal: What the server has stored: :func:`first`, or a recording.
-            times: How many attempts there are; the sums are returned.
+            journal: The journal to start from: :func:`first`, or a recording.
+            times: The number of attempts; the result is the sum over all of them.
         """
         seconds = own = 0.0
         gc.collect()
-        # Like timeit: a collection would be charged to whoever happens to trigger it.
+        # Like timeit: a collection would add to the time of the attempt that happens to trigger it.
         gc.disable()
         try:
             for _ in range(times):
@@ -143,7 +143,7 @@ class Player:
     async def _send(self, event: dict[str, Any]) -> None:
         if event["type"] != "http.response.body":
             return
-        # It never waits, so the cheaper clock will do.
+        # The player never waits, so the wall clock works, which is cheaper to read.
         start = time.perf_counter()
         self._take(event["body"])
         if self._chunks and self._waiting is not None and not self._waiting.done():

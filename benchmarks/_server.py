@@ -1,4 +1,4 @@
-"""Serves the measured handlers and calls them through a real restate-server."""
+"""Serve the measured handlers, and call them through a real restate-server."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["served"]
 
 @contextmanager
 def served() -> Generator[Callable[[str, int], float], None, None]:
-    """Yield what calls a handler with a number of steps, and returns the seconds that these took."""
-    # Proxies of the environment are not for loopback.
+    """Yield a function that calls a handler with a number of steps, and returns the time they took in seconds."""
+    # Ignore the environment's proxy settings: the server is on loopback.
     with (
         RestateServer() as server,
         serve_app(application(), server),

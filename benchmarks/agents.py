@@ -1,12 +1,12 @@
-"""A scripted agent of pydantic-ai, durable by this package, by `restate.ext.pydantic`, by DBOS, and not at all.
+"""A scripted pydantic-ai agent: durable with this package, with `restate.ext.pydantic`, with DBOS, and not durable.
 
     python -m benchmarks agents
     python -m benchmarks.agents --quick
 
-The model answers at once with what it was told to, so that the time taken is that of the agent and of what makes it
-durable. The two on Restate share a server and an application, and are called by HTTP; DBOS, with its steps in SQLite,
-and the plain agent are called as functions of this process, which spares them a request and an answer per run. A step
-leaves one row in DBOS and two entries in the journal of Restate, one when it starts and one with its result.
+The scripted model answers immediately, so the benchmark measures the agent and its durability. The two Restate variants
+share a server, and are called over HTTP. DBOS, with SQLite, and the plain agent are called in this process, which saves
+them a request and a response per run. A step leaves one row in DBOS and two entries in Restate's journal: one when it
+starts, and one with its result.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ OURS, SDK, ON_DBOS, PLAIN = "restate_steps", "restate.ext.pydantic", "DBOS with 
 PAUSE = 0.05
 AT_ONCE = 16
 SERIAL = 3
-"""How many runs one after another are one sample."""
+"""The number of sequential runs per sample."""
 
 SECONDS = {"serial": 15.0, "at once": 35.0, "pauses": 15.0}
-"""For how long each is measured, at least."""
+"""The minimum duration of each measurement."""
 
 LEAST, QUICK = 5, 2
-"""How many samples there are at least, and with ``--quick``."""
+"""The minimum number of samples, and the number with ``--quick``."""
 
 SPEED_GOAL = 3.0
 PAUSES_GOAL = 150.0
 
 
 class Script(NamedTuple):
-    """What the model says: how often it calls its tool, and how often that many calls at once."""
+    """The model's script: the tool it calls, the number of turns with calls, and the calls in each turn."""
 
     tool: str
     turns: int
@@ -68,16 +68,16 @@ SCRIPTS = {"turns": Script("look_up", turns=5, calls=4), "pauses": Script("pause
 
 Tool = Callable[[str], Awaitable[dict[str, Any]]]
 Run = Callable[[str], Awaitable[str]]
-"""Runs an agent, and returns its answer."""
+"""A function that runs an agent and returns its answer."""
 
 
 async def look_up(sku: str) -> dict[str, Any]:
-    """Look an article up."""
+    """Look up an article."""
     return {"sku": sku, "price": "9.90", "left": 3}
 
 
 async def pause(sku: str) -> dict[str, Any]:
-    """Look an article up somewhere else."""
+    """Look up an article in a slow place."""
     await asyncio.sleep(PAUSE)
     return {"sku": sku, "price": "9.90", "left": 3}
 
@@ -98,7 +98,7 @@ def agent_of(script: Script, name: str, tool: Tool, *capabilities: Any) -> Agent
 
 
 def applications(agents: dict[str, Agent[None, str]]) -> list[Any]:
-    """Return ASGI applications with a handler for each script: this package's, and that of the SDK's integration."""
+    """Return an ASGI application for each Restate variant, with a handler for each script."""
     ours, theirs = restate.Service(SERVICES["ours"]), restate.Service(SERVICES["sdk"])
     for name, agent in agents.items():
         ours.handler(f"ours_{name}")(by_steps(agent))
@@ -131,7 +131,7 @@ def plainly(agent: Agent[None, str]) -> Run:
 
 @contextmanager
 def on_dbos(folder: str) -> Generator[tuple[dict[str, Run], Path], None, None]:
-    """Yield a workflow for each script, and the file with what they record. No conductor, no telemetry, no port."""
+    """Yield a workflow for each script, and the path of their database. No conductor, no telemetry, no port."""
     path = Path(folder, "dbos.sqlite")
     config: Any = {"name": "benchmark", "system_database_url": f"sqlite:///{path}", "log_level": "ERROR"}
     DBOS(config=config)
@@ -148,7 +148,7 @@ def on_dbos(folder: str) -> Generator[tuple[dict[str, Run], Path], None, None]:
 
 
 class Kept(NamedTuple):
-    """What one run leaves behind, its input and its output among it."""
+    """The records that one run leaves behind, including its input and output."""
 
     steps: int
     entries: int
@@ -156,11 +156,11 @@ class Kept(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """One way to run the scripts.
+    """A way to run the scripts.
 
     Attributes:
-        runs: How each script is run, by its name.
-        kept: Tells what the last run left behind.
+        runs: The function that runs each script, by the script's name.
+        kept: A function that returns the records of the last run.
     """
 
     runs: dict[str, Run]
@@ -189,7 +189,7 @@ def on_restate(server: RestateServer, client: httpx.AsyncClient, prefix: str) ->
 
 
 def kept_in(path: Path) -> Kept:
-    """Look up what DBOS keeps of its last workflow, without the keys of the rows, as Restate's bytes have none."""
+    """Return the records of DBOS's last workflow, without the rows' keys, which Restate's byte counts exclude too."""
     connection = sqlite3.connect(path)
     try:
         [[last]] = connection.execute("SELECT workflow_uuid FROM workflow_status ORDER BY rowid DESC LIMIT 1")
@@ -211,7 +211,7 @@ def variants(runner: asyncio.Runner) -> Generator[dict[str, Variant], None, None
         server = stack.enter_context(RestateServer())
         for application in applications(agents):
             stack.enter_context(serve_app(application, server))
-        # Proxies of the environment are not for loopback.
+        # Ignore the environment's proxy settings: the server is on loopback.
         client = httpx.AsyncClient(trust_env=False, timeout=60)
         stack.callback(lambda: runner.run(client.aclose()))
         workflows, path = stack.enter_context(on_dbos(stack.enter_context(tempfile.TemporaryDirectory())))
@@ -224,7 +224,7 @@ def variants(runner: asyncio.Runner) -> Generator[dict[str, Variant], None, None
 
 
 def measurement(runner: asyncio.Runner, run: Run, script: Script, *, times: int, at_once: int) -> Callable[[], float]:
-    """Return what measures the seconds per run."""
+    """Return a function that measures the time per run, in seconds."""
     expected = f"{script.turns * script.calls} articles"
 
     async def all_runs() -> None:
@@ -241,7 +241,7 @@ def measurement(runner: asyncio.Runner, run: Run, script: Script, *, times: int,
 
 
 def faster(goal: float, base: Sequence[float], ours: Sequence[float]) -> list[str]:
-    """Return the cells that say how many times as fast one is as the other."""
+    """Return the table cells that compare our speed with another candidate's."""
     found = ratio(base, ours)
     return [f"{found.median:.2f}", found.quartiles, f"≥ {goal:.2f}", ratio(ours, base).verdict(1 / goal)]
 
@@ -265,7 +265,7 @@ def main() -> int:
     taken: dict[str, dict[str, list[float]]] = {}
     kept: dict[str, Kept] = {}
     with asyncio.Runner() as runner, variants(runner) as found:
-        # What is there already need not be looked through again and again: it is more than any of them needs alone.
+        # Do not let collections scan the objects of all candidates, which are more than any single one needs.
         gc.collect()
         gc.freeze()
         for kind, (name, times, at_once) in kinds.items():
@@ -294,21 +294,21 @@ def main() -> int:
         )
     packages = ", ".join(f"{name} {version(name)}" for name in ("pydantic-ai-slim", "dbos"))
     print(
-        f"One agent by {packages}: {turns.turns} turns of {turns.calls} tools, in milliseconds per run, in runs per\n"
-        f"second with {AT_ONCE} at once, and in what one run leaves behind; and 1 turn of {pauses.calls} tools of "
-        f"{PAUSE * 1e3:.0f} ms\n"
+        f"One agent with {packages}: {turns.turns} turns of {turns.calls} tool calls, in milliseconds per run, in\n"
+        f"runs per second with {AT_ONCE} at once, and in records per run. Then 1 turn of {pauses.calls} tool calls of "
+        f"{PAUSE * 1e3:.0f} ms.\n"
     )
     print_table(["", "ms/run", "runs/s", f"{pauses.calls} tools, ms", "steps", "entries", "bytes"], rows)
     rows = []
     for base in (SDK, ON_DBOS):
         goal = SPEED_GOAL if base == SDK else 1.0
-        rows.append([f"runs/s, against {base}", *faster(goal, taken["at once"][base], taken["at once"][OURS])])
-        rows.append([f"one run, against {base}", *faster(1.0, taken["serial"][base], taken["serial"][OURS])])
+        rows.append([f"runs/s, vs. {base}", *faster(goal, taken["at once"][base], taken["at once"][OURS])])
+        rows.append([f"one run, vs. {base}", *faster(1.0, taken["serial"][base], taken["serial"][OURS])])
     rows.append([f"{pauses.calls} tools at once", *milliseconds(PAUSES_GOAL, taken["pauses"][OURS])])
     for what in Kept._fields:
         for base in (SDK, ON_DBOS):
-            rows.append([f"{what}, against {base}", *no_more(getattr(kept[OURS], what), getattr(kept[base], what))])
-    print("\nrestate_steps against the others: how many times as fast, and how many times as much\n")
+            rows.append([f"{what}, vs. {base}", *no_more(getattr(kept[OURS], what), getattr(kept[base], what))])
+    print("\nrestate_steps compared with the others: how many times as fast, and how many times the records\n")
     print_table(["", "restate_steps", "quartiles", "goal", "verdict"], rows)
     return 0
 

@@ -1,9 +1,9 @@
-"""What the codec costs: against a bare TypeAdapter, against the SDK's pydantic serde, and the comparison by itself.
+"""The codec's cost, compared with a bare TypeAdapter and with the SDK's pydantic serde, and the cost of verification.
 
     python benchmarks/codec.py
 
-Every number is the median of many short repetitions, and the candidates of a row take turns, so that a change in the
-speed of the machine meets all of them.
+Every number is the median of many short repetitions. The candidates of a row take turns, so that changes in the
+machine's speed affect all of them.
 """
 
 from __future__ import annotations
@@ -81,14 +81,14 @@ def shapes() -> list[tuple[str, Any, Any]]:
         from pydantic_ai.messages import ModelResponse, TextPart, ToolCallPart
     except ImportError:
         return found
-    # What restate.ext.pydantic itself records for every turn of an agent.
+    # restate.ext.pydantic records one of these for every turn of an agent.
     parts = [TextPart("Let me look that up."), ToolCallPart("search", {"query": "restate"}, "call-1")]
     response = ModelResponse(parts=parts, model_name="a-model", timestamp=order.created)
     return [*found, ("an agent's ModelResponse", ModelResponse, response)]
 
 
 def medians(candidates: list[Callable[[], object]]) -> list[float]:
-    """Seconds per call of each candidate, which take turns."""
+    """Return the seconds per call of each candidate; the candidates take turns."""
     counts: list[int] = []
     for call in candidates:
         call()
@@ -100,11 +100,11 @@ def medians(candidates: list[Callable[[], object]]) -> list[float]:
     order = random.Random(0)
     entries = list(zip(candidates, counts, samples, strict=True))
     for _ in range(ROUNDS):
-        # Whoever comes after another finds the memory as that one left it.
+        # Shuffle the order, because each candidate affects the one after it.
         order.shuffle(entries)
         for call, count, sample in entries:
             repeats = range(count)
-            # Like timeit: a collection would be charged to whoever happens to trigger it.
+            # Like timeit: a collection would add to the time of the candidate that happens to trigger it.
             gc.disable()
             start = time.thread_time()
             for _ in repeats:
@@ -115,7 +115,7 @@ def medians(candidates: list[Callable[[], object]]) -> list[float]:
 
 
 def main() -> int:
-    print("codec, microseconds of CPU per call; ratios are against a bare TypeAdapter (dump_json, validate_json)\n")
+    print("codec: CPU time per call in microseconds; ratios to a bare TypeAdapter (dump_json, validate_json)\n")
     head = f"{'shape':<24} {'dump':>8} {'bare':>8} {'ratio':>6}  {'load':>8} {'bare':>8} {'ratio':>6}"
     head += f"  {'verify':>8} = {'decode':>8} + {'compare':>8}  {'SDK serde':>10} {'ours':>8} {'times':>6}"
     print(head)
@@ -148,9 +148,8 @@ def main() -> int:
             f"  {theirs * us:10.2f} {ours * us:8.2f} {theirs / ours:6.1f}"
         )
     print(
-        f"\nlargest ratio {max(ratios):.2f} (goal: 1.10 at most); "
-        f"against the SDK's pydantic serde, which builds an adapter for every value it writes, {min(gains):.1f} to "
-        f"{max(gains):.1f} times as fast (goal: 5 times)"
+        f"\nlargest ratio: {max(ratios):.2f} (goal: at most 1.10); {min(gains):.1f} to {max(gains):.1f} times as fast "
+        "(goal: 5 times) as the SDK's pydantic serde, which builds an adapter for every value it writes"
     )
     return 0
 

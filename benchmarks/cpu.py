@@ -1,9 +1,10 @@
-"""CPU time per step without a server: durable steps against the SDK alone, and how the cost of `gather` grows.
+"""CPU time per step without a server: durable steps compared with the SDK alone, and the growth of `gather`'s cost.
 
     python -m benchmarks cpu
 
-An attempt is played in-process; what the player itself spends is taken off. The time of a whole attempt, from its
-first byte to its last, is divided by the number of steps. "fresh" runs every body, "replay" finds all in the journal.
+An attempt runs in-process, against a simulated server whose own time is subtracted. The time of a whole attempt, from
+its first byte to its last, is divided by the number of steps. "fresh" runs every body; "replay" has all results in the
+journal.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ._measure import by_turns, print_table, ratio, spread
 from ._player import Player, first
 
 STEPS = 100
-"""How many steps a sample has at least."""
+"""The minimum number of steps per sample."""
 
 STEP_GOAL = 1.15
 LONG_GOAL = 1.10
@@ -25,18 +26,18 @@ LINEAR_GOAL = 1.25
 FAN_OUT_GOAL = 60.0
 
 SEQUENTIAL = (("int", 1), ("int", 10), ("int", 100), ("int", 1000), ("model", 100), ("model", 1000))
-"""What the steps return, and how many there are."""
+"""The steps' result, and the number of steps."""
 
 COUNTS = (1, 10, 100, 1000)
 HEAD = ["", "by hand", "steps", "ratio", "quartiles", "goal", "verdict"]
 
 
 def measurement(player: Player, mode: str, handler: str, count: int) -> Callable[[], float]:
-    """Return what measures the CPU seconds per step."""
+    """Return a function that measures the CPU time per step, in seconds."""
     journal = first(count) if mode == "fresh" else player.record(handler, count)
-    # Short attempts are repeated: what comes right after a garbage collection is slow.
+    # Repeat short attempts, because code is slow right after a garbage collection.
     times = max(1, STEPS // count)
-    # The player goes by the wall clock, which stands still for nobody, so the least of several is taken off.
+    # The player measures itself in wall time, which includes pauses, so subtract the minimum of several.
     own = min(player.play(handler, journal, times=times)[1] for _ in range(3))
     return lambda: (player.play(handler, journal, times=times)[0] - own) / (times * count)
 
@@ -70,7 +71,7 @@ def one_after_another(player: Player) -> None:
                     rows.append([*row, "", ""])
                 else:
                     rows.append([*row, f"{goal:.2f}", found.verdict(goal)])
-    print("Steps one after another: microseconds of CPU per step, against run_typed with an explicit serde\n")
+    print("Sequential steps: CPU time per step in microseconds, compared with run_typed with an explicit serde\n")
     print_table(HEAD, rows)
 
 
@@ -93,23 +94,23 @@ def together(player: Player, deliveries: str) -> None:
             rows.append(row + [""] * (len(HEAD) - len(row)))
         for who in ("by hand", "steps"):
             growth = ratio(samples[f"{who} 1000"], samples[f"{who} 100"])
-            row = [f"{mode}, 1,000 against 100, {who}", "", "", f"{growth.median:.2f}", growth.quartiles]
+            row = [f"{mode}, 1,000 vs. 100, {who}", "", "", f"{growth.median:.2f}", growth.quartiles]
             rows.append([*row, f"{LINEAR_GOAL:.2f}", growth.verdict(LINEAR_GOAL)] if who == "steps" else [*row, "", ""])
-    print(f"\nBranches of one step, {deliveries}: microseconds of CPU per step, against restate.gather\n")
+    print(f"\nBranches of one step, {deliveries}: CPU time per step in microseconds, compared with restate.gather\n")
     print_table(HEAD, rows)
 
 
 def main() -> int:
     app = application()
-    # What is there already need not be looked through before every sample.
+    # Exclude existing objects from the garbage collection before every sample.
     gc.collect()
     gc.freeze()
     player = Player(app)
     one_after_another(player)
-    together(player, "results coming together")
+    together(player, "results arriving together")
     player.close()
     player = Player(app, one_by_one=True)
-    together(player, "results coming one by one")
+    together(player, "results arriving one by one")
     player.close()
     gc.unfreeze()
     return 0

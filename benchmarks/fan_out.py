@@ -2,8 +2,8 @@
 
     python -m benchmarks fan_out
 
-`gather` of durable steps against `restate.gather` of the futures of `run_typed`, and against the same steps one after
-another. The handler takes the time itself.
+Compares `gather` of durable steps with `restate.gather` of `run_typed` futures, and with sequential `run_typed` calls.
+The handler measures the time itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ._measure import Ratio, by_turns, print_table, ratio, spread
 from ._server import served
 
 SECONDS = {1: 4.0, 100: 8.0, 1000: 10.0}
-"""How many branches, and how long at least that is measured."""
+"""The numbers of branches, each with the minimum duration of its measurement."""
 
 ROUNDS = 5
 GOAL = 1.05
@@ -34,7 +34,7 @@ def main() -> int:
                 candidates["fewer"] = ("gather_pause_steps", 100)
             calls = {label: partial(call, *arguments) for label, arguments in candidates.items()}
             samples = by_turns(calls, seconds=seconds, least=ROUNDS)
-            # Nothing varies less than a thousand round trips in turn, and nothing takes longer.
+            # A thousand sequential round trips take long and vary little, so one sample is enough.
             alone = [call("pause_by_hand", count) for _ in range(1 if count == 1000 else ROUNDS)]
             if count == 1000:
                 growth = ratio([taken / 10 for taken in samples["steps"]], samples["fewer"])
@@ -52,10 +52,10 @@ def main() -> int:
                 ]
             )
     assert growth is not None
-    row = ["1,000 against 100, per branch", "", "", "", f"{growth.median:.2f}", growth.quartiles]
+    row = ["1,000 vs. 100, per branch", "", "", "", f"{growth.median:.2f}", growth.quartiles]
     rows.append([*row, f"{LINEAR_GOAL:.2f}", growth.verdict(LINEAR_GOAL)])
-    print(f"Milliseconds for all branches; every body takes {PAUSE * 1e3:.0f} ms; ratios are against restate.gather\n")
-    print_table(["", "in turn", "restate.gather", "steps", "ratio", "quartiles", "goal", "verdict"], rows)
+    print(f"Milliseconds for all branches; every body takes {PAUSE * 1e3:.0f} ms; ratios to restate.gather\n")
+    print_table(["", "sequential", "restate.gather", "steps", "ratio", "quartiles", "goal", "verdict"], rows)
     return 0
 
 

@@ -1,9 +1,9 @@
-"""What importing this package costs, against importing its dependencies alone.
+"""The cost of importing this package, compared with importing only its dependencies.
 
     python -m benchmarks imports
 
-Every sample is a fresh interpreter, which measures the import and nothing else. "dependencies" are imported as they
-stand in pyproject.toml; "what is used of them" also loads the parts of pydantic that it imports only when asked for.
+Every sample is a fresh interpreter that measures nothing but the import. "dependencies" imports the packages listed in
+pyproject.toml. "used dependencies" also loads the parts of pydantic that this package uses and pydantic loads lazily.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEPENDENCIES = "import restate, pydantic, typing_extensions"
 USED = f"{DEPENDENCIES}; from pydantic import BaseModel, TypeAdapter, ValidationError"
 OURS = "from restate_steps import *"
 
-# Found by the same search path in every candidate, so that none has more folders to look into.
+# Use the same search path in every candidate, so that none has more folders to search.
 PREPARE = "import sys, time; sys.path.insert(0, sys.argv[1])"
 MEASURE = f"""
 {PREPARE}
@@ -52,7 +52,7 @@ def run(code: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 @cache
 def environment() -> dict[str, str]:
-    """Return an environment in which modules are compiled once, whatever ours says and whoever owns their folders."""
+    """Return an environment that caches bytecode, even if the current one does not or cannot write to the packages."""
     folder = TemporaryDirectory(prefix="restate-steps-imports-")
     atexit.register(folder.cleanup)
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
@@ -60,7 +60,7 @@ def environment() -> dict[str, str]:
 
 
 def contributors() -> list[list[str]]:
-    """Return the modules that only our import loads and that take longest by themselves, and the sum of all."""
+    """Return the slowest of the modules that only this package loads, and the total of all of them."""
     listed = run(f"{PREPARE}\n{OURS}", "-X", "importtime").stderr
     without = set(run(f"{PREPARE}\n{DEPENDENCIES}\nprint(*sys.modules)").stdout.split())
     rows: list[tuple[int, str]] = []
@@ -86,12 +86,12 @@ def main() -> int:
 
         return measure
 
-    candidates = {"dependencies": DEPENDENCIES, "what is used of them": USED, "restate_steps": OURS}
+    candidates = {"dependencies": DEPENDENCIES, "used dependencies": USED, "restate_steps": OURS}
     taken = by_turns({name: sampler(name, code) for name, code in candidates.items()}, seconds=SECONDS)
     rows: list[list[str]] = []
     reached = True
     for place, clock in enumerate(("wall", "CPU")):
-        # What was measured first was to warm up, and is in none of the lists.
+        # The first sample is a warm-up, which by_turns() does not return.
         times = {name: [sample[place] for sample in samples[name][-len(taken[name]) :]] for name in candidates}
         ours = times.pop("restate_steps")
         for name, base in times.items():
@@ -99,7 +99,7 @@ def main() -> int:
             reached = reached and found.median <= GOAL
             rows.append(
                 [
-                    f"{clock} time, against {name}",
+                    f"{clock} time, vs. {name}",
                     f"{spread(base).median * 1e3:.1f}",
                     f"{spread(ours).median * 1e3:.1f}",
                     f"{found.median:.2f}",
@@ -111,7 +111,7 @@ def main() -> int:
     print("Milliseconds to import restate_steps, in fresh interpreters\n")
     print_table(["", "without", "with", "ratio", "quartiles", "goal", "verdict"], rows)
     if not reached:
-        print("\nWhat it loads beyond what its dependencies load by themselves, in milliseconds (-X importtime)\n")
+        print("\nModules that only restate_steps loads, in milliseconds (-X importtime)\n")
         print_table(["module", "itself"], contributors())
     return 0
 

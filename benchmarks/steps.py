@@ -1,9 +1,9 @@
-"""Wall time per step on a real restate-server: durable steps against `run_typed` with an explicit serde.
+"""Wall time per step on a real restate-server: durable steps compared with `run_typed` with an explicit serde.
 
     python -m benchmarks steps
 
-The handler takes the time itself, from its first step to its last, in one attempt. Most of it is the round trip to the
-server, which stores every result before the handler goes on.
+The handler measures the time itself, from its first step to its last, in one attempt. Most of it is the round trip to
+the server, which stores every result before the handler continues.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ._measure import by_turns, print_table, ratio, spread
 from ._server import served
 
 SECONDS = {10: 6.0, 100: 18.0}
-"""How many steps a handler has, and for how long it is measured."""
+"""The numbers of steps, each with the minimum duration of its measurement."""
 
 GOAL = 1.05
 
@@ -49,7 +49,7 @@ def main() -> int:
                             "" if control else found.verdict(GOAL),
                         ]
                     )
-    print("Microseconds per step, one after another, on a restate-server\n")
+    print("Sequential steps on a restate-server: microseconds per step\n")
     print_table(["", "by hand", "steps", "ratio", "quartiles", "goal", "verdict"], rows)
     return 0
 

@@ -1,10 +1,10 @@
-"""What the testing kit costs: a simulated attempt, and how many schedules are explored a second.
+"""The testing kit's cost: the time of a simulated attempt, and the explored schedules per second.
 
     python -m benchmarks testing
 
-Attempts are measured in CPU time of this process, schedules as a report tells their rate. "by hand" is the same attempt
-played with nothing around it: bytes in, bytes out, no server's state, no virtual time, no choice of what happens next.
-Then follows what a step costs without any server, as ``benchmarks.cpu`` measures it.
+Attempts are measured in CPU time of this process; the rate of schedules comes from the reports. "by hand" is the same
+attempt with only bytes in and bytes out around it: no server state, no virtual time, no choice of the next event. The
+CPU time of steps follows, as ``benchmarks.cpu`` measures it.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ EXPLORED: dict[str, Callable[..., Any]] = {
 
 
 def cost(action: Callable[[], object]) -> Callable[[], float]:
-    """Return what measures the CPU seconds of one action."""
+    """Return a function that measures the CPU time of an action, in seconds."""
 
     def measure() -> float:
         before = time.process_time()
@@ -104,7 +104,7 @@ def cost(action: Callable[[], object]) -> Callable[[], float]:
 
 
 def by_hand(player: Player, handler: str, journal: Recording) -> Callable[[], float]:
-    """Return what measures the CPU seconds of an attempt that is played by hand."""
+    """Return a function that measures the CPU time of an attempt against the player, in seconds."""
     return lambda: player.play(handler, journal, times=TIMES)[0] / TIMES
 
 
@@ -146,7 +146,7 @@ def attempts(app: Any) -> None:
         rows.append(
             [label, f"{alone:.2f}", f"{taken.median:.2f}", f"{found.median:.2f}", f"≤ {goal}", most(taken, goal)]
         )
-    print("Milliseconds of CPU for a whole attempt\n")
+    print("CPU time of a whole attempt, in milliseconds\n")
     print_table(["", "by hand", "simulated", "ratio", "goal", "verdict"], rows)
     player.close()
 
@@ -166,8 +166,8 @@ def exploration(app: Any) -> None:
         calm, found = spread(orders), spread(whole)
         verdict = "met" if calm.median >= RATE_GOAL else "missed"
         rows.append([label, f"{calm.median:,.0f}", f"≥ {RATE_GOAL:,.0f}", verdict, str(runs), f"{found.median:,.0f}"])
-    print(f"\nSchedules a second, of {ORDERS} orders drawn; runs a second until every order and crash was tried\n")
-    print_table(["", "schedules/s", "goal", "verdict", "runs in all", "runs/s"], rows)
+    print(f"\nSchedules per second for {ORDERS} random orders, and runs per second for all orders and crashes\n")
+    print_table(["", "schedules/s", "goal", "verdict", "total runs", "runs/s"], rows)
 
 
 def rate_of(report: Report) -> float:
