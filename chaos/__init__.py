@@ -1,1 +1,1 @@
-"""Kills everything that takes part in many runs, again and again, and counts what went wrong: ``make chaos``."""
+"""Chaos test: kill the processes behind many runs, again and again, and count the errors (``make chaos``)."""

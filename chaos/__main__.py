@@ -1,10 +1,10 @@
-"""Carry out many runs while their process and their servers are killed, and print what went wrong.
+"""Execute many runs while killing their process and their servers, and print the errors.
 
     python -m chaos
     python -m chaos --runs 40 --service-kills 8 --server-kills 2 --no-cluster
 
-First with one restate-server, then with a cluster of three, of which one node is killed in the middle. The exit code is
-0 if every run has ended rightly and nothing happened twice.
+The first campaign uses one restate-server. The second uses a cluster of three, and kills one node halfway. The exit
+code is 0 if every run ended correctly and nothing happened twice.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ from chaos.table import print_table
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m chaos", description="Disturb many runs, and count what went wrong."
+        prog="python -m chaos", description="Kill processes during many runs, and count the errors."
     )
     both = argparse.BooleanOptionalAction
-    parser.add_argument("--runs", type=int, default=200, help="runs in each part (default: 200)")
-    parser.add_argument("--service-kills", type=int, default=30, help="kills of the handlers' process (default: 30)")
-    parser.add_argument("--server-kills", type=int, default=5, help="kills of the single server (default: 5)")
-    parser.add_argument("--node-kills", type=int, default=1, help="kills of nodes of the cluster (default: 1)")
-    parser.add_argument("--seconds", type=float, default=900, help="time for each part; what is left then is lost")
-    parser.add_argument("--single", action=both, default=True, help="the part with a single server")
-    parser.add_argument("--cluster", action=both, default=True, help="the part with a cluster of three")
-    parser.add_argument("--always-replay", action="store_true", help="let servers suspend a handler at every wait")
+    parser.add_argument("--runs", type=int, default=200, help="runs per campaign; default: %(default)s")
+    parser.add_argument(
+        "--service-kills", type=int, default=30, help="kills of the handlers' process; default: %(default)s"
+    )
+    parser.add_argument("--server-kills", type=int, default=5, help="kills of the single server; default: %(default)s")
+    parser.add_argument("--node-kills", type=int, default=1, help="kills of cluster nodes; default: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=900, help="time limit per campaign, in seconds; unfinished runs count as lost"
+    )
+    parser.add_argument("--single", action=both, default=True, help="include the campaign with a single server")
+    parser.add_argument("--cluster", action=both, default=True, help="include the campaign with a cluster of three")
+    parser.add_argument("--always-replay", action="store_true", help="suspend handlers whenever they wait")
     parser.add_argument("--http1", action="store_true", help="serve the handlers in request/response mode")
-    parser.add_argument("--seed", type=int, help="for the same calls and the same plan of kills as another time")
+    parser.add_argument("--seed", type=int, help="repeat the calls and the kill plan of an earlier run")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(1_000_000) if options.seed is None else options.seed
 
@@ -53,15 +57,15 @@ def main() -> int:
 
 
 def conclude(results: list[Result]) -> int:
-    """Print what is wrong, and return the exit code."""
+    """Print the problems, and return the exit code."""
     for result in results:
         for problem in result.problems:
-            print(f"WRONG ({result.campaign.title}): {problem}")
+            print(f"FAIL ({result.campaign.title}): {problem}")
         for line in result.evidence:
             print(f"  {line}")
     if any(result.problems for result in results):
         return 1
-    print("\nEvery run ended as it had to, and nothing that was recorded happened again.")
+    print("\nEvery run ended as expected, and nothing that was recorded happened again.")
     return 0
 
 

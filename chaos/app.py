@@ -1,8 +1,8 @@
-"""The process that is killed: serves the checkout and the agent.
+"""The process that the campaigns kill: serve the checkout and the agent.
 
     python -m chaos.app PORT [http1]
 
-It tells its port on stdout, and ends when its stdin is closed: when whoever started it is gone.
+It prints its port to stdout, and exits when stdin is closed, that is when its parent process is gone.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""What went wrong, from what the clients, the diary, the world outside and the journals say.
+"""Find errors by comparing what the clients, the diary, the ledger and the journals say.
 
 A step was *seen twice* if any of these holds:
 
-1. Handlers, on whatever attempt, the final answer among them, saw results of two of its bodies.
-2. Its body started although a handler had seen its result.
-3. Its body started although its result had been in the journal at a moment when the service was dead.
-4. The journal holds another result than a handler saw.
+1. Handlers saw the results of two of its bodies, on any attempts. The run's final answer counts too.
+2. Its body started after a handler had seen its result.
+3. Its body started after its result had been in the journal while the service was down.
+4. The journal holds a different result than the one a handler saw.
 
-A body that runs again because nothing was recorded when its process was killed is none of these: steps run at least
-once. It is counted all the same, as it shows that kills hit something.
+A body that runs again because its process was killed before a result was recorded is not an error: steps run at least
+once. The audit still counts such bodies, because they show that the kills hit something.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from chaos.clients import Outcome
 from chaos.diary import Entry
 from chaos.monkey import Snapshot
 
-__all__ = ["Audit", "Offence", "audit"]
+__all__ = ["Audit", "Violation", "audit"]
 
 
 @dataclass(frozen=True)
-class Offence:
-    """Something that must not be.
+class Violation:
+    """A violation.
 
     Attributes:
-        invocation: The invocation it happened in, if one is known.
-        what: What happened.
+        invocation: The id of the invocation, or an empty string if it is unknown.
+        what: A description of the violation.
     """
 
     invocation: str
@@ -43,18 +43,18 @@ class Audit:
     """The counts of one campaign.
 
     Attributes:
-        runs: How many runs there were.
-        finished: Those that ended, well or as they had to fail.
-        lost: Those that did not end.
-        wrong: Those that ended otherwise than they had to, or twice.
-        bodies: Bodies that were started.
-        bodies_again: Those of them for steps whose body had started before, without a recorded result.
-        at_risk: Results that were in the journals of open invocations at kills, all kills together.
-        seen_twice: Steps that were seen twice.
-        effects: Effects that the runs had to have, together.
-        asked_again: Requests for an effect beyond the first: what would be doubled without a key.
-        doubled: Effects that happened more than once, or need not have happened: what is doubled behind the key.
-        offences: Everything that must not be.
+        runs: The number of runs.
+        finished: The runs that ended, correctly or not.
+        lost: The runs that did not end.
+        wrong: Wrong endings, invocations that no client knows, results without a body, and missing effects.
+        bodies: The bodies that started.
+        bodies_again: The bodies that started for a step whose body had started before.
+        at_risk: The results in the journals of open invocations at each kill, summed over all kills.
+        seen_twice: The steps that were seen twice.
+        effects: The effects that all runs must have, in total.
+        repeated_requests: Repeated requests for an effect. Without idempotency keys, each would double the effect.
+        doubled: The effects that happened more often than they must, despite the idempotency keys.
+        violations: All violations.
     """
 
     runs: int
@@ -66,9 +66,9 @@ class Audit:
     at_risk: int = 0
     seen_twice: int = 0
     effects: int = 0
-    asked_again: int = 0
+    repeated_requests: int = 0
     doubled: int = 0
-    offences: list[Offence] = field(default_factory=list[Offence])
+    violations: list[Violation] = field(default_factory=list[Violation])
 
 
 def audit(
@@ -79,15 +79,15 @@ def audit(
     requests: Mapping[str, int],
     receipts: Mapping[str, Mapping[str, str]],
 ) -> Audit:
-    """Count.
+    """Count the results and the violations of a campaign.
 
     Args:
-        outcomes: What the clients know.
-        diary: What happened in the processes that were killed.
-        snapshots: What was recorded at the kills.
-        recorded: The nonces in each invocation's journal, at the end. Every invocation of the handlers is in it.
-        requests: How often each effect was asked for.
-        receipts: The receipts for each effect, by key.
+        outcomes: The outcomes that the clients saw.
+        diary: The events in the killed processes.
+        snapshots: The recorded results at each kill.
+        recorded: The nonces in each invocation's journal at the end, for every invocation of the handlers.
+        requests: The number of requests for each effect.
+        receipts: The receipts for each effect, by idempotency key.
     """
     found = Audit(runs=len(outcomes))
     _check_outcomes(found, outcomes, recorded)
@@ -100,15 +100,17 @@ def _check_outcomes(found: Audit, outcomes: Sequence[Outcome], recorded: Mapping
     for outcome in outcomes:
         if outcome.status is None:
             found.lost += 1
-            found.offences.append(Offence(outcome.invocation, f"{outcome.run.id} was lost; last: {outcome.trouble}"))
+            found.violations.append(
+                Violation(outcome.invocation, f"{outcome.run.id} was lost; last error: {outcome.trouble}")
+            )
             continue
         found.finished += 1
         if wrong := _wrong(outcome):
             found.wrong += 1
-            found.offences.append(Offence(outcome.invocation, f"{outcome.run.id} ended wrongly: {wrong}"))
+            found.violations.append(Violation(outcome.invocation, f"{outcome.run.id} ended incorrectly: {wrong}"))
     for invocation in sorted(set(recorded) - {outcome.invocation for outcome in outcomes}):
         found.wrong += 1
-        found.offences.append(Offence(invocation, "nobody knows this invocation: a run was started twice"))
+        found.violations.append(Violation(invocation, "no client knows this invocation: a run was started twice"))
 
 
 def _wrong(outcome: Outcome) -> str | None:
@@ -139,11 +141,11 @@ class _Step:
         if len(self.seen) > 1:
             return f"handlers saw {len(self.seen)} results of it"
         if self.seen and self.starts[-1][0] > min(self.seen.values()):
-            return "its body started after its result had been seen"
+            return "its body started after a handler had seen its result"
         if self.recorded_at and self.starts[-1][0] >= min(self.recorded_at.values()):
             return "its body started although its result was in the journal"
         if self.recorded and self.seen and self.recorded != set(self.seen):
-            return "the journal holds another result than the handler saw"
+            return "the journal holds a different result than the handler saw"
         return None
 
 
@@ -201,10 +203,10 @@ def _check_steps(
                 f"in the journal: {sorted(step.recorded)}, and at kills: {step.recorded_at}"
             )
     for invocation, problems in by_invocation.items():
-        found.offences += [Offence(invocation, problem) for problem in problems]
+        found.violations += [Violation(invocation, problem) for problem in problems]
     for nonce in strangers:
         found.wrong += 1
-        found.offences.append(Offence("", f"{nonce} was seen, and no body that made it has started"))
+        found.violations.append(Violation("", f"{nonce} was seen, but no body that started had this nonce"))
 
 
 def _check_effects(
@@ -215,14 +217,16 @@ def _check_effects(
 ) -> None:
     expected = {effect: outcome for outcome in outcomes for effect in outcome.run.effects}
     found.effects = len(expected)
-    found.asked_again = sum(requests.values()) - len(requests)
+    found.repeated_requests = sum(requests.values()) - len(requests)
     for effect, given in receipts.items():
         superfluous = len(given) - (effect in expected)
         if superfluous:
             found.doubled += superfluous
             invocation = next(iter(given)).partition("/")[0]
-            found.offences.append(Offence(invocation, f"{effect!r} happened {len(given)} times, for {sorted(given)}"))
+            found.violations.append(
+                Violation(invocation, f"{effect!r} happened {len(given)} times, for {sorted(given)}")
+            )
     for effect, outcome in expected.items():
         if effect not in receipts and outcome.status is not None:
             found.wrong += 1
-            found.offences.append(Offence(outcome.invocation, f"{effect!r} never happened"))
+            found.violations.append(Violation(outcome.invocation, f"{effect!r} never happened"))

@@ -1,4 +1,4 @@
-"""One campaign: many runs, many kills, and the count of what came of it."""
+"""A campaign: many runs, many kills, and an audit of the results."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Campaign:
-    """What to do.
+    """The options of a campaign.
 
     Attributes:
-        title: What it is called.
-        runs: How many runs there are.
-        service_kills: How often the process that serves the handlers is killed.
-        server_kills: How often a server is killed.
-        nodes: How many servers there are.
-        seconds: How long to wait for the runs; what has not ended by then is lost.
-        seed: Decides what is called, and when and who is killed.
-        always_replay: Whether the servers suspend a handler at every wait.
+        title: The title.
+        runs: The number of runs.
+        service_kills: The number of kills of the process that serves the handlers.
+        server_kills: The number of kills of a server.
+        nodes: The number of servers.
+        seconds: The time limit for the runs, in seconds. Runs that have not ended by then are lost.
+        seed: The seed that determines the calls, and the order and targets of the kills.
+        always_replay: Whether the servers suspend a handler whenever it waits.
         http1: Whether the handlers are served over HTTP/1.1, in request/response mode.
     """
 
@@ -58,15 +58,15 @@ class Campaign:
 
 @dataclass
 class Result:
-    """What came of a campaign.
+    """The result of a campaign.
 
     Attributes:
         campaign: The campaign.
-        audit: The counts.
-        service_kills: How often the process that serves the handlers was killed while runs were under way.
-        server_kills: How often a server was.
-        seconds: How long it took, from the first call to the last answer.
-        evidence: More about the first offences, for who has to find out.
+        audit: The audit.
+        service_kills: The number of kills of the service while runs were in progress.
+        server_kills: The number of kills of a server while runs were in progress.
+        seconds: The duration in seconds, from the first call to the last answer.
+        evidence: Details about the first violations, for debugging.
     """
 
     campaign: Campaign
@@ -78,19 +78,21 @@ class Result:
 
     @property
     def problems(self) -> list[str]:
-        """Why the campaign has failed; none if it has not."""
+        """The reasons why the campaign failed; empty if it passed."""
         plan = self.campaign
-        offences = [f"{offence.invocation or '(no invocation)'}: {offence.what}" for offence in self.audit.offences]
+        problems = [
+            f"{violation.invocation or '(no invocation)'}: {violation.what}" for violation in self.audit.violations
+        ]
         if self.service_kills < plan.service_kills or self.server_kills < plan.server_kills:
-            offences.append("some kills came too late: the runs had ended")
+            problems.append("some kills came too late, after all runs had ended")
         if plan.service_kills and not self.audit.bodies_again:
-            # Kills that hit nothing prove nothing.
-            offences.append("no kill has interrupted a step")
-        return offences
+            # Kills that interrupt nothing prove nothing.
+            problems.append("no kill interrupted a step")
+        return problems
 
 
 async def carry_out(campaign: Campaign) -> Result:
-    """Carry a campaign out, from nothing, in a temporary folder."""
+    """Run a campaign in a new temporary folder, which is kept if there are problems."""
     rng = random.Random(campaign.seed)
     outcomes = [Outcome(run) for run in make_runs(campaign.runs, rng)]
     plan = make_plan(campaign.service_kills, campaign.server_kills, rng, nodes=campaign.nodes)
@@ -129,7 +131,7 @@ async def carry_out(campaign: Campaign) -> Result:
         result = Result(campaign, found, monkey.service_kills, monkey.server_kills, seconds)
         if result.problems:
             removal.pop_all()
-            result.evidence = [f"diary, logs and data are kept in {folder}", *_evidence(servers, found)]
+            result.evidence = [f"the diary, the logs and the data are in {folder}", *_evidence(servers, found)]
     return result
 
 
@@ -140,7 +142,7 @@ async def _carry_out(clients: Clients, progress: Progress, number: int, outcome:
 
 
 async def _within(seconds: float, *work: Coroutine[Any, Any, None]) -> None:
-    """Do all that at once; what has not ended in time is cancelled, and a failure ends it all."""
+    """Run coroutines concurrently; cancel the remaining ones when time is up or one of them fails."""
     try:
         async with asyncio.timeout(seconds), asyncio.TaskGroup() as group:
             for coroutine in work:
@@ -158,7 +160,7 @@ def _failure(servers: Servers, invocation: str) -> str | None:
 
 
 def _recorded(servers: Servers) -> dict[str, list[str]]:
-    """The nonces in the journals of all invocations."""
+    """Return the nonces in the journals of all invocations."""
     recorded: dict[str, list[str]] = {}
     for row in servers.query("SELECT id FROM sys_invocation"):
         results = (entry for entry in servers.journal(row["id"]) if entry.type == "Notification: Run")
@@ -168,8 +170,8 @@ def _recorded(servers: Servers) -> dict[str, list[str]]:
 
 def _evidence(servers: Servers, found: Audit) -> list[str]:
     lines: list[str] = []
-    offenders = dict.fromkeys(offence.invocation for offence in found.offences if offence.invocation)
-    for invocation in list(offenders)[:_SHOWN]:
+    invocations = dict.fromkeys(violation.invocation for violation in found.violations if violation.invocation)
+    for invocation in list(invocations)[:_SHOWN]:
         rows = servers.query(f"SELECT * FROM sys_invocation WHERE id = '{invocation}'")
         lines.append(f"{invocation}: {rows[0] if rows else 'unknown to the server'}")
         lines += [

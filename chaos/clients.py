@@ -1,8 +1,8 @@
-"""Clients that lose nothing because a connection breaks.
+"""Clients that retry until they succeed, so that broken connections lose nothing.
 
-1. A call is sent with an idempotency key, again and again, until a server has accepted it. Sent twice, it runs once.
-2. The client then attaches to the invocation, again and again, until it has ended. Any node may be asked.
-3. An approval is sent until it is accepted; to accept it twice changes nothing.
+1. A client sends a call with an idempotency key until a server accepts it. A call that is sent twice runs once.
+2. It then attaches to the invocation until that has ended, through any node.
+3. It sends an approval until a server accepts it. Sending it twice has no further effect.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from chaos.shop import APPROVED
 __all__ = ["Clients", "Outcome"]
 
 _WITHIN = 10.0
-# What a server says while it, or the node that it needs, is away. (404: an invocation that is not known yet.)
+# Retry while the server, or a node that it needs, is down. 404 means that it does not know the invocation yet.
 _LATER = frozenset({404, 408, 425, 429, *range(500, 600)})
 
 
 @dataclass
 class Outcome:
-    """What a client knows of its run.
+    """The outcome of a run, as its client knows it.
 
     Attributes:
         run: The run.
-        invocation: The id of the invocation, once it is accepted.
-        status: The HTTP status that it ended with; ``None`` if it has not ended.
-        body: What it answered.
-        trouble: What went wrong on the way, last.
+        invocation: The id of the invocation, once a server has accepted it.
+        status: The HTTP status of the result; ``None`` if the run has not ended.
+        body: The result.
+        trouble: The last error before the result, such as a broken connection.
     """
 
     run: Run
@@ -45,12 +45,12 @@ class Outcome:
 
 
 class Clients:
-    """Carries runs out.
+    """A client that executes runs.
 
     Args:
-        ingress_urls: Where calls go.
-        failed: Asked for the failure that an invocation has ended with, if it has: from the answer alone it cannot be
-            told from that of a server in trouble.
+        ingress_urls: The URLs of the servers' ingresses.
+        failed: A function that returns the failure of an invocation, or None if it has not failed. It is needed because
+            the status of a failed invocation can also be that of a failing server.
     """
 
     def __init__(self, ingress_urls: list[str], failed: Callable[[str], str | None]) -> None:
@@ -62,7 +62,7 @@ class Clients:
         await self._http.aclose()
 
     async def carry_out(self, outcome: Outcome) -> None:
-        """Send a run, and wait for its end; the outcome is filled in as it becomes known."""
+        """Send a run and wait until it ends; update the outcome along the way."""
         run = outcome.run
         headers = {"idempotency-key": run.id}
         while not outcome.invocation:
@@ -81,7 +81,7 @@ class Clients:
                 outcome.status = answer.status_code
 
     async def approve(self, approval: str) -> None:
-        """Say yes to what an order waits for."""
+        """Approve the request that an order waits for."""
         await asyncio.sleep(random.uniform(0, 0.5))
         nothing = Outcome(Run("", "", {}, None, None, frozenset(), 0))
         while True:
@@ -90,7 +90,7 @@ class Clients:
                 return
 
     async def _try(self, outcome: Outcome, method: str, path: str, **options: Any) -> httpx.Response | None:
-        """Make a request to some node; after one that did not help, wait a moment."""
+        """Send a request to a random node; if it fails, wait a moment before returning."""
         url = random.choice(self._urls) + path
         try:
             answer = await self._http.request(method, url, **options)

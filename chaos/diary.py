@@ -1,13 +1,13 @@
-"""A diary of what happened in the processes that are killed, in the order in which it happened.
+"""A log of events in the processes that the campaigns kill, in the order in which they happened.
 
-1. The body of a step writes a line when it starts, with a nonce that it has just made. Its result carries the nonce.
-2. The handler writes a line when it has seen a result: its nonces. What a handler sees came out of the journal, so from
-   then on that result is known to be recorded.
-3. A line is one ``write`` to a file that is open for appending: lines of several processes do not mix, and what is
-   written stays written when the writer is killed. The order of the lines is the order of the writes.
+1. When a step's body starts, it writes a line with a new nonce. The step's result contains the nonce.
+2. When a handler has seen a result, it writes a line with the result's nonces. A handler only sees results from the
+   journal, so from then on the result is known to be recorded.
+3. A line is a single ``write`` to a file opened for appending. Lines of different processes do not interleave, and a
+   kill does not undo a write. The order of the lines is the order of the writes.
 
-Two results of one step therefore show as two nonces, and a body that runs although its result was recorded shows as a
-line after the one that says that the result was seen.
+So two results of one step appear as two nonces. A body that runs although its result was recorded appears as a line
+after the line of the handler that saw the result.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Entry:
     """A line of the diary.
 
     Attributes:
-        pid: The process that wrote it.
-        nonces: The nonce of the body that started, or those that a handler saw.
-        invocation: The invocation of the body that started; empty in a line about what was seen.
-        step: The name of its step.
-        key: The idempotency key of its step, which is the same on every attempt.
+        pid: The id of the process that wrote it.
+        nonces: The nonce of the body that started, or the nonces that a handler saw.
+        invocation: The invocation of the body that started; empty if a handler wrote the line.
+        step: The step's name.
+        key: The step's idempotency key, which is the same on every attempt.
     """
 
     pid: int
@@ -50,7 +50,7 @@ class Entry:
 
 
 def begin() -> str:
-    """Note that the body of a step starts, and return the nonce for its result."""
+    """Log the start of a step's body, and return the nonce for its result."""
     info = step_info()
     nonce = f"n-{uuid.uuid4().hex}"
     _append(Entry(os.getpid(), (nonce,), info.invocation_id, info.name, info.idempotency_key))
@@ -58,20 +58,20 @@ def begin() -> str:
 
 
 def saw(nonces: Iterable[str]) -> None:
-    """Note which results a handler has got."""
+    """Log the results that a handler has seen."""
     _append(Entry(os.getpid(), tuple(nonces)))
 
 
 def nonces_in(text: str) -> list[str]:
-    """Find the nonces in a text, each once, in order."""
+    """Find the nonces in a text, in order and without duplicates."""
     return list(dict.fromkeys(_NONCE.findall(text)))
 
 
 def read(path: Path) -> list[Entry]:
-    """Return what a diary holds, oldest first; nothing if there is no such file yet."""
+    """Return a diary's entries, oldest first; an empty list if the file does not exist yet."""
     if not path.exists():
         return []
-    # What comes after the last end of a line is still being written.
+    # An incomplete last line is still being written.
     whole, _, _ = path.read_text().rpartition("\n")
     return [Entry(pid, tuple(nonces), *where) for pid, nonces, *where in map(json.loads, whole.splitlines())]
 

@@ -1,7 +1,7 @@
-"""The world outside: a service that acts once for each idempotency key, and counts every request all the same.
+"""An external service that performs an effect once per idempotency key, and counts every request.
 
-It lives in the process that is never killed. Its answer takes a while after it has acted, so that a caller is often
-killed in between: the worst moment, since the effect has happened and nobody knows.
+It runs in the process that is never killed. It waits a while between the effect and its response, so that the caller is
+often killed in between. That is the worst moment: the effect has happened, but the caller does not know.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from restate_steps import step_info
 __all__ = ["LEDGER", "Ledger", "act"]
 
 LEDGER = "CHAOS_LEDGER"
-"""The environment variable with the URL."""
+"""The environment variable with the ledger's URL."""
 
 _SLOWNESS = (0.03, 0.2)
 _WITHIN = 30.0
 
 
 class Ledger:
-    """Serves the world outside, on loopback.
+    """The external service, on loopback.
 
     Args:
-        acted: Called with an effect and its detail when the effect happens, from any thread.
+        acted: A callback that receives an effect and its detail when the effect happens. It can run in any thread.
 
     Attributes:
-        requests: How often each effect was asked for, with whatever key.
-        receipts: The receipts that were given for each effect, by key. A second key for one effect is a second effect.
+        requests: The number of requests for each effect, with any key.
+        receipts: The receipts for each effect, by idempotency key. A second key means that the effect happened twice.
     """
 
     def __init__(self, *, acted: Callable[[str, str], None] = lambda what, detail: None) -> None:
@@ -65,7 +65,7 @@ class Ledger:
         self._server.server_close()
 
     def act(self, what: str, key: str, detail: str) -> str:
-        """Let an effect happen, unless it has happened with this key, and return its receipt."""
+        """Perform an effect, unless it already happened with this key, and return its receipt."""
         with self._lock:
             self.requests[what] += 1
             given = self.receipts.setdefault(what, {})
@@ -86,12 +86,12 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: clients are killed here on purpose, and leave broken connections behind."""
+        """Ignore errors: killed clients leave broken connections behind."""
 
 
 class _Request(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    # Small answers go out at once.
+    # Send small responses immediately.
     disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
@@ -111,7 +111,7 @@ class _Request(BaseHTTPRequestHandler):
 
 
 async def act(what: str, detail: str = "") -> str:
-    """Ask for an effect from the body of a step, with the step's key, and return the receipt."""
+    """Request an effect from a step's body, with the step's idempotency key, and return the receipt."""
     headers = {"idempotency-key": step_info().idempotency_key}
     answer = await _client().post(os.environ[LEDGER], json={"what": what, "detail": detail}, headers=headers)
     return str(answer.raise_for_status().json())

@@ -1,8 +1,8 @@
-"""Kills the process that serves the handlers, and the servers, with SIGKILL, and starts them again.
+"""Kill the service, which is the process that serves the handlers, and the servers with SIGKILL, and restart them.
 
-After each kill of the handlers' process, and before it is started again, the journals of all open invocations are read.
-What they hold then is recorded for certain, and nobody is there to run a body: if the body of one of those steps starts
-later, it is one that must not.
+After each kill of the service, before restarting it, the monkey reads the journals of all open invocations. The results
+in them are certainly recorded, and no process can run a body at that moment. So the bodies of those steps must not
+start later.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["Monkey", "Plan", "Snapshot", "make_plan"]
 
 Deed: TypeAlias = Literal["kill service", "kill server", "start server"]
 
-# Kills stop while there still are runs to end.
+# The share of ended runs after which kills stop, so that they all happen while runs are in progress.
 _LAST = 0.75
 _UP_FOR = (0.15, 1.0)
 _DOWN_FOR = (0.0, 0.4)
@@ -30,11 +30,11 @@ _DOWN_FOR = (0.0, 0.4)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was recorded while the process that serves the handlers was dead.
+    """The recorded results at a moment when the service was down.
 
     Attributes:
         recorded: The nonces of the results in the journals.
-        entries: How long the diary was.
+        entries: The number of entries in the diary.
     """
 
     recorded: frozenset[str]
@@ -43,20 +43,20 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Plan:
-    """What to do, each deed at the share of the runs that shall have ended before it."""
+    """A sequence of deeds, each with the share of the runs that must have ended before it."""
 
     deeds: tuple[tuple[float, Deed], ...]
 
 
 def make_plan(service_kills: int, server_kills: int, rng: random.Random, *, nodes: int) -> Plan:
-    """Spread the kills over the runs.
+    """Distribute the kills over the runs.
 
     Args:
-        service_kills: How often to kill the process that serves the handlers.
-        server_kills: How often to kill a server.
-        rng: Decides when.
-        nodes: How many servers there are. A single one is started again at once, as nothing goes on without it;
-            of several, the others go on alone for a while.
+        service_kills: The number of kills of the service.
+        server_kills: The number of kills of a server.
+        rng: The random number generator that determines the times.
+        nodes: The number of servers. A single server restarts immediately, because nothing works without it. In a
+            cluster, the other nodes continue without the killed one for a while.
     """
     servers: list[tuple[float, Deed]] = []
     for number in range(server_kills):
@@ -64,7 +64,7 @@ def make_plan(service_kills: int, server_kills: int, rng: random.Random, *, node
         alone = 0.0 if nodes == 1 else _LAST * 0.3 / server_kills
         servers.append((share, "kill server"))
         servers.append((share + alone, "start server"))
-    # Some kills hit the service while the only server is down too.
+    # Kill the service along with every other server kill, so that both are down at once.
     both = [share for share, deed in servers if deed == "kill server"][1::2][: service_kills // 2]
     others = service_kills - len(both)
     shares = [_LAST * (number + rng.random()) / others for number in range(others)]
@@ -75,18 +75,18 @@ def make_plan(service_kills: int, server_kills: int, rng: random.Random, *, node
 
 @dataclass
 class Monkey:
-    """Carries a plan out.
+    """The executor of a plan.
 
     Attributes:
         service: The process that serves the handlers.
         servers: The servers.
-        plan: What to do.
-        progress: How far the runs are.
-        runs: How many there are.
-        rng: Decides who, and for how long.
-        snapshots: What was recorded at the kills.
-        service_kills: How often the service was killed while runs were under way.
-        server_kills: How often a server was.
+        plan: The plan.
+        progress: The progress of the runs.
+        runs: The number of runs.
+        rng: The random number generator that determines targets and delays.
+        snapshots: The recorded results at each kill of the service.
+        service_kills: The number of kills of the service while runs were in progress.
+        server_kills: The number of kills of a server while runs were in progress.
     """
 
     service: Service
@@ -108,7 +108,7 @@ class Monkey:
                 if deed == "kill service":
                     await self._kill_service()
                 elif deed == "start server":
-                    # It takes seconds, in which the service is killed as before.
+                    # It takes seconds, during which kills of the service continue.
                     starting = group.create_task(self._start_server())
                 else:
                     if starting is not None:
@@ -149,4 +149,4 @@ class Monkey:
         try:
             await asyncio.to_thread(self.servers.nodes[self._down].restart)
         except ServerError as error:
-            raise RuntimeError(f"a server that was killed did not come up again: {error}") from error
+            raise RuntimeError(f"a killed server failed to restart: {error}") from error

@@ -1,6 +1,6 @@
-"""Keeps the runs and the kills abreast, so that every kill happens while many runs are under way.
+"""Synchronize runs and kills, so that every kill happens while many runs are in progress.
 
-A kill waits until enough runs have ended, and a run waits to be started until the next kill is near.
+A kill waits until enough runs have ended. A run does not start until the next kill is near.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ __all__ = ["Progress"]
 
 
 class Progress:
-    """How far the runs and the kills are.
+    """The progress of the runs and the kills.
 
     Args:
-        runs: How many runs there are.
-        at_once: How many of them may be under way.
+        runs: The number of runs.
+        at_once: The maximum number of runs in progress.
 
     Attributes:
-        ended: How many runs have ended.
+        ended: The number of runs that have ended.
     """
 
     def __init__(self, runs: int, at_once: int) -> None:
@@ -30,7 +30,7 @@ class Progress:
 
     @property
     def over(self) -> bool:
-        """Whether all runs have ended, so that there is nothing left to disturb."""
+        """True if all runs have ended, so that kills have no effect."""
         return self.ended >= self._runs
 
     async def one_ended(self) -> None:
@@ -39,7 +39,7 @@ class Progress:
             self._changed.notify_all()
 
     async def until(self, ended: int) -> None:
-        """Wait until so many runs have ended; they are what the kills are waiting for."""
+        """Wait, for the next kill, until this number of runs has ended."""
         async with self._changed:
             self._goal = ended
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""What is called, and what has to come of it."""
+"""Calls of handlers, and their expected results."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Run:
     """One call of a handler.
 
     Attributes:
-        id: Its idempotency key.
+        id: The idempotency key.
         target: The service and the handler.
         argument: The handler's argument.
-        value: What it has to answer; ``None`` if it has to fail.
-        failure: The status it has to fail with.
-        effects: What has to happen in the world outside, each exactly once, and nothing else for this run.
-        steps: How many steps its answer is made of.
+        value: The expected value in the answer; ``None`` if the run must fail.
+        failure: The status with which the run must fail; ``None`` if it must succeed.
+        effects: The effects that the run must have on the external service, each exactly once, and no others.
+        steps: The number of steps whose results the answer contains.
     """
 
     id: str
@@ -39,14 +39,14 @@ class Run:
 
 
 def make_runs(count: int, rng: random.Random) -> list[Run]:
-    """Make checkouts and agent runs by turns."""
+    """Create checkouts and agent runs alternately."""
     return [
         _checkout(f"order-{number}", rng) if number % 2 else _trip(f"trip-{number}", rng) for number in range(count)
     ]
 
 
 def _receipt(what: str) -> str:
-    # The first receipt that the ledger gives for an effect.
+    # The first receipt that the ledger returns for an effect.
     return f"receipt 0 for {what}"
 
 

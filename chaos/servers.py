@@ -1,4 +1,4 @@
-"""One real restate-server, or a cluster of them, on loopback, each with data that outlives its process."""
+"""A real restate-server, or a cluster of them, on loopback, each with data that outlives its process."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ __all__ = ["Servers"]
 
 T = TypeVar("T")
 
-# Whoever kills things every second wants the next attempt soon, and wants it for as long as it takes: after the
-# default of 70 attempts an invocation is paused until somebody looks at it.
+# With kills every second, retries must be quick and unlimited. By default, the server pauses an invocation after 70
+# attempts, until an operator resumes it.
 _RETRIES = {
     "RESTATE_DEFAULT_RETRY_POLICY__INITIAL_INTERVAL": "50ms",
     "RESTATE_DEFAULT_RETRY_POLICY__MAX_INTERVAL": "500ms",
@@ -33,9 +33,10 @@ class Servers:
     """The servers of one campaign.
 
     Args:
-        folder: For their data and logs.
-        count: How many; more than one are a cluster that keeps every record twice, and its metadata on every node.
-        always_replay: Whether they shall suspend a handler at every wait.
+        folder: The folder for data and logs.
+        count: The number of servers. More than one form a cluster, which stores every record twice, and its metadata on
+            every node.
+        always_replay: Whether the servers suspend a handler whenever it waits.
     """
 
     def __init__(self, folder: Path, count: int, *, always_replay: bool = False) -> None:
@@ -60,13 +61,13 @@ class Servers:
         self._end()
 
     def _end(self) -> None:
-        # The data is removed with its folder, and need not be saved.
+        # No need for a clean shutdown: the folder is removed with the data.
         for node in self.nodes:
             node.kill()
 
     @property
     def ingress_urls(self) -> list[str]:
-        """Where calls go, whether or not the node lives: clients find out for themselves."""
+        """The URLs of all ingresses, including those of killed nodes, which clients have to handle."""
         return [node.ingress_url for node in self.nodes]
 
     def register(self, url: str, *, http1: bool) -> None:
@@ -79,7 +80,7 @@ class Servers:
         return self._ask(lambda node: node.journal(invocation))
 
     def _ask(self, question: Callable[[RestateServer], T]) -> T:
-        """Ask any node that lives, again and again: while leaders change, a query may fail on all of them."""
+        """Query any running node, with retries: a query can fail on all of them while leaders change."""
         deadline = time.monotonic() + _ASK_WITHIN
         while True:
             failure = ServerError("no server is running.")
@@ -95,7 +96,7 @@ class Servers:
 
 
 def _cluster(folder: Path, count: int, always_replay: bool) -> list[RestateServer]:
-    # Every node is told the addresses of all of them, so the ports are chosen here.
+    # Every node needs the addresses of all nodes, so choose the ports here.
     ports = free_ports(3 * count)
     addresses = [f"http://127.0.0.1:{port}" for port in ports[2 * count :]]
     name = f"chaos-{secrets.token_hex(8)}"
@@ -107,7 +108,7 @@ def _cluster(folder: Path, count: int, always_replay: bool) -> list[RestateServe
             ingress_port=ports[number],
             admin_port=ports[count + number],
             node_port=ports[2 * count + number],
-            # A node is ready when it has found the others.
+            # A node becomes ready only after it has found the others.
             startup_timeout=120,
         )
         for number in range(count)
@@ -115,7 +116,7 @@ def _cluster(folder: Path, count: int, always_replay: bool) -> list[RestateServe
 
 
 def _named(folder: Path, cluster: str) -> Path:
-    # A server keeps the name of its cluster with its data, and takes over one that it finds there.
+    # RestateServer stores the cluster's name with the data, and uses a name that it finds there.
     folder.mkdir()
     (folder / "cluster-name").write_text(cluster)
     return folder
@@ -129,8 +130,8 @@ def _settings(number: int, addresses: list[str]) -> dict[str, str]:
         "RESTATE_METADATA_SERVER__TYPE": "replicated",
         "RESTATE_BIFROST__DEFAULT_PROVIDER": "replicated",
         "RESTATE_DEFAULT_REPLICATION": "2",
-        # More than there are nodes, so that every node leads some.
+        # More partitions than nodes, so that every node leads some.
         "RESTATE_DEFAULT_NUM_PARTITIONS": "6",
-        # Only one may found the cluster; the others join.
+        # Only one node can provision the cluster; the others join it.
         "RESTATE_AUTO_PROVISION": "true" if number == 0 else "false",
     }

@@ -1,4 +1,4 @@
-"""The process that serves the handlers, from outside."""
+"""The service: the child process that serves the handlers."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _ROOT = Path(__file__).resolve().parent.parent
 
 
 class Service:
-    """Serves the handlers from a process of their own, on one port for all its lives.
+    """A child process that serves the handlers, on the same port after every restart.
 
     Args:
-        folder: For the diary, and for what the process prints.
-        ledger: The URL of the world outside.
-        http1: Whether it speaks HTTP/1.1, so that the server uses the request/response mode.
+        folder: The folder for the diary and the process's log.
+        ledger: The URL of the ledger.
+        http1: Whether to serve over HTTP/1.1, so that the server uses its request/response mode.
     """
 
     def __init__(self, folder: Path, ledger: str, *, http1: bool = False) -> None:
@@ -42,7 +42,7 @@ class Service:
 
     @property
     def up_for(self) -> float:
-        """How long the process has been serving, in seconds."""
+        """The time since the process started to serve, in seconds."""
         return time.monotonic() - self._since
 
     def __enter__(self) -> Self:
@@ -65,18 +65,18 @@ class Service:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                # An interrupt from the keyboard is for us alone; we then end the process ourselves.
+                # Ctrl-C must not reach the child directly; this process kills it.
                 start_new_session=True,
             )
         assert self._process.stdout is not None
         said = self._process.stdout.readline().strip()
         if not said:
-            raise RuntimeError(f"the handlers could not be served:\n{self._log.read_text()}")
+            raise RuntimeError(f"the service failed to start; its log is:\n{self._log.read_text()}")
         self._port = int(said)
         self._since = time.monotonic()
 
     def kill(self) -> None:
-        """End the process with SIGKILL, and wait until it is gone. Does nothing if there is none."""
+        """Kill the process with SIGKILL, and wait until it has exited. Does nothing if no process is running."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

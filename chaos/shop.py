@@ -1,4 +1,4 @@
-"""A checkout: branches with several steps, a durable timer, an approval from outside, and steps that undo."""
+"""A checkout: branches with several steps, a durable timer, an approval from outside, and compensation."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ APPROVED = "approved"
 
 
 class Order(BaseModel):
-    """What a customer wants.
+    """An order.
 
     Attributes:
-        id: Tells it from every other order.
-        card: A card that starts with 0 is declined.
-        prices: What its items cost, in cents.
-        wait: What the order waits for before it is paid.
+        id: A unique id.
+        card: The card number; cards that start with 0 are declined.
+        prices: The prices of the items, in cents.
+        wait: The event that the order waits for before payment.
     """
 
     id: str
@@ -38,11 +38,11 @@ class Order(BaseModel):
 
 
 class Done(BaseModel):
-    """What a step returns.
+    """The result of a step.
 
     Attributes:
-        nonce: Made by the body that ran.
-        value: The result proper.
+        nonce: The nonce of the body that ran.
+        value: The actual result.
     """
 
     nonce: str
@@ -125,7 +125,7 @@ async def release(order: Order) -> Done:
 
 
 class Checkout:
-    """One attempt of a checkout, which notes every result that it sees."""
+    """An attempt of a checkout that logs every result it sees."""
 
     def __init__(self, order: Order) -> None:
         self.order = order

@@ -1,4 +1,4 @@
-"""An agent with a scripted model: three requests to the model, and three calls of tools, one of which books."""
+"""An agent with a scripted model: three model requests and three tool calls, one of which books a trip."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ __all__ = ["Trip", "price_of", "travel"]
 
 
 class Trip(BaseModel):
-    """What a traveller wants: an id that no other trip has, and where to go."""
+    """A trip: a unique id, and the cities to visit."""
 
     id: str
     cities: list[str]
 
 
 def price_of(city: str) -> int:
-    """Tell what a city costs, in cents."""
+    """Return the price of a city, in cents."""
     return 1_000 * len(city) + ord(city[0])
 
 
 async def script(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
-    """Ask for the price of every city at once, book for the sum of them, and tell what was booked."""
+    """Request the prices of all cities at once, book the trip for their sum, and answer with the booking."""
     nonce = begin()
     await asyncio.sleep(random.uniform(0.1, 0.4))
     trip = _trip(messages)
@@ -49,7 +49,7 @@ async def script(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse
     answers = [json.loads(part.model_response_str()) for part in returned]
     if not returned:
         calls = [ToolCallPart("price", {"city": city}) for city in trip.cities]
-        # A model's response has an id of its own, which is where the nonce goes.
+        # The response's id carries the nonce.
         return ModelResponse(parts=calls, provider_response_id=nonce)
     if returned[0].tool_name == "price":
         cents = sum(answer["cents"] for answer in answers)
@@ -65,7 +65,7 @@ def _trip(messages: list[ModelMessage]) -> Trip:
 
 
 async def note_history(messages: list[ModelMessage]) -> list[ModelMessage]:
-    """Note what the handler has seen so far; called in the handler, before each request to the model."""
+    """Log the results that the handler has seen so far; runs in the handler, before each model request."""
     saw(_nonces(messages))
     return messages
 

@@ -1,4 +1,4 @@
-"""A short version of ``make chaos``: that nothing goes wrong, and that it would be noticed."""
+"""A short version of ``make chaos``, and tests that its audit finds every kind of violation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def chaos(*options: str) -> dict[str, int]:
-    """Run it, and return the column of the table by the names of the rows."""
+    """Run it, and return the table's first column, by the names of the rows."""
     done = subprocess.run(
         [sys.executable, "-m", "chaos", "--seconds=80", *options], cwd=ROOT, capture_output=True, text=True, timeout=115
     )
@@ -29,21 +29,21 @@ def chaos(*options: str) -> dict[str, int]:
 
 @pytest.mark.timeout(120)
 def test_one_server() -> None:
-    """Checkouts and agents end rightly and once, while their process and their server are killed again and again."""
+    """Checkouts and agents end correctly and once, although their process and their server are killed repeatedly."""
     counts = chaos("--runs=40", "--service-kills=8", "--server-kills=2", "--no-cluster")
 
-    assert (40, 0, 0) == (counts["finished"], counts["steps seen twice"], counts["doubled behind the key"])
-    assert (8, 2) == (counts["kills of the service"], counts["kills of a server"])
-    assert counts["results recorded when a kill came"] > 0
+    assert (40, 0, 0) == (counts["finished"], counts["steps seen twice"], counts["doubled despite the key"])
+    assert (8, 2) == (counts["service kills"], counts["server kills"])
+    assert counts["results recorded at kills"] > 0
 
 
 @pytest.mark.timeout(120)
 def test_cluster() -> None:
-    """The same on a cluster of three servers, of which one is killed in the middle and comes back."""
+    """The same holds on a cluster of three servers, one of which is killed halfway and restarted."""
     counts = chaos("--runs=30", "--service-kills=4", "--node-kills=1", "--no-single")
 
-    assert (30, 0, 0) == (counts["finished"], counts["steps seen twice"], counts["doubled behind the key"])
-    assert (4, 1) == (counts["kills of the service"], counts["kills of a server"])
+    assert (30, 0, 0) == (counts["finished"], counts["steps seen twice"], counts["doubled despite the key"])
+    assert (4, 1) == (counts["service kills"], counts["server kills"])
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def nonce(number: int) -> str:
 
 
 class Story:
-    """What everybody says of one run with one step and one effect, for a test to change."""
+    """The audit's input for one run with one step and one effect, for tests to modify."""
 
     def __init__(self) -> None:
         modules = {name: importlib.import_module(f"chaos.{name}") for name in ("audit", "clients", "diary", "runs")}
@@ -72,30 +72,30 @@ class Story:
         self.receipts = {"charge o1": {"inv_1/0": "receipt"}}
 
     def began(self, number: int) -> Any:
-        """A line of the diary: the step's body started, and made a nonce."""
+        """Return a diary entry: the step's body started, with this nonce."""
         return self._entry(1, (nonce(number),), "inv_1", "charge", "inv_1/0")
 
     def saw(self, number: int) -> Any:
-        """A line of the diary: the handler saw a nonce."""
+        """Return a diary entry: the handler saw this nonce."""
         return self._entry(1, (nonce(number),))
 
     def snapshot(self, number: int, entries: int) -> Any:
-        """What was recorded when the diary had so many lines."""
+        """Return a snapshot with this nonce, taken when the diary had this number of entries."""
         return importlib.import_module("chaos.monkey").Snapshot(frozenset({nonce(number)}), entries)
 
     def audit(self) -> Any:
-        """The audit of all that."""
+        """Return the audit of the story."""
         return self._audit(self.outcomes, self.diary, self.snapshots, self.recorded, self.requests, self.receipts)
 
 
 @pytest.fixture
 def story() -> Story:
-    """A run in which all is well."""
+    """A run without violations."""
     return Story()
 
 
 def test_nothing_wrong(story: Story) -> None:
-    """A run that ended as it had to is no offence."""
+    """A run that ended as expected is not a violation."""
     found = story.audit()
 
     assert (1, 0, 0, 0, 0, []) == (
@@ -104,12 +104,12 @@ def test_nothing_wrong(story: Story) -> None:
         found.wrong,
         found.seen_twice,
         found.doubled,
-        found.offences,
+        found.violations,
     )
 
 
 def test_body_without_a_result_may_run_again(story: Story) -> None:
-    """A body that starts again before anybody has seen a result, and asks again with its key, is counted only."""
+    """A body may start again before a handler saw a result, and repeat its request: both are only counted."""
     story.diary.insert(0, story.began(0))
     story.snapshots.append(story.snapshot(1, 2))
     story.requests["charge o1"] = 2
@@ -119,14 +119,14 @@ def test_body_without_a_result_may_run_again(story: Story) -> None:
     assert (1, 1, 1, 0, []) == (
         found.bodies_again,
         found.at_risk,
-        found.asked_again,
+        found.repeated_requests,
         found.doubled,
-        found.offences,
+        found.violations,
     )
 
 
 def test_run_without_an_end_is_lost(story: Story) -> None:
-    """A run that has not ended is lost, and what it has not done yet is not held against it."""
+    """A run that has not ended is lost, and its missing effects are not wrong."""
     story.outcomes[0].status = None
     story.receipts.clear()
 
@@ -137,21 +137,21 @@ def test_run_without_an_end_is_lost(story: Story) -> None:
 
 @pytest.mark.parametrize("body", [{"value": [2], "nonces": [nonce(1)]}, {"value": [1], "nonces": []}, "no"], ids=str)
 def test_wrong_answer(story: Story, body: Any) -> None:
-    """Another value, fewer steps, and something else altogether are wrong."""
+    """A different value, missing steps, and an answer of another shape are wrong."""
     story.outcomes[0].body = body
 
     assert 1 == story.audit().wrong
 
 
 def test_failure_that_must_not_be(story: Story) -> None:
-    """A run that fails without having to is wrong."""
+    """An unexpected failure is wrong."""
     story.outcomes[0].status = 402
 
     assert 1 == story.audit().wrong
 
 
 def test_failure_that_must_be(story: Story) -> None:
-    """A run that has to fail is right only with its own failure."""
+    """A run that must fail is correct only with its own failure."""
     story.outcomes[0].run = replace(story.outcomes[0].run, failure=402, value=None)
     assert 1 == story.audit().wrong
 
@@ -167,39 +167,39 @@ def test_run_that_was_started_twice(story: Story) -> None:
 
 
 def test_two_results_of_one_step(story: Story) -> None:
-    """A step is seen twice if handlers saw two results of it, be it in the answer alone."""
+    """A step is seen twice if handlers saw two of its results, even if one is only in the answer."""
     story.diary.insert(0, story.began(2))
     story.outcomes[0].body["nonces"] = [nonce(2)]
 
     found = story.audit()
 
     assert 1 == found.seen_twice
-    assert "handlers saw 2 results" in found.offences[0].what
+    assert "handlers saw 2 results" in found.violations[0].what
 
 
 def test_body_after_its_result_was_seen(story: Story) -> None:
-    """A step is seen twice if its body starts once more although a handler had its result."""
+    """A step is seen twice if its body starts again after a handler saw its result."""
     story.diary.append(story.began(2))
 
     found = story.audit()
 
     assert 1 == found.seen_twice
-    assert "after its result had been seen" in found.offences[0].what
+    assert "after a handler had seen its result" in found.violations[0].what
 
 
 def test_body_although_its_result_was_recorded(story: Story) -> None:
-    """A step is seen twice if its body starts after a moment when its result was in the journal."""
+    """A step is seen twice if its body starts after its result was in the journal."""
     story.diary[:] = [story.began(1), story.began(2), story.saw(1)]
     story.snapshots.append(story.snapshot(1, 1))
 
     found = story.audit()
 
     assert 1 == found.seen_twice
-    assert "although its result was in the journal" in found.offences[0].what
+    assert "although its result was in the journal" in found.violations[0].what
 
 
 def test_journal_with_another_result(story: Story) -> None:
-    """A step is seen twice if the journal has another result than the handler saw."""
+    """A step is seen twice if the journal has a different result than the handler saw."""
     story.diary.insert(0, story.began(2))
     story.recorded["inv_1"] = [nonce(2)]
 
@@ -207,14 +207,14 @@ def test_journal_with_another_result(story: Story) -> None:
 
 
 def test_result_from_nowhere(story: Story) -> None:
-    """A result that no body has made is wrong."""
+    """A result that no body produced is wrong."""
     story.diary.append(story.saw(3))
 
     assert 1 == story.audit().wrong
 
 
-def test_doubled_behind_the_key(story: Story) -> None:
-    """An effect that happened with two keys is doubled, and so is one that need not have happened."""
+def test_doubled_despite_the_key(story: Story) -> None:
+    """An effect that happened with two keys is doubled, and so is an unexpected effect."""
     story.receipts["charge o1"]["inv_1/1"] = "another receipt"
     story.receipts["release o1"] = {"inv_1/2": "receipt"}
 
@@ -230,7 +230,7 @@ def test_effect_that_never_happened(story: Story) -> None:
 
 @pytest.mark.parametrize(("again", "kills", "code"), [(1, 3, 0), (0, 3, 1), (1, 2, 1)])
 def test_exit_code(story: Story, again: int, kills: int, code: int) -> None:
-    """Kills that came too late or hit nothing are failures, as nothing is shown by them."""
+    """A campaign fails if its kills came too late or interrupted nothing, because it then proves nothing."""
     campaign = importlib.import_module("chaos.campaign")
     found = story.audit()
     found.bodies_again = again
@@ -239,8 +239,8 @@ def test_exit_code(story: Story, again: int, kills: int, code: int) -> None:
     assert code == importlib.import_module("chaos.__main__").conclude([campaign.Result(plan, found, kills, 1, 1.0)])
 
 
-def test_offence_fails(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
-    """An offence is printed with its invocation, and is a failure."""
+def test_violation_fails(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    """A violation is printed with its invocation, and fails the campaign."""
     campaign = importlib.import_module("chaos.campaign")
     story.outcomes[0].status = None
     plan = campaign.Campaign("test", runs=1, service_kills=0, server_kills=0, nodes=1, seconds=1, seed=1)
@@ -248,12 +248,12 @@ def test_offence_fails(story: Story, capsys: pytest.CaptureFixture[str]) -> None
     code = importlib.import_module("chaos.__main__").conclude([campaign.Result(plan, story.audit(), 0, 0, 1.0)])
 
     assert 1 == code
-    assert "WRONG (test): inv_1: o1 was lost" in capsys.readouterr().out
+    assert "FAIL (test): inv_1: o1 was lost" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_plan(nodes: int) -> None:
-    """A plan has every kill, in order, and starts each server after it was killed and before the next is."""
+    """A plan has every kill, in order, and restarts each killed server before it kills the next."""
     plan = importlib.import_module("chaos.monkey").make_plan(30, 5, random.Random(1), nodes=nodes)
     deeds = [deed for _, deed in plan.deeds]
 
@@ -263,7 +263,7 @@ def test_plan(nodes: int) -> None:
 
 
 def test_ledger_acts_once_for_each_key() -> None:
-    """The world outside counts every request, and gives a key the same receipt again."""
+    """The ledger counts every request, and returns the same receipt for the same key."""
     with importlib.import_module("chaos.ledger").Ledger() as ledger:
         receipts = [ledger.act("charge o1", key, "") for key in ("a", "a", "b")]
 
