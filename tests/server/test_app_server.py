@@ -22,7 +22,7 @@ Serve = Callable[..., Env]
 
 
 def test_a_stop_cuts_open_streams(env_factory: Serve) -> None:
-    """It takes less than seconds, whether a handler waits or a thread works for it."""
+    """A stop takes under three seconds, whether a handler waits or a thread works for it."""
     service = restate.Service("AppHangs")
     began: list[str] = []
     release = threading.Event()
@@ -54,7 +54,7 @@ def test_a_stop_cuts_open_streams(env_factory: Serve) -> None:
 
 
 def test_a_restart_keeps_the_url_and_the_invocations(env_factory: Serve) -> None:
-    """A handler that was cut off goes on when the application is served again, and repeats no step."""
+    """A handler that was cut off continues when the application is served again, without repeating a step."""
     service = restate.Service("AppRestarts")
     ran: list[str] = []
     gate = threading.Event()
@@ -87,7 +87,7 @@ def test_a_restart_keeps_the_url_and_the_invocations(env_factory: Serve) -> None
 
 
 def test_many_streams_are_open_at_once(normal_harness: Harness) -> None:
-    """More than HTTP/2 servers allow by default."""
+    """The server accepts more streams than HTTP/2 servers allow by default."""
     service = restate.Service("AppMany")
     waiting: list[int] = []
     complete = asyncio.Event()
@@ -108,7 +108,7 @@ def test_many_streams_are_open_at_once(normal_harness: Harness) -> None:
 
 @pytest.mark.parametrize(("http1", "expected"), [(False, "2"), (True, "1.1")], ids=["HTTP/2", "HTTP/1.1"])
 def test_the_protocol_is_the_one_that_was_asked_for(normal_server: RestateServer, http1: bool, expected: str) -> None:
-    """Both discovery and calls use it."""
+    """Discovery and calls use the protocol that was chosen."""
     seen: list[str] = []
     inner: Any = restate.app([restate.Service("AppProtocol")])
 
@@ -124,7 +124,7 @@ def test_the_protocol_is_the_one_that_was_asked_for(normal_server: RestateServer
 
 
 def test_an_application_over_http1_refuses_http2(normal_server: RestateServer) -> None:
-    """The way out is in the message."""
+    """The error says how to register the application."""
     with (
         AppServer(restate.app([restate.Service("AppRefuses")]), http1=True) as served,
         pytest.raises(ServerError, match=r"HTTP/1\.1|http1"),
@@ -133,7 +133,7 @@ def test_an_application_over_http1_refuses_http2(normal_server: RestateServer) -
 
 
 def test_messages_are_sent_at_once() -> None:
-    """asyncio waits to fill a packet unless a connection names its protocol, and that costs 40 ms a round trip."""
+    """Connections name their protocol, because asyncio otherwise delays packets, at a cost of 40 ms per round trip."""
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         listener.setblocking(True)
         connection, _ = listener.accept()
@@ -142,7 +142,7 @@ def test_messages_are_sent_at_once() -> None:
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:
-    """It is named."""
+    """The error names the port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -151,7 +151,7 @@ def test_a_port_that_is_taken_is_an_error() -> None:
 
 
 def test_an_application_that_fails_to_start_is_an_error() -> None:
-    """Its own reason is shown."""
+    """The error includes the application's own message."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -165,7 +165,7 @@ def test_an_application_that_fails_to_start_is_an_error() -> None:
 
 
 def test_a_handler_that_blocks_the_loop_is_reported(monkeypatch: pytest.MonkeyPatch, env_factory: Serve) -> None:
-    """A stop does not hang, and says what is wrong."""
+    """A stop does not hang, and the error names the cause."""
     monkeypatch.setattr(_app, "_JOIN_WITHIN", 0.2)
     service = restate.Service("AppBlocks")
     began, release = threading.Event(), threading.Event()
@@ -185,7 +185,7 @@ def test_a_handler_that_blocks_the_loop_is_reported(monkeypatch: pytest.MonkeyPa
 
 
 def test_misuse_is_refused() -> None:
-    """Starting twice, and asking for a URL that is not known yet."""
+    """Starting twice is an error, and so is reading the URL before the first start."""
     server = AppServer(restate.app([]))
     with pytest.raises(ServerError, match="no URL yet"):
         _ = server.url
@@ -195,7 +195,7 @@ def test_misuse_is_refused() -> None:
 
 
 def test_without_hypercorn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One command mends it."""
+    """The error has the command that installs it."""
     monkeypatch.setitem(sys.modules, "hypercorn.asyncio", None)
 
     with pytest.raises(ServerError, match=r"pip install 'restate-steps\[server\]'"):
@@ -203,7 +203,7 @@ def test_without_hypercorn_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
 
 
 def test_without_httpx_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, normal_server: RestateServer) -> None:
-    """For the admin API too."""
+    """The same holds for the admin API."""
     monkeypatch.setitem(sys.modules, "httpx", None)
 
     with pytest.raises(ServerError, match=r"'httpx' is not installed.*pip install 'restate-steps\[server\]'"):

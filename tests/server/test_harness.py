@@ -1,4 +1,4 @@
-"""The harness that the other tests use, on real servers."""
+"""The harness of the other tests, on real servers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_call_without_an_argument(env_factory: Serve) -> None:
 
 
 def test_call_raw_takes_and_returns_bytes(env_factory: Serve) -> None:
-    """Bytes go through as they are."""
+    """Bytes pass through unchanged."""
     env = env_factory(greeter("HarnessRaw"))
 
     assert env.call_raw("HarnessRaw", "greet", b'"bytes"') == b'"hello BYTES"'
@@ -100,7 +100,7 @@ def test_an_idempotency_key_names_one_invocation(env_factory: Serve) -> None:
 
 
 def test_a_key_may_hold_any_character(env_factory: Serve) -> None:
-    """The key of a virtual object is escaped on its way."""
+    """The key of a virtual object is escaped in the URL."""
     thing = restate.VirtualObject("HarnessObject")
 
     @thing.handler()
@@ -113,7 +113,7 @@ def test_a_key_may_hold_any_character(env_factory: Serve) -> None:
 
 
 def test_an_awakeable_is_resolved_from_outside(env_factory: Serve) -> None:
-    """A handler that waits for an awakeable goes on when the test resolves it."""
+    """A handler that waits for an awakeable continues when the test resolves it."""
     service = restate.Service("HarnessAwakeable")
     ids: list[str] = []
 
@@ -132,7 +132,7 @@ def test_an_awakeable_is_resolved_from_outside(env_factory: Serve) -> None:
 
 
 def test_open_invocations_are_killed_at_the_end(normal_harness: Harness) -> None:
-    """What a test leaves running is gone when its application is."""
+    """Invocations that a test leaves running end together with its application."""
     with normal_harness.serve(restate.app([greeter("HarnessCleanup")])) as env:
         invocation_id = env.send("HarnessCleanup", "sleep", 1000)
         eventually(lambda: env.server.journal(invocation_id)[1:])
@@ -150,7 +150,7 @@ def test_request_response_mode(env_factory: Serve) -> None:
 
 
 def test_always_replay_runs_a_handler_once_per_wait(replay_harness: Harness, normal_harness: Harness) -> None:
-    """The two servers differ in what they are for: one replays, the other does not."""
+    """One of the two servers replays the handler at every wait, the other does not."""
     attempts: list[str] = []
     service = restate.Service("HarnessModes")
 

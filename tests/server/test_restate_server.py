@@ -26,7 +26,7 @@ linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="looks int
 
 
 def alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and that nobody has waited for does not."""
+    """Return whether a process is running. Zombies are not."""
     status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
     return status.strip() != "" and not status.startswith("Z")
 
@@ -54,7 +54,7 @@ def naps(name: str) -> restate.Service:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port on which a stranger listens."""
+    """A port on which something else listens."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         yield port
@@ -64,7 +64,7 @@ class TestLife:
     """Starting, stopping and crashing."""
 
     def test_a_server_lives_as_long_as_its_block(self) -> None:
-        """It answers inside; afterwards its process and its data are gone."""
+        """The server answers inside the block. After it, the process and the data are gone."""
         with RestateServer() as server:
             pid, folder = server.pid, server.base_dir
             assert httpx.get(f"{server.ingress_url}/restate/health").is_success
@@ -78,14 +78,14 @@ class TestLife:
 
     @linux
     def test_everything_listens_on_loopback_only(self, normal_server: RestateServer) -> None:
-        """Nobody on the network can reach it."""
+        """Other machines cannot reach the server."""
         addresses = listening(normal_server.pid)
 
         assert len(addresses) == 3
         assert {"0100007F"} == {address.partition(":")[0] for address in addresses}
 
-    def test_a_killed_server_goes_on_where_it_was(self) -> None:
-        """A crash loses neither invocations nor URLs, and a handler in flight ends as if nothing had happened."""
+    def test_a_killed_server_continues_after_a_restart(self) -> None:
+        """A crash preserves invocations and URLs, and a handler in flight ends as if nothing had happened."""
         with RestateServer() as server, serve_app(restate.app([naps("CrashNaps")]), server):
             urls = server.ingress_url, server.admin_url
             sent = httpx.post(f"{server.ingress_url}/CrashNaps/nap/send", json=0.5).json()["invocationId"]
@@ -100,7 +100,7 @@ class TestLife:
             assert httpx.get(attach, timeout=30).json() == "rested"
 
     def test_a_running_server_can_be_restarted(self) -> None:
-        """It is a new process with the same data."""
+        """A restart creates a new process with the same data."""
         with RestateServer() as server, serve_app(restate.app([naps("RestartNaps")]), server):
             before = server.pid
 
@@ -110,8 +110,8 @@ class TestLife:
             assert not alive(before)
             assert server.query("SELECT name FROM sys_service") == [{"name": "RestartNaps"}]
 
-    def test_a_folder_of_ones_own_is_kept(self, tmp_path: Path) -> None:
-        """The next server on it has its data, on whatever ports."""
+    def test_a_given_folder_is_kept(self, tmp_path: Path) -> None:
+        """The next server with the same folder has its data, even on other ports."""
         folder = tmp_path / "data"
         with RestateServer(base_dir=folder) as first, serve_app(restate.app([naps("KeptNaps")]), first):
             pass
@@ -122,7 +122,7 @@ class TestLife:
             assert second.admin_url != first.admin_url
 
     def test_a_stopped_server_can_be_started_again(self) -> None:
-        """With a temporary folder, it starts empty."""
+        """A server with a temporary folder starts empty again."""
         server = RestateServer()
         with server:
             pass
@@ -130,20 +130,20 @@ class TestLife:
             assert server.query("SELECT name FROM sys_service") == []
 
     def test_two_servers_run_side_by_side(self, normal_server: RestateServer) -> None:
-        """They share nothing."""
+        """Two servers share nothing."""
         with RestateServer() as other:
             assert other.ingress_url != normal_server.ingress_url
             assert other.query("SELECT id FROM sys_deployment") == []
 
     def test_ports_can_be_chosen(self) -> None:
-        """All three."""
+        """The caller can choose all three ports."""
         ingress, admin, node = free_ports(3)
         with RestateServer(ingress_port=ingress, admin_port=admin, node_port=node) as server:
             assert server.ingress_url == f"http://127.0.0.1:{ingress}"
             assert server.admin_url == f"http://127.0.0.1:{admin}"
 
     def test_settings_of_another_server_are_not_inherited(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """What is set in the shell for a server elsewhere does not reach this one; what is passed does."""
+        """Variables from the shell, meant for another server, are ignored; those passed as an argument are not."""
         monkeypatch.setenv("RESTATE_BIND_ADDRESS", "0.0.0.0:1")
         monkeypatch.setenv("RESTATE_ADMIN__BIND_PORT", "1")
 
@@ -151,7 +151,7 @@ class TestLife:
             assert not httpx.get(server.ui_url).is_success
 
     def test_misuse_is_refused(self) -> None:
-        """Starting twice, and asking for what is not there yet."""
+        """Starting twice is an error, and so is reading properties that have no value yet."""
         server = RestateServer()
         with pytest.raises(ServerError, match="no URLs yet, because it was not started"):
             _ = server.ingress_url
@@ -181,7 +181,7 @@ os._exit(0) if sys.argv[1] == "exit" else None
 
     @pytest.mark.parametrize("end", ["SIGKILL", "exit", "return"])
     def test_no_server_outlives_its_parent(self, end: str) -> None:
-        """However the parent ends, the server and its data are gone; until then it runs, whatever thread began it."""
+        """The server and its data go when the parent ends, however it ends, and not when the starting thread ends."""
         with subprocess.Popen(
             [sys.executable, "-c", self.CODE, end],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -202,10 +202,10 @@ os._exit(0) if sys.argv[1] == "exit" else None
 
 
 class TestFailedStart:
-    """A server that does not start says why."""
+    """The error of a server that does not start names the cause."""
 
     def test_the_end_of_the_log_is_in_the_error(self, tmp_path: Path) -> None:
-        """The reason is there without looking for a file, and nothing is left behind."""
+        """The error shows the cause without opening the log, and nothing is left behind."""
         wrong = program(tmp_path / "wrong", "echo no such setting; exit 3")
         server = RestateServer(wrong)
 
@@ -217,14 +217,14 @@ class TestFailedStart:
             _ = server.base_dir
 
     def test_a_data_folder_in_use_is_an_error(self, normal_server: RestateServer) -> None:
-        """The folder is named, and the server that uses it goes on."""
+        """The error names the folder, and the server that uses it keeps running."""
         with pytest.raises(ServerError, match=f"the data folder {normal_server.base_dir} is in use by another server"):
             RestateServer(base_dir=normal_server.base_dir).start()
 
         assert normal_server.running
 
     def test_waiting_has_a_limit(self, tmp_path: Path) -> None:
-        """A server that never answers is ended."""
+        """A server that never answers is killed."""
         mute = program(tmp_path / "mute", f'echo $$ > "{tmp_path}/pid"; exec sleep 1000')
 
         with pytest.raises(ServerError, match=r"was not ready after 0\.5 s.*\n.*the log is empty"):
@@ -233,19 +233,19 @@ class TestFailedStart:
         assert not alive(int((tmp_path / "pid").read_text()))
 
     def test_a_chosen_port_that_is_taken_is_an_error(self, taken: int) -> None:
-        """No other is used in its place."""
+        """The server does not choose another port instead."""
         with pytest.raises(ServerError, match=f"instead of starting. Port {taken} on 127.0.0.1 is in use"):
             RestateServer(ingress_port=taken).start()
 
-    def test_a_stranger_on_the_port_is_not_taken_for_the_server(self, normal_server: RestateServer) -> None:
-        """Another healthy server does not make this one ready."""
+    def test_another_server_on_the_port_does_not_count(self, normal_server: RestateServer) -> None:
+        """Another healthy server on the port does not make this one ready."""
         port = httpx.URL(normal_server.admin_url).port
 
         with pytest.raises(ServerError, match=f"Port {port} on 127.0.0.1 is in use"):
             RestateServer(admin_port=port).start()
 
     def test_a_free_port_that_is_taken_meanwhile_is_replaced(self, taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Another process was quicker: the server starts on other ports."""
+        """If another process binds a chosen port first, the server starts on other ports."""
         offered = iter([[taken, *free_ports(2)]])
         monkeypatch.setattr(_process, "free_ports", lambda count: next(offered, None) or free_ports(count))
 
@@ -296,7 +296,7 @@ class TestAdmin:
             yield env
 
     def test_a_journal_shows_what_was_recorded(self, env: Env) -> None:
-        """Names, values and failures, on commands as on what completed them; what waits is not completed."""
+        """Commands and their notifications have names, values and failures. A waiting command is not completed."""
         sent = env.send("AdminProbe", "mixed", "hi")
         entries = eventually(lambda: read(env, sent, lambda entry: entry.name == "long"))
 
@@ -317,7 +317,7 @@ class TestAdmin:
         ] == entries
 
     def test_an_invocation_can_be_looked_up(self, env: Env) -> None:
-        """Its row tells what it is and how it fares."""
+        """The invocation's row has its target and its status."""
         sent = env.send("AdminProbe", "mixed", "hi")
         eventually(lambda: read(env, sent, lambda entry: entry.name == "long"))
 
@@ -326,7 +326,7 @@ class TestAdmin:
         assert (row["target"], row["status"]) == ("AdminProbe/mixed", "running")
 
     def test_an_unknown_invocation_is_an_error(self, normal_server: RestateServer) -> None:
-        """Its id is in the message; its journal is empty."""
+        """The error names the id, and the journal is empty."""
         unknown = "inv_1frZoDkk4lgc4R1Ie1QjN0UmLw3ffC50cl"
 
         with pytest.raises(ServerError, match=f"does not know the invocation '{unknown}'"):
@@ -334,7 +334,7 @@ class TestAdmin:
         assert normal_server.journal(unknown) == []
 
     def test_a_cancelled_handler_can_undo(self, env: Env) -> None:
-        """It sees the cancellation."""
+        """The handler sees the cancellation."""
         sent = env.send("AdminProbe", "cancelled")
         eventually(lambda: len(env.server.journal(sent)) > 1)
 
@@ -344,7 +344,7 @@ class TestAdmin:
             env.attach(sent)
 
     def test_a_killed_handler_sees_nothing(self, env: Env) -> None:
-        """It ends at once."""
+        """The invocation ends at once."""
         sent = env.send("AdminProbe", "cancelled")
         eventually(lambda: len(env.server.journal(sent)) > 1)
 
@@ -354,7 +354,7 @@ class TestAdmin:
             env.attach(sent)
 
     def test_a_failing_invocation_is_retried_at_once_when_resumed(self, env: Env) -> None:
-        """It need not wait for its next attempt."""
+        """A resumed invocation does not wait for its next attempt."""
         sent = env.send("AdminProbe", "fails")
         eventually(lambda: env.server.invocation(sent)["status"] == "backing-off")
 
@@ -362,13 +362,13 @@ class TestAdmin:
         try:
             env.server.resume(sent)
         except ServerError:
-            # Its next attempt may have begun by itself.
+            # The next attempt may have started by itself.
             assert env.server.invocation(sent)["status"] != "backing-off"
 
         assert env.attach(sent) == "at last"
 
-    def test_refusals_are_errors_with_the_servers_reason(self, normal_server: RestateServer) -> None:
-        """A bad query, a bad id, and an application that is not there."""
+    def test_rejected_requests_are_errors_with_the_servers_reason(self, normal_server: RestateServer) -> None:
+        """A bad query, a bad id and a missing application are rejected."""
         with pytest.raises(ServerError, match=r"cannot run a query: the server answered 500: .*sys_nothing"):
             normal_server.query("SELECT * FROM sys_nothing")
         with pytest.raises(ServerError, match=r"cannot look up the invocation \"it's\": .*non valid invocation id"):
@@ -381,7 +381,7 @@ class TestAdmin:
             normal_server.register("http://127.0.0.1:1")
 
     def test_a_server_that_is_gone_is_an_error(self) -> None:
-        """Its URL is in the message."""
+        """The error names the server's URL."""
         with RestateServer() as server:
             server.kill()
             with pytest.raises(ServerError, match=f"no answer from the server at {server.admin_url}"):
@@ -389,7 +389,7 @@ class TestAdmin:
 
 
 def test_without_retries_the_first_failure_ends_an_invocation() -> None:
-    """The caller hears of it."""
+    """The caller gets the error."""
     service = restate.Service("NoRetries")
     attempts: list[int] = []
 
@@ -412,7 +412,7 @@ def read(env: Env, sent: str, until: Callable[[JournalEntry], bool]) -> list[Jou
 
 
 def listening(pid: int) -> list[str]:
-    """The addresses at which a process listens, as /proc shows them."""
+    """Return the addresses on which a process listens, in the format of /proc."""
     links = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()]
     sockets = {link[len("socket:[") : -1] for link in links if link.startswith("socket:")}
     rows = [
