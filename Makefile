@@ -64,7 +64,7 @@ $(UV): | $(PY)
 
 # Without isolation the package is built by the backend that is locked.
 $(READY): uv.lock pyproject.toml | $(UV)
-	@echo "Installing the locked packages (once; about a minute)"
+	@echo "Installing the locked packages (once)"
 	@$(UV) sync --quiet --locked --no-build-isolation-package restate-steps || { \
 		echo "If pyproject.toml asks for what uv.lock does not have, write the lock again: make lock" >&2; exit 1; }
 	@touch $@
