@@ -86,10 +86,13 @@ format: $(READY) ## Mend what ruff can mend
 server: $(READY) ## Fetch the pinned restate-server, unless there is one
 	@$(PY) -c "from restate_steps.server import ensure_server; print(ensure_server())"
 
+# How many processes share the tests among them. A debugger needs the only one: `make test WORKERS=0 ARGS="--pdb"`.
+WORKERS ?= auto
+
 # The tests run last, so that the line that closes the output is pytest's.
 .PHONY: test
 test: lint server ## Check everything and run all tests, on a real restate-server
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(WORKERS) --dist=worksteal $(ARGS)
 
 .PHONY: record
 record: server ## Record anew what the real server says (tests/conformance; ten minutes)

@@ -17,6 +17,8 @@ from harness import Env, Harness
 import restate_steps
 from restate_steps.server import RestateServer
 
+pytest_plugins = ["explored_total"]
+
 
 def pytest_configure() -> None:
     """Let programs that tests start be interrupted: in the background SIGINT is ignored, and they inherit that."""

@@ -1,7 +1,7 @@
 """What is explored, in one list: the tests take a sample of it, and ``make explore`` goes on for as long as it is told.
 
-A module that is named in :data:`MODULES` adds to the list with :func:`explored`. What is added is explored in every
-:class:`Variant` from then on, by both.
+A module that is named in :data:`MODULES` adds to the list with :func:`explored`. What is added is explored from then
+on by both: by the tests in the two variants of :data:`SAMPLED`, and by ``make explore`` in all of :data:`VARIANTS`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from restate import TerminalError
 
 from restate_steps.testing import Report, Schedule, Simulator, explore
 
-__all__ = ["VARIANTS", "Subject", "Variant", "explored", "subjects"]
+__all__ = ["SAMPLED", "VARIANTS", "Subject", "Variant", "explored", "subjects"]
 
 MODULES = (
     "concurrency.scenarios",
@@ -45,6 +45,10 @@ VARIANTS = (
     Variant(6, "request_response"),
     Variant(7, "request_response"),
 )
+"""What ``make explore`` explores."""
+
+SAMPLED = (Variant(6, "bidirectional"), Variant(7, "request_response"))
+"""What the tests explore: each version of the protocol once, and each mode."""
 
 
 def _nothing(seed: int) -> None:
@@ -85,7 +89,7 @@ class Subject:
     setup: Callable[[int], None] = _nothing
     check: Callable[[Simulator], object] | None = None
     crashes: int = 1
-    runs: int = 50
+    runs: int = 115
 
     async def run(self, simulator: Simulator) -> Any:
         """Do what a client does, and look at the answer."""

@@ -15,6 +15,7 @@ import restate
 from harness import Env, InvocationFailed
 from pydantic import BaseModel
 from restate.exceptions import RetryableError
+from stable_ids import stable_id
 
 from restate_steps import DecodeError, StepResultError, StepTimeoutError, durable_step, gather
 from restate_steps.failures import decode_failure, encode_failure
@@ -205,7 +206,7 @@ LOST: list[tuple[Exception, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "message"), LOST, ids=repr)
+@pytest.mark.parametrize(("error", "message"), LOST, ids=stable_id)
 def test_a_declared_exception_that_would_not_survive_is_refused(error: Exception, message: str) -> None:
     """Nothing is lost in silence: the error names the step, the exception, the attribute, its type, and the fix."""
     with pytest.raises(StepResultError, match=rf"step 'charge' ran.*{message}.* Annotate it in"):

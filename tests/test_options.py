@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import restate
 from restate.exceptions import RetryableError
+from stable_ids import stable_id
 
 from restate_steps import DurableStep, RetryPolicy, StepDefinitionError, durable_step, run_step
 from restate_steps.options import StepOptions
@@ -74,21 +75,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda case: str(case)[:50])
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=stable_id)
 def test_an_option_that_cannot_work_is_refused_at_decoration(options: dict[str, Any], message: str) -> None:
     """The error comes from the line of the decorator, and says what is wrong."""
     with pytest.raises(StepDefinitionError, match=message):
         decorate(**options)
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda case: str(case)[:50])
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=stable_id)
 def test_with_options_refuses_what_the_decorator_refuses(options: dict[str, Any], message: str) -> None:
     """A copy for one call site is checked like the original."""
     with pytest.raises(StepDefinitionError, match=message):
         decorate().with_options(**options)
 
 
-@pytest.mark.parametrize(("options", "message"), REFUSED, ids=lambda case: str(case)[:50])
+@pytest.mark.parametrize(("options", "message"), REFUSED, ids=stable_id)
 async def test_run_step_refuses_what_the_decorator_refuses(options: dict[str, Any], message: str) -> None:
     """An undecorated step is checked before its body runs."""
     ran: list[str] = []
@@ -147,7 +148,7 @@ def test_options_are_passed_by_name() -> None:
         durable_step(charge, name="charge")  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("thing", [5, "charge", property(lambda self: 1)], ids=repr)
+@pytest.mark.parametrize("thing", [5, "charge", property(lambda self: 1)], ids=stable_id)
 def test_what_cannot_be_called_is_refused(thing: Any) -> None:
     """Something that is no function is refused where it is decorated."""
     with pytest.raises(StepDefinitionError, match="durable_step expected a callable, got "):

@@ -13,6 +13,7 @@ import pytest
 import restate
 from harness import Env, InvocationFailed, eventually
 from restate.exceptions import RetryableError
+from stable_ids import stable_id
 
 from restate_steps import DurableStep, RetryPolicy, StepTimeoutError, durable_step, gather
 
@@ -178,7 +179,7 @@ FILTERS: list[tuple[dict[str, Any], type[Exception], bool]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "error", "retried"), FILTERS, ids=lambda case: str(case)[:60])
+@pytest.mark.parametrize(("options", "error", "retried"), FILTERS, ids=stable_id)
 def test_filters_decide_which_errors_are_worth_another_attempt(
     env_factory: Serve, options: dict[str, Any], error: type[Exception], retried: bool
 ) -> None:

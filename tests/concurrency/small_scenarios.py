@@ -60,7 +60,7 @@ def small(*answers: Any, **options: Any) -> Callable[[Any], Any]:
 
     def register(function: Any) -> Any:
         name = function.__name__
-        given = {"crashes": 2, "runs": 60, **options}
+        given = {"crashes": 2, "runs": 138, **options}
         explored(Subject(f"small/{name}", APP, f"Small/{name}", answers=list(answers), setup=begin, **given))
         return service.handler()(function)
 
@@ -404,7 +404,7 @@ explored(
         answers=[["a", "b", "tags"]],
         setup=begin,
         crashes=2,
-        runs=60,
+        runs=138,
     )
 )
 

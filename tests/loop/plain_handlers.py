@@ -181,7 +181,7 @@ def scenario(
 
     def register(function: Any) -> Any:
         name = function.__name__
-        given = {"crashes": 2, "runs": 40, **options}
+        given = {"crashes": 2, "runs": 92, **options}
         SCENARIOS[name] = explored(
             Subject(f"plain/{name}", APP, f"{on.name}/{name}", answers=list(answers), setup=begin, **given)
         )

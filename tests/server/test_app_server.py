@@ -6,7 +6,6 @@ import asyncio
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +21,7 @@ Serve = Callable[..., Env]
 
 
 def test_a_stop_cuts_open_streams(env_factory: Serve) -> None:
-    """A stop takes under three seconds, whether a handler waits or a thread works for it."""
+    """A stop waits neither for a handler nor for the thread of a step."""
     service = restate.Service("AppHangs")
     began: list[str] = []
     release = threading.Event()
@@ -36,7 +35,8 @@ def test_a_stop_cuts_open_streams(env_factory: Serve) -> None:
     async def works(ctx: restate.Context) -> None:
         def work() -> None:
             began.append("works")
-            release.wait(60)
+            if not release.wait(60):
+                began.append("gave up")
 
         await ctx.run_typed("work", work)
 
@@ -45,16 +45,14 @@ def test_a_stop_cuts_open_streams(env_factory: Serve) -> None:
     env.send("AppHangs", "works")
     eventually(lambda: {"waits", "works"} <= set(began))
 
-    started = time.monotonic()
     env.app_server.stop()
-    took = time.monotonic() - started
 
+    assert ["waits", "works"] == sorted(began)
     release.set()
-    assert took < 3
 
 
 def test_a_restart_keeps_the_url_and_the_invocations(env_factory: Serve) -> None:
-    """A handler that was cut off continues when the application is served again, without repeating a step."""
+    """A handler that was cut off goes on when the application is served again, and repeats no step."""
     service = restate.Service("AppRestarts")
     ran: list[str] = []
     gate = threading.Event()
@@ -87,7 +85,7 @@ def test_a_restart_keeps_the_url_and_the_invocations(env_factory: Serve) -> None
 
 
 def test_many_streams_are_open_at_once(normal_harness: Harness) -> None:
-    """The server accepts more streams than HTTP/2 servers allow by default."""
+    """More than HTTP/2 servers allow by default."""
     service = restate.Service("AppMany")
     waiting: list[int] = []
     complete = asyncio.Event()
@@ -108,7 +106,7 @@ def test_many_streams_are_open_at_once(normal_harness: Harness) -> None:
 
 @pytest.mark.parametrize(("http1", "expected"), [(False, "2"), (True, "1.1")], ids=["HTTP/2", "HTTP/1.1"])
 def test_the_protocol_is_the_one_that_was_asked_for(normal_server: RestateServer, http1: bool, expected: str) -> None:
-    """Discovery and calls use the protocol that was chosen."""
+    """Both discovery and calls use it."""
     seen: list[str] = []
     inner: Any = restate.app([restate.Service("AppProtocol")])
 
@@ -124,7 +122,7 @@ def test_the_protocol_is_the_one_that_was_asked_for(normal_server: RestateServer
 
 
 def test_an_application_over_http1_refuses_http2(normal_server: RestateServer) -> None:
-    """The error says how to register the application."""
+    """The way out is in the message."""
     with (
         AppServer(restate.app([restate.Service("AppRefuses")]), http1=True) as served,
         pytest.raises(ServerError, match=r"HTTP/1\.1|http1"),
@@ -133,7 +131,7 @@ def test_an_application_over_http1_refuses_http2(normal_server: RestateServer) -
 
 
 def test_messages_are_sent_at_once() -> None:
-    """Connections name their protocol, because asyncio otherwise delays packets, at a cost of 40 ms per round trip."""
+    """asyncio waits to fill a packet unless a connection names its protocol, and that costs 40 ms a round trip."""
     with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
         listener.setblocking(True)
         connection, _ = listener.accept()
@@ -142,7 +140,7 @@ def test_messages_are_sent_at_once() -> None:
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:
-    """The error names the port."""
+    """It is named."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
 
@@ -151,7 +149,7 @@ def test_a_port_that_is_taken_is_an_error() -> None:
 
 
 def test_an_application_that_fails_to_start_is_an_error() -> None:
-    """The error includes the application's own message."""
+    """Its own reason is shown."""
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -165,7 +163,7 @@ def test_an_application_that_fails_to_start_is_an_error() -> None:
 
 
 def test_a_handler_that_blocks_the_loop_is_reported(monkeypatch: pytest.MonkeyPatch, env_factory: Serve) -> None:
-    """A stop does not hang, and the error names the cause."""
+    """A stop does not hang, and says what is wrong."""
     monkeypatch.setattr(_app, "_JOIN_WITHIN", 0.2)
     service = restate.Service("AppBlocks")
     began, release = threading.Event(), threading.Event()
@@ -185,17 +183,17 @@ def test_a_handler_that_blocks_the_loop_is_reported(monkeypatch: pytest.MonkeyPa
 
 
 def test_misuse_is_refused() -> None:
-    """Starting twice is an error, and so is reading the URL before the first start."""
+    """Starting twice, and asking for a URL that is not known yet."""
     server = AppServer(restate.app([]))
     with pytest.raises(ServerError, match="no URL yet"):
         _ = server.url
-    with server, pytest.raises(ServerError, match="already being served at http"):
+    with server, pytest.raises(ServerError, match="served already, at http"):
         server.start()
     server.stop()
 
 
 def test_without_hypercorn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The error has the command that installs it."""
+    """One command mends it."""
     monkeypatch.setitem(sys.modules, "hypercorn.asyncio", None)
 
     with pytest.raises(ServerError, match=r"pip install 'restate-steps\[server\]'"):
@@ -203,7 +201,7 @@ def test_without_hypercorn_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
 
 
 def test_without_httpx_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch, normal_server: RestateServer) -> None:
-    """The same holds for the admin API."""
+    """For the admin API too."""
     monkeypatch.setitem(sys.modules, "httpx", None)
 
     with pytest.raises(ServerError, match=r"'httpx' is not installed.*pip install 'restate-steps\[server\]'"):
