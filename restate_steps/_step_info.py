@@ -1,4 +1,4 @@
-"""What the body of a step knows about itself."""
+"""Information about the step whose body is running."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["StepInfo", "running_step"]
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """What a step's body may know about itself.
+    """Information about a step for its own body.
 
     Attributes:
         name: The step's name in the journal.

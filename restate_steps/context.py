@@ -106,7 +106,7 @@ class Invocation:
             raise error
 
     def enter_body(self, handle: int) -> None:
-        """Mark the code that follows as the body of a ``ctx.run``; a step's body goes on to say which step it is."""
+        """Mark the code that follows as the body of a ``ctx.run``; a step's body then sets the step's own."""
         running_step.set(StepInfo("ctx.run", self.id, f"{self.id}/run{handle}"))
 
     async def on_handler_loop(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:

@@ -2,7 +2,7 @@
 
 Two questions decide where an error belongs:
 
-* Could a redeploy mend it? Then it must be *retryable*: Restate keeps the invocation, and a fixed
+* Could a redeploy fix it? Then it must be *retryable*: Restate keeps the invocation, and a fixed
   deployment resumes it. These errors are ordinary exceptions.
 * Would a retry repeat a side effect that already happened? Then it must be *terminal*: it derives
   from :class:`restate.TerminalError` as well, and Restate ends the step at once.
@@ -56,7 +56,7 @@ class EncodeError(StepsError, ValueError):
 
 
 class DecodeError(StepsError, ValueError):
-    """Recorded bytes do not fit the type they are decoded as; retryable, so that a redeploy can mend it.
+    """Recorded bytes do not fit the type they are decoded as; retryable, so that a redeploy can fix it.
 
     Attributes:
         type_name: The type the bytes were decoded as.
@@ -67,7 +67,7 @@ class DecodeError(StepsError, ValueError):
     def __init__(self, type_name: str, reason: str, *, where: str = "a recorded value") -> None:
         super().__init__(
             f"{where} does not fit {type_name}: {reason}. The recorded value is intact: deploy code whose type "
-            "accepts it (for example with a default for a new field), and the invocation goes on from here."
+            "accepts it (for example with a default for a new field), and the invocation continues from here."
         )
         self.type_name = type_name
         self.reason = reason
@@ -90,7 +90,7 @@ class ValueEncodeError(StepsError, TerminalError):
     """A value handed to a serde cannot be encoded; terminal, because the serde may be that of a ``ctx.run``.
 
     There the body has run when its result is encoded, and a retry would run it again. Where nothing would be repeated,
-    ``serde(T, terminal=False)`` raises :class:`EncodeError` instead, and a redeploy can mend it.
+    ``serde(T, terminal=False)`` raises :class:`EncodeError` instead, and a redeploy can fix it.
 
     Attributes:
         error: What is wrong, and where.

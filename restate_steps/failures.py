@@ -66,7 +66,7 @@ def decode_failure(step: str, failure: TerminalError, declared: Iterable[type[Ex
         declared: The classes that the step declares.
 
     Returns:
-        The exception, with ``failure`` as its cause, so that it ends the invocation if nobody catches it; or
+        The exception, with ``failure`` as its cause, so that it ends the invocation if it is not caught; or
         ``failure`` itself if it is not a declared exception; or a retryable error if the class is gone.
     """
     metadata = failure.metadata or {}
@@ -138,7 +138,7 @@ def _build(cls: type[Exception], data: dict[str, Any], hints: dict[str, Any]) ->
 
 
 def _check_text(step: str, error: Exception, data: dict[str, Any], hints: dict[str, Any]) -> None:
-    """Refuse an exception that keeps something where nobody looks."""
+    """Reject an exception that stores data where it is not recorded."""
     kind = type(error).__name__
     try:
         text = str(_build(type(error), data, hints))

@@ -27,7 +27,7 @@ _TOO_MANY: Final = 2**32
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """How often and how fast a failing step is retried; field names are those of ``restate.RunOptions``.
+    """Limits and delays for retrying a failing step; field names are those of ``restate.RunOptions``.
 
     A field that is left out has the server's default; with all left out, the invocation's own retry policy applies,
     which retries and then pauses. When a limit is reached, the step ends with a ``TerminalError``.
@@ -90,7 +90,7 @@ def check_duration(field: str, value: object) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOptions:
-    """What a step was decorated with; see :func:`durable_step` for the meaning of each field."""
+    """The options of a step; see :func:`durable_step` for the meaning of each field."""
 
     name: str | Callable[..., str] | None = None
     retry: RetryPolicy = RetryPolicy()
@@ -136,7 +136,7 @@ class StepOptions:
                 )
 
     def should_retry(self, error: Exception) -> bool:
-        """Whether an error that is neither declared nor Restate's own is worth another attempt."""
+        """Return whether to retry after an error that is neither declared nor Restate's own."""
         if self.no_retry_on is not None and _matches(self.no_retry_on, error):
             return False
         return self.retry_on is None or _matches(self.retry_on, error)

@@ -38,7 +38,7 @@ __all__ = ["HandlerOptions", "TypedSerde", "describe", "json_schema", "serde", "
 
 _log: Final = logging.getLogger(__name__)
 _PUBLIC_CODEC: Final = JsonCodec(round_trip=False)
-"""What a handler answers: computed fields included, as the published schema says."""
+"""The answer of a handler, with computed fields, as the published schema says."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -120,7 +120,7 @@ def serde(
 @overload
 def serde(type: Any, *, codec: Codec | None = ..., terminal: bool = ..., verify: bool = ...) -> TypedSerde[Any]: ...
 def serde(type: Any, *, codec: Codec | None = None, terminal: bool = True, verify: bool = False) -> TypedSerde[Any]:
-    """Make a ``restate.serde.Serde`` that keeps values of a type as they are.
+    """Make a ``restate.serde.Serde`` that returns values of a type unchanged.
 
     It fits wherever the SDK takes a serde: ``ctx.get`` and ``ctx.set``, awakeables, promises, signals, generic calls,
     ``RunOptions(serde=...)``, and the ``input_serde`` and ``output_serde`` of a handler.
@@ -181,7 +181,7 @@ def typed_handler(
     It stands in for ``@service.handler()`` and ``@workflow.main()``. Types the SDK treats as plain JSON (lists of
     models, unions, TypedDicts, datetimes) are decoded as annotated, and their JSON schema appears in discovery. Input
     that does not fit is answered with status 400 and the places that do not fit. An answer that cannot be encoded is a
-    retryable error: nothing is repeated, and a redeploy mends it.
+    retryable error: nothing is repeated, and a redeploy fixes it.
 
     Args:
         service: The service, virtual object or workflow.

@@ -116,7 +116,7 @@ class DurableStep(Generic[P, T]):
         self._options = options
         self._is_async = is_async(function)
         self._default_name = self.__name__
-        # Where it is given for one call, it is not looked for: that takes longer than all else here.
+        # Skip the annotation when `returns=` is given for one call: resolving it dominates the cost.
         looked_for = options.returns is None or caller is not None
         self._annotated = return_type(function, namespace) if looked_for else UNRESOLVED
         self._settle()
@@ -159,7 +159,7 @@ class DurableStep(Generic[P, T]):
     def start(self, *args: P.args, **kwargs: P.kwargs) -> RestateDurableFuture[T]:
         """Start the step and return the SDK's durable future, for ``restate.select`` and ``restate.gather``.
 
-        The body begins to run when the future is first awaited, alone or among others; that is Restate's way.
+        As usual in Restate, the body starts when the future is first awaited, alone or among others.
 
         Returns:
             The durable future.
@@ -191,7 +191,7 @@ class DurableStep(Generic[P, T]):
         """Return a copy with other options, for one call site.
 
         Args:
-            **options: Any option of :func:`durable_step`; those left out stay as they are.
+            **options: Any option of :func:`durable_step`; those left out stay the same.
 
         Raises:
             StepDefinitionError: An option is unknown or has a wrong value.
@@ -331,21 +331,21 @@ class DurableStep(Generic[P, T]):
         except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit, SdkInternalBaseException):
             raise
         except BaseException as error:
-            # The SDK knows exceptions only, and would wait for this step for ever.
-            raise RuntimeError(f"the body of step {info.name!r} raised {error!r}, which is no Exception") from error
+            # The SDK handles only subclasses of Exception, and would wait for this step forever.
+            raise RuntimeError(f"the body of step {info.name!r} raised {error!r}, which is not an Exception") from error
         return self._encode(info, value)
 
     async def _attempt(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         timeout = self._options.timeout
         try:
             if timeout is None:
-                # Not even a timer without a limit, which takes as long as all the rest of this.
+                # Skip `asyncio.timeout(None)`: it doubles the cost of a call.
                 return await self._call(args, kwargs)
             return await self._call_within(timeout, info, args, kwargs)
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            # The SDK takes it for the end of the attempt, and would wait for this step for ever.
+            # The SDK takes it for the end of the attempt, and would wait for this step forever.
             raise RuntimeError(f"something that the body of step {info.name!r} waited for was cancelled") from error
 
     async def _call_within(
@@ -398,7 +398,7 @@ class DurableStep(Generic[P, T]):
 
     def _undecodable(self, type_name: str, reason: str) -> DecodeError:
         error = DecodeError(type_name, reason, where=f"the journaled result of step {self._default_name!r}")
-        # Whatever the handler does about it: a redeploy is to mend this, so the invocation must not end with it.
+        # Fail the attempt even if the handler catches this, so that a redeploy can recover.
         if (invocation := current_invocation()) is not None:
             invocation.fail(error)
         return error
@@ -489,7 +489,7 @@ async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, *
         **options: As for :func:`durable_step`.
 
     Returns:
-        The result, as it comes back from the journal.
+        The result from the journal.
 
     Raises:
         StepDefinitionError: An option or the callable cannot work.
@@ -505,7 +505,7 @@ async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, *
 
 
 def with_display_name(step: DurableStep[P, T], name: str) -> DurableStep[P, T]:
-    """Return a copy of a step that messages call by another name; its name in the journal stays as it is."""
+    """Return a copy of a step that messages call by another name; its name in the journal does not change."""
     copied = copy.copy(step)
     copied._default_name = name  # pyright: ignore[reportPrivateUsage]
     return copied

@@ -17,7 +17,7 @@ import pytest
 from documents import ROOT
 
 PATTERNS: Final[dict[str, str]] = {
-    r"\b(is|are|was|were) no (?!longer|more\b|less\b|need|way|point|different|other|one\b|such)[a-z]+": "is not a …",
+    r"(?<![Tt]here )\b(is|are|was|were) no (?!longer|more\b|less\b|different|other|one\b|such)[a-z]+": "is not a …",
     r"\b[Mm]end(s|ed|ing)?\b": "fix",
     r"\banew\b": "again, from scratch",
     r"\b(for ever)\b": "forever",

@@ -5,7 +5,7 @@
   The loop runs inside the server's task, so that task steps aside for as long as handler code runs. So does the task
   that makes another which starts eagerly.
 * ``futures._set_result_unless_cancelled``: the callback by which ``asyncio.sleep`` wakes up. If it is renamed, a
-  cancelled invocation is told at its next durable wait instead of in ``asyncio.sleep``.
+  cancelled invocation hears of it at its next durable wait instead of in ``asyncio.sleep``.
 * ``Task._fut_waiter``: what a suspended task waits for; used for messages, and to tell a task that waits for nothing
   durable that the invocation was cancelled.
 * ``Task._must_cancel``: whether the running task was cancelled and will be told when it next waits. If it is renamed,
@@ -57,7 +57,7 @@ def waiting_on(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
 
 
 def must_cancel(task: asyncio.Task[Any]) -> bool:
-    """Return whether a running task was cancelled, and is told of it when it next waits."""
+    """Return whether a running task was cancelled, and will receive that when it next waits."""
     return bool(getattr(task, "_must_cancel", True))
 
 

@@ -128,7 +128,7 @@ def _release(execution: Execution, tasks: list[HandlerTask]) -> bool:
 
 
 def undo(task: HandlerTask | None) -> None:
-    """Mark a task that is told of the invocation's cancellation, and those that will hear of it through it (E2)."""
+    """Mark a task that hears of the invocation's cancellation, and those that hear of it through this one (E2)."""
     if task is not None:
         task.told = True
     while task is not None and not task.undoing:

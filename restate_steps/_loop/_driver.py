@@ -4,7 +4,7 @@ The driver runs in the task that the SDK made for the attempt. It runs what is r
 completion, delivers it, and runs what that makes ready. Step bodies run on the server's loop. Invariants, beside those
 of ``_ready`` (R1 to R6), ``_loop`` (L1 to L3), ``_timers`` (T1 to T4) and ``_local`` (O1 to O4):
 
-* **E1** The VM is asked only when nothing is ready and no local operation is in flight, and always for everything
+* **E1** The driver asks the VM only when nothing is ready and no local operation is in flight, and for everything
   that is waited for. One completion is delivered at a time.
 * **E2** Restate delivers the cancellation of an invocation once. Everything that waits then receives it: durable waits
   in the order in which they began, then each ``asyncio.sleep``, then, as soon as nothing durable could end them, local
@@ -157,7 +157,7 @@ class Driver:
         """Run what is ready, and what completions make ready (E1).
 
         Returns:
-            Whether the server has to send something before anything can go on.
+            Whether the server has to send something before anything can continue.
         """
         execution = self._execution
         ready, local, timers, port = execution.ready, execution.local, execution.timers, execution.port
@@ -197,7 +197,7 @@ class Driver:
                     return True
                 else:
                     ready.refill()
-                    # All of them before anything goes on: the first to go on takes the value, and it is not seen again.
+                    # All of them first: the first to continue takes the value, and the VM does not show it again.
                     for wait in done:
                         port.discard(wait)
                         wait.complete()
@@ -272,8 +272,8 @@ class Driver:
             if wait in execution.port.waits():
                 execution.refuse(
                     f"task {name_of(wait.task)} resumes a coroutine that waits for something durable by itself, with "
-                    f"send(), instead of awaiting it{describe(wait.task.get_coro())}. When the coroutine goes on would "
-                    "differ on replay. Await it, or make a task of it with asyncio.create_task."
+                    f"send(), instead of awaiting it{describe(wait.task.get_coro())}. A replay would resume it at "
+                    "another time. Await it, or make a task of it with asyncio.create_task."
                 )
 
     async def _let_others_run(self, seconds: float) -> None:
@@ -334,7 +334,7 @@ class Driver:
         if execution.ready or execution.closed is not None:
             return
         execution.refuse(
-            "no task of the handler can go on, because nothing is left that could end the waiting: "
+            "no task of the handler can continue, because nothing is left that could end the waiting: "
             f"{self._waiting()}. Release the lock, set the event or fill the queue before waiting for it.",
             pause=pause,
         )

@@ -37,7 +37,7 @@ T = TypeVar("T")
 logger = logging.getLogger("restate_steps")
 
 _STARTS_EAGERLY: Final = sys.version_info >= (3, 12)
-"""Whether a task may run inside of another's turn."""
+"""True if a task may run inside another task's turn."""
 
 
 class Execution:
@@ -300,7 +300,7 @@ class Execution:
             raise
 
     def has(self, handle: int) -> bool:
-        """Return whether a durable future is there, if the code may go on with it at once.
+        """Return whether a durable future is completed, if the code may continue with it at once.
 
         It may where nothing could run before the driver would ask the VM for that future alone, as in a handler that
         does one step after another. It saves most of what a wait costs. If it returns False, :meth:`wait` says more.

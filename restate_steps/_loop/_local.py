@@ -65,7 +65,7 @@ class LocalOperation:
 
     @property
     def in_flight(self) -> bool:
-        """Whether it holds the turn."""
+        """True if it holds the turn."""
         return not self.waits
 
     def begin_wait(self) -> None:

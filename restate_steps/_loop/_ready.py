@@ -5,7 +5,7 @@ A *turn* is what one callback does until it ends or, for a task, until the task 
 * **R1** Turns run one at a time. What a turn schedules runs right after it, in the order in which it was scheduled, and
   before everything that was ready earlier. So a chain of callbacks, however many hops it has, keeps its place: a helper
   task or a callback that a library adds does not change the order of others.
-* **R2** A task that yields without waiting for anything (``asyncio.sleep(0)``) goes on with its turn, up to ``KEEP``
+* **R2** A task that yields without waiting for anything (``asyncio.sleep(0)``) continues its turn, up to ``KEEP``
   times in a row. Then everything else that is ready runs first.
 * **R3** Wake-ups that one turn causes by cancelling tasks are ordered by the numbers of the tasks, because anyio
   cancels in the order of a set. So are tasks that ``asyncio.as_completed`` makes in the order of a set.
@@ -14,7 +14,7 @@ A *turn* is what one callback does until it ends or, for a task, until the task 
   durably meanwhile (T4).
 * **R5** Nothing waits in the queue forever: after ``STREAK`` turns that descend from one another, new ones go to the
   end.
-* **R6** The queue comes to rest after ``BUDGET`` turns and yields without anything having happened outside of it,
+* **R6** The queue stops after ``BUDGET`` turns and yields without anything having happened outside of it,
   although more is ready: code that polls, for example with two tasks that wake each other, would otherwise keep the VM
   from being asked. It sleeps durably, too (T4).
 """
@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 __all__ = ["BUDGET", "KEEP", "SLICE", "SPIN", "STREAK", "Handle", "ReadyQueue", "owner_of"]
 
 KEEP: Final = 64
-"""How often a task may yield without waiting before others run."""
+"""The number of yields without waiting after which other tasks run."""
 
 SPIN: Final = 10_000
-"""How often a task may yield without waiting before it counts as one that polls."""
+"""The number of yields without waiting after which a task counts as polling."""
 
 BUDGET: Final = 100_000
-"""How many turns and yields may follow one another before something durable, or a local operation, has to happen."""
+"""The number of turns and yields after which something durable, or a local operation, has to happen."""
 
 SLICE: Final = 1_000
-"""How many turns may follow one another before the server's loop has its turn."""
+"""The number of turns after which the server's loop has its turn."""
 
 STREAK: Final = 10_000
-"""How many turns in a row may be descendants of one another while others are ready."""
+"""The maximum number of turns in a row that descend from one another while others are ready."""
 
 
 class Handle(asyncio.Handle):
@@ -155,7 +155,7 @@ class ReadyQueue:
         self._turns_seen = self._turns
 
     def unpark(self) -> None:
-        """Let what polls go on although nothing has happened."""
+        """Let polling code continue although nothing has happened."""
         if self.is_polling:
             self._unpark()
 
@@ -298,7 +298,7 @@ def _is_anyio(callback: Any) -> bool:
 
 
 def owner_of(handle: Any) -> Any:
-    """Return the object whose method a callback is, such as the task that it lets go on."""
+    """Return the object whose method a callback is, such as the task that it resumes."""
     return getattr(handle._callback, "__self__", None)
 
 

@@ -1,6 +1,6 @@
 """The timers of a handler, which are durable sleeps.
 
-* **T1** A timer costs nothing until the handler comes to rest with it. Then it becomes a sleep in the journal.
+* **T1** A timer costs nothing until nothing else is ready. Then it becomes a sleep in the journal.
 * **T2** The time is that of the latest timer that has ended, counted from the handler's beginning. It is the same in
   every attempt, and moves only when a timer ends.
 * **T3** While a local operation holds the turn, nothing of the journal is delivered. Timers that were made around the

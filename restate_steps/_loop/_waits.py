@@ -1,4 +1,4 @@
-"""What is waited for, and the port through which it comes."""
+"""Waits for something durable, and the port that completes them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Wait(Protocol):
     """Something durable that is waited for.
 
     Attributes:
-        source: What the VM is asked for.
+        source: The future to ask the VM for.
         context: Context variables that a body runs in that is started for this wait.
     """
 
@@ -41,12 +41,12 @@ class Wait(Protocol):
     def context(self) -> Context: ...
 
     def complete(self) -> None:
-        """Let whatever waits go on."""
+        """Resume whatever waits."""
         ...
 
 
 class Port(Protocol):
-    """What an execution needs of the durable world."""
+    """The interface through which an execution reaches the server."""
 
     def add(self, wait: Any) -> None:
         """Ask for a wait from now on."""
@@ -57,11 +57,11 @@ class Port(Protocol):
         ...
 
     def __bool__(self) -> bool:
-        """Return whether anything is asked for."""
+        """Return whether there are any waits."""
         ...
 
     def waits(self) -> list[Any]:
-        """Return what is asked for, in the order in which it was added."""
+        """Return the waits, in the order in which they were added."""
         ...
 
     def ask(self) -> list[Any] | None:
@@ -117,14 +117,14 @@ class DurableWait:
         self.future: asyncio.Future[None] = asyncio.Future(loop=loop)
 
     def complete(self) -> None:
-        """Let the code go on."""
+        """Resume the code."""
         if self.operation is not None:
             self.end(None)
         elif not self.future.done():
             self.future.set_result(None)
 
     def end(self, error: BaseException | None) -> None:
-        """Let the code go on, or raise ``error`` in it."""
+        """Resume the code, or raise ``error`` in it."""
         if self.operation is not None:
             self.operation.end_wait()
         if self.future.done():

@@ -11,7 +11,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def watchdog(callback: F) -> F:
-    """Mark a timer's callback that only checks for stalls: by itself, it never lets a handler go on.
+    """Mark a timer's callback that only checks for stalls: by itself, it never resumes a handler.
 
     The simulator must know, because it asks whether anything can happen.
     """

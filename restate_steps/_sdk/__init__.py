@@ -22,8 +22,8 @@ What is used, and what happens if a later SDK no longer has it:
   explicit recovery can be read. Missing: a service with that mark is no longer refused.
 * ``LazyFuture.async_def`` makes the coroutine that fetches the value, which :func:`result_of` awaits without a task.
   Missing: the future itself is awaited, which takes longer.
-* ``ReceiveChannel._queue`` tells whether more has arrived, so that the VM is asked once for all of it, and takes what
-  wakes the driver up. Missing: the VM is asked after every message, and a refusal waits for the next one.
+* ``ReceiveChannel._queue`` tells whether more has arrived, so that one question to the VM covers it, and takes what
+  wakes the driver up. Missing: the driver asks the VM after every message, and a refusal waits for the next one.
 
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """

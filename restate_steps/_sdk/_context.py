@@ -94,7 +94,7 @@ def keep_state(context: ServerInvocationContext, state: Any) -> None:
     """Keep this package's state of the invocation; its ``__close__`` is called when the handler has ended.
 
     It hangs on the context itself: the SDK's extension data is gone when the handler's context managers exit, and a
-    state made anew would give their steps the idempotency keys of the handler's first ones.
+    new state would give their steps the idempotency keys of the handler's first ones.
     """
     vars(context)[_STATE] = state
     context.extension_data[_STATE] = state

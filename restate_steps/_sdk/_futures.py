@@ -42,7 +42,7 @@ async def result_of(future: RestateDurableFuture[T]) -> T:
 
 
 async def _wait_alone(context: Any, handle: int) -> None:
-    """Wait for one future as the SDK does, but without translating all that the VM is asked and answers."""
+    """Wait for one future as the SDK does, but without translating every question to the VM and its answer."""
     vm, check = context.vm.vm, getattr(context.vm, "_check", None)
     awaited = native.PyUnresolvedFuture.single(handle)
     while True:
@@ -82,7 +82,7 @@ def map_failure(future: Any, convert: Callable[[TerminalError], BaseException]) 
             converted = convert(error)
             if converted is error:
                 raise
-            # Its cause stays: by it the SDK knows that an exception nobody catches is terminal.
+            # Its cause stays: by it the SDK recognizes that an uncaught exception is terminal.
             raise converted  # noqa: B904
 
     lazy.async_def = fetch_and_convert

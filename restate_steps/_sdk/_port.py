@@ -21,7 +21,7 @@ __all__ = ["SdkPort"]
 
 
 class Wait(Protocol):
-    """What the port needs to know of a wait."""
+    """A wait, as the port sees it."""
 
     @property
     def source(self) -> UnresolvedFuture: ...
@@ -33,7 +33,7 @@ class Wait(Protocol):
 _GROUP_SIZE: Final = 32
 
 HOLD_BACK_SECONDS: Final = 60.0
-"""How long a failing body waits for others, at most: theirs may wait for something that only its retry brings."""
+"""The maximum time that a failing body waits for the others, which may wait for something that only its retry does."""
 
 
 class _Group:
@@ -140,7 +140,7 @@ class SdkPort:
         self._composites.pop(wait, None)
 
     def ask(self) -> list[Wait] | None:
-        """Have the VM go on to the next completion that is waited for.
+        """Let the VM advance to the next completion that is waited for.
 
         It goes through what the server sent in journal order, and stops there. Bodies that are to run are started.
 
@@ -309,7 +309,7 @@ class SdkPort:
 
 
 def _settle(future: asyncio.Future[None]) -> None:
-    """Let a future's awaiter go on, unless it may already."""
+    """Resume the awaiter of a future, unless it is done already."""
     if not future.done():
         future.set_result(None)
 

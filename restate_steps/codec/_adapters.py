@@ -57,7 +57,7 @@ class Adapter:
 
     Attributes:
         type: The type; the reference keeps its ``id`` from being reused.
-        plain: Whether there is no declared type.
+        plain: Whether the type is :data:`PLAIN_JSON`.
         to_json: ``SchemaSerializer.to_json``, bound once because it is called for every value.
         to_python: ``SchemaSerializer.to_python``.
         validate_json: ``SchemaValidator.validate_json``.

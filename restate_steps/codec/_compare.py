@@ -1,4 +1,4 @@
-"""Whether a value came back from its encoded form as it was, and if not, where and how it changed.
+"""Compare a value with its round-tripped copy and report the first difference.
 
 The comparison runs on every result of every step, so the order of the tests is the order of likelihood: the same
 object, then types whose ``==`` is exact, then one function per class, chosen once and remembered.
@@ -38,7 +38,7 @@ from restate_steps.codec._paths import Element, format_path, shorten
 __all__ = ["Difference", "Kind", "find_difference"]
 
 Kind: TypeAlias = Literal["type", "subclass", "value", "missing", "excluded", "iterator", "opaque", "depth"]
-"""What sort of difference it is; it decides which remedy to suggest."""
+"""The kind of a difference; it decides which fix to suggest."""
 
 
 class Difference(NamedTuple):
@@ -71,7 +71,7 @@ class _Found:
 
 
 class _Walk:
-    """What one comparison remembers: whether to widen, and in a value that refers to itself, the pairs seen."""
+    """The state of one comparison: whether to widen, and in a cyclic value, the pairs seen."""
 
     __slots__ = ("seen", "widen")
 
@@ -93,7 +93,7 @@ _CACHE_LIMIT: Final = 4096
 _flat: Final = chain.from_iterable
 _comparators: dict[type, _Comparator] = {}
 _columns: dict[type, tuple[str, ...]] = {}
-# Replay-safe: the entries are functions of the class alone. Bounded, because a program may create classes for ever.
+# Replay-safe: the entries are functions of the class alone. Bounded, because a program may keep creating classes.
 
 
 def find_difference(original: object, decoded: object, *, widen: bool = False) -> Difference | None:

@@ -44,7 +44,7 @@ def locate(schema: CoreSchema, value: object, error: Exception, round_trip: bool
     try:
         return search.run(schema, value, error)
     except Exception:
-        # Knowing the place is a courtesy; not finding it must not hide what went wrong.
+        # The path is a courtesy; failing to find it must not hide the error.
         return format_path(search.segments), error
 
 

@@ -26,7 +26,7 @@ def format_path(segments: Iterable[Any]) -> str:
 
     Args:
         segments: Attribute names and text keys as ``str``, indexes as ``int``, set members as :class:`Element`,
-            and any other dictionary key as it is.
+            and other dictionary keys unchanged.
 
     Returns:
         The path, starting with ``$`` for the whole value.

@@ -312,7 +312,7 @@ class _Timer:
 
     Attributes:
         seconds: How long it runs.
-        ended: Whether the time is up, or the timer was told that the invocation is cancelled.
+        ended: Whether the time is up, or the invocation was cancelled meanwhile.
         error: What told it.
     """
 

@@ -62,7 +62,7 @@ class Task(Generic[T]):
 
     @property
     def undoing(self) -> bool:
-        """Whether it has been told that the invocation is cancelled, and still handles that."""
+        """True while it handles the cancellation of the invocation."""
         return isinstance(self._task, HandlerTask) and self._task.undoing and not self._task.done()
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -120,7 +120,7 @@ class Scope:
 
     @property
     def closing(self) -> bool:
-        """Whether its tasks are being cancelled, so that it takes no new one."""
+        """True if its tasks are being cancelled, so that it accepts no new one."""
         return self._cancelled
 
     def cancel(self) -> None:

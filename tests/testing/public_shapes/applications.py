@@ -221,7 +221,7 @@ async def polls(sim: Any) -> Any:
 FOOD = "examples applications: food-ordering"
 ORDERS = restate.app([order, delivery, matcher, driver, status])
 add(Shape(FOOD, "five services, promises and an awakeable", ORDERS, orders))
-add(Shape(FOOD, "a place is told of what was delivered", ORDERS, locates_too_late, problem="paused"))
+add(Shape(FOOD, "a location that arrives after the delivery", ORDERS, locates_too_late, problem="paused"))
 add(Shape(FOOD, "a job that sends itself forever", restate.app([phone]), polls, on_server=False))
 
 

@@ -365,7 +365,7 @@ add(
 add(
     Shape(
         SERVICE + "Proxy",
-        "a call that nobody awaits",
+        "a call that is never awaited",
         restate.app([proxy, target]),
         calls_many,
         unread=("Counter/increase_and_fail",),

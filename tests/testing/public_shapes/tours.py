@@ -139,7 +139,7 @@ add(Shape(TOUR + "getstarted, communication", "a delay computed from the clock",
 add(
     Shape(
         TOUR + "concurrenttasks",
-        "`gather`, and nobody reads the results",
+        "`gather`, and the results are never read",
         restate.app([parallel]),
         subscribes,
         unread=("add-Disney",),
