@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from mcp.server import MCPServer
@@ -31,6 +32,14 @@ def shred(name: str) -> str:
     if name == "contract":
         raise ToolError("the contract is needed")
     return f"shredded {name}"
+
+
+@server.tool()
+def weigh(name: str) -> str:
+    """Weigh a paper, which takes a while."""
+    note(f"weigh({name})")
+    time.sleep(0.3)
+    return f"{name} is light"
 
 
 note("up")

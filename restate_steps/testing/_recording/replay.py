@@ -217,6 +217,7 @@ def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True)
             call = app(_scope(recorded), connection.receive, connection.send)
             task = connection.handler = loop.create_task(call, context=context)
             task.add_done_callback(lambda _: loop.stop())
+            loop.waiting = lambda: [task]
             loop.run()
             connection.end()
             if task.done() and not task.cancelled():

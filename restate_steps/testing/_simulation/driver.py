@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._observe import allow_observers, observing
@@ -274,20 +274,20 @@ class _Attempt:
             self.invocation.id, self._names.get(handle, "?"), self.number, self._completion_of(handle)
         )
         if not in_thread:
+            self._process.bodies[self, handle] = cast("asyncio.Task[Any]", asyncio.current_task())
             self.body_works(run)
         _body.set(_Body(self, handle, run, in_thread))
 
     def body_works(self, run: BodyRun) -> None:
         """Count the run of a body, which begins its work."""
-        self._process.loop.bodies += 1
         run.works = True
         self._driver.body_runs(run, self._process)
 
     def body_ended(self, handle: int) -> None:
+        self._process.bodies.pop((self, handle), None)
         run = self.running.pop(handle, None)
         if run is not None and run.works:
             run.ended = True
-            self._process.loop.bodies -= 1
 
     def awakeable_made(self, awakeable_id: str) -> None:
         if not self._process.dead:
@@ -365,9 +365,13 @@ class _Process:
         self.loop = SimulatedLoop.take(driver.idle, now)
         self.loop.outside_of_steps = self._talks_outside
         self.loop.holds_back = self._holds_back
+        self.loop.waiting = self._waiting
+        self.loop.on_silence = driver.note_silence
         self.threads: list[_Thread] = []
         self.attempts: dict[str, _Attempt] = {}
         self.tasks: dict[str, asyncio.Task[Any]] = {}
+        self.bodies: dict[tuple[_Attempt, int], asyncio.Task[Any]] = {}
+        """The tasks of the bodies that work on the event loop, by their attempt and handle."""
         self.dead = False
         self._driver = driver
 
@@ -375,6 +379,9 @@ class _Process:
         attempt = observing.get()
         if isinstance(attempt, _Attempt) and _body.get() is None and not self.dead:
             self._driver.talks_outside(attempt.invocation, what)
+
+    def _waiting(self) -> list[asyncio.Task[Any]]:
+        return [*self.tasks.values(), *self.bodies.values()]
 
     def _holds_back(self, start: Callable[[], None]) -> bool:
         body = _body.get()
@@ -434,6 +441,8 @@ class Driver:
         self.unread_failures: list[str] = []
         """The steps and calls whose failure no handler has looked at."""
         self.outside: list[tuple[Invocation, str]] = []
+        self.silences = 0
+        """How often it waited for the world outside in real time, and nothing came."""
         self.events = 0
         self.endless = False
         self.deadline: float | None = None
@@ -688,9 +697,6 @@ class Driver:
             process.threads.remove(thread)
             if in_thread:
                 attempt.body_works(run)
-                if handle not in attempt.running:
-                    # Nothing waits for it any more.
-                    process.loop.bodies -= 1
             thread.start()
 
         name = attempt.name_of(handle)
@@ -772,6 +778,10 @@ class Driver:
         """Note that a handler talks to the world outside, and not in a step."""
         self.outside.append((invocation, what))
 
+    def note_silence(self) -> None:
+        """Count a wait for the world outside in which nothing came."""
+        self.silences += 1
+
     def flush(self) -> bool:
         """Send what there is to send; return whether anything was."""
         outbox, self.world.outbox = self.world.outbox, []
@@ -832,6 +842,7 @@ def read_manifest(app: ASGIApp) -> Manifest:
     loop = SimulatedLoop(lambda _: False)
     try:
         task = loop.create_task(app(scope, receive, send))
+        loop.waiting = lambda: [task]
         loop.run()
         if not task.done():
             raise TypeError("the application did not answer when it was asked for its handlers.")

@@ -2,7 +2,7 @@
 
 It is asyncio's own loop with another selector. asyncio asks the selector to wait exactly when nothing is ready, so
 that is the moment in which :attr:`SimulatedLoop.on_idle` decides what happens next. Sockets, pipes and threads still
-work: while one of them may have something to say, the loop waits for it in real time.
+work: while something waits for what one of them may bring, the loop waits in real time.
 
 L1. A callback runs only if it was ready, or its time has come in virtual time; time passes only by
     :meth:`SimulatedLoop.advance`.
@@ -13,6 +13,10 @@ L4. A loop in which something is always ready is stopped after very many turns: 
 L5. The loop can run inside another loop's task; outside, nothing of it is seen.
 L6. At the end no time passes: what waits is cancelled. What ignores that is left, and so is a thread that takes very
     long.
+L7. What is open costs nothing while it is idle: the loop waits in real time only for a thread that is at work, or if a
+    task of :attr:`SimulatedLoop.waiting` waits for the world outside. It waits once for each such wait: what does not
+    come then is taken never to come by itself. A very short sleep takes as long in real time while something is open:
+    it may be a poll.
 """
 
 from __future__ import annotations
@@ -23,22 +27,26 @@ import selectors
 import sys
 import threading
 import warnings
+import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, cast
+
+from restate_steps.testing._simulation.outside import awaited_from_outside
 
 __all__ = ["SimulatedLoop"]
 
-_IDLE_SOCKETS: Final = 0.02
-_BUSY_SOCKETS: Final = 5.0
+_CLEAN_UP: Final = 0.02
+_ANSWER: Final = 5.0
 _THREADS: Final = 60.0
+_POLL: Final = 0.05
 _OWN_SOCKETS: Final = 1
+_ANYIO: Final = "anyio._backends._asyncio"
 _AT_ONCE: Final = 0.1
 _MAX_LOOKS: Final = 12
 _MAX_TURNS = 100_000
 _HOPS: Final = 200
 _FIRST_PRUNING: Final = 1000
-_ANYIO: Final = "anyio._backends._asyncio"
 _THREAD_LEFT: Final = (
     f"a thread of the handler still runs after {_THREADS:g} s. Threads cannot be stopped, so the simulator leaves it, "
     "but Python waits for it before it exits. Let its function return."
@@ -71,27 +79,30 @@ class _IdleSelector(selectors.BaseSelector):
         loop = cast("SimulatedLoop", self.loop)
         if timeout is not None and timeout <= 0:
             # What is ready comes first. Real events are looked at in between, so that they are not starved.
-            is_real = loop.has_threads() or len(self._real.get_map()) > _OWN_SOCKETS
+            is_real = self.has_descriptors() or loop.has_threads()
             if not is_real or loop.is_ending:
                 loop.turn()
             return self._real.select(0) if is_real else []
         if loop.end_thread():
             return []
-        if patience := self._patience(loop):
-            events = self._real.select(patience)
-            if events:
-                return events
-        loop.idle(timeout)
-        return []
-
-    def _patience(self, loop: SimulatedLoop) -> float:
         if loop.has_threads():
-            return _THREADS
-        if len(self._real.get_map()) > _OWN_SOCKETS:
-            # An open connection may be one that is kept for later, or one that is about to answer. While a step runs
-            # it is worth waiting for.
-            return _BUSY_SOCKETS if loop.bodies else _IDLE_SOCKETS
-        return 0.0
+            events = self._real.select(_THREADS)
+        elif not (self.has_descriptors() or loop.has_foreign_threads()):
+            # A thread that has just ended may have left something to do.
+            events = self._real.select(0) if loop.is_ready() else []
+        elif awaited := loop.awaited_from_outside():
+            events = self._real.select(_ANSWER)
+            if not events:
+                loop.note_silence(awaited)
+        else:
+            events = self._real.select(loop.pause(timeout))
+        if not events:
+            loop.idle(timeout)
+        return events
+
+    def has_descriptors(self) -> bool:
+        """Return whether sockets or pipes are open, or a program runs that the loop watches."""
+        return len(self._real.get_map()) > _OWN_SOCKETS
 
 
 _spare: list[SimulatedLoop] = []
@@ -118,8 +129,15 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._now = now
         self._patient = 0
         self._threads: deque[tuple[asyncio.Future[Any], asyncio.Future[Any]]] = deque()
-        self.bodies = 0
-        """How many bodies of steps run at this moment; see :meth:`_IdleSelector.select`."""
+        self._handed: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
+        self._executors: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._threads_before = frozenset(threading.enumerate())
+        self._unanswered: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
+        self._polled = -1.0
+        self.waiting: Callable[[], Iterable[asyncio.Task[Any]]] = _no_tasks
+        """Returns the tasks whose waits for the world outside count; see L7."""
+        self.on_silence: Callable[[], None] = _nothing
+        """Called when the loop has waited for the world outside, and nothing came."""
         self.outside_of_steps: Callable[[str], None] = _ignore
         """Told when something talks to the world outside."""
         self.holds_back: Callable[[Callable[[], None]], bool] = _at_once
@@ -154,6 +172,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         if self._turns > _MAX_TURNS:
             self.endless = True
             self.stop()
+
+    def is_ready(self) -> bool:
+        """Return whether there is a callback to run."""
+        return bool(cast(Any, self)._ready)
 
     def idle(self, timeout: float | None) -> None:
         """Let whoever drives go on; called by the selector."""
@@ -229,6 +251,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """
         self.outside_of_steps("a thread")
         handed: asyncio.Future[Any] = self.create_future()
+        self._handed.add(handed)
+        if executor is not None:
+            self._executors.add(executor)
 
         def start() -> None:
             result = asyncio.SelectorEventLoop.run_in_executor(self, executor, func, *args)
@@ -246,6 +271,41 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         if self._patient > 0:
             return True
         return _ANYIO in sys.modules and any(_works_for(self, each) for each in threading.enumerate())
+
+    def awaited_from_outside(self) -> list[asyncio.Future[Any]]:
+        """Return what is waited for that the world outside may bring, and that was not waited for in vain before."""
+        timers: list[asyncio.TimerHandle] = cast(Any, self)._scheduled
+        awaited = awaited_from_outside(self.waiting(), timers, self._handed)
+        return [future for future in awaited if future not in self._unanswered]
+
+    def note_silence(self, awaited: Iterable[asyncio.Future[Any]]) -> None:
+        """Note that nothing came although it was awaited; called by the selector."""
+        for future in awaited:
+            self._unanswered.add(future)
+        self.on_silence()
+
+    def pause(self, timeout: float | None) -> float:
+        """Return how long to look in real time for what nothing waits for.
+
+        Args:
+            timeout: How long it takes in virtual time until the next timer.
+        """
+        if self.is_ending:
+            return _CLEAN_UP
+        if timeout is None or timeout > _POLL or self._polled == self._now + timeout:
+            return 0.0
+        # Code that sleeps for so short a time may poll for something outside, such as the end of a program.
+        self._polled = self._now + timeout
+        return timeout
+
+    def has_foreign_threads(self) -> bool:
+        """Return whether threads live that code has started by itself, as the drivers of some databases do."""
+        new = [thread for thread in threading.enumerate() if thread not in self._threads_before]
+        if not new:
+            return False
+        executors = [getattr(self, "_default_executor", None), *self._executors]
+        own = {thread for executor in executors for thread in getattr(executor, "_threads", ())}
+        return any(thread not in own and type(thread).__module__ != _ANYIO for thread in new)
 
     def end_thread(self) -> bool:
         """Hand over the result of the first thread if it has ended; return whether it has."""
@@ -292,6 +352,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             The tasks that did not end although they were cancelled again and again.
         """
         self._on_idle, self.is_ending = self._stop_at_end, True
+        self.waiting = _no_tasks
         left = self._end_tasks()
         if getattr(self, "_asyncgens", None):
             self.create_task(self.shutdown_asyncgens())
@@ -357,9 +418,16 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         except IndexError:  # Asked first whether there is one, another thread could take it meanwhile.
             return cls(on_idle, now)
         loop._on_idle, loop._now = on_idle, now
-        loop._patient = loop.bodies = loop._looks = 0
+        loop._patient = loop._looks = 0
         loop._threads.clear()
+        loop._handed.clear()
+        loop._executors.clear()
+        loop._threads_before = frozenset(threading.enumerate())
+        loop._unanswered.clear()
+        loop._polled = -1.0
         loop.is_ending = False
+        loop.waiting = _no_tasks
+        loop.on_silence = _nothing
         loop.outside_of_steps = _ignore
         loop.holds_back = _at_once
         loop._watchdogs.clear()
@@ -407,6 +475,14 @@ def _at_once(start: Callable[[], None]) -> bool:
 
 def _ignore(what: str) -> None:
     del what
+
+
+def _no_tasks() -> Iterable[asyncio.Task[Any]]:
+    return ()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _say_nothing(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
