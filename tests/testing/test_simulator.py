@@ -615,7 +615,7 @@ async def test_async_generators_after_a_crash_left_some_open() -> None:
             assert 3 == (await invocation.result()).value
 
 
-@pytest.mark.parametrize("module", ["wire", "world"])
+@pytest.mark.parametrize("module", ["opaque", "wire", "world"])
 def test_the_heart_does_no_io(module: str) -> None:
     """Messages, journals and transitions use no asyncio, no clock and no randomness."""
     path = Path(restate_steps.testing.__file__).with_name("_simulation") / f"{module}.py"
@@ -630,12 +630,15 @@ def test_the_heart_does_no_io(module: str) -> None:
     assert imported <= {
         "__future__",
         "base64",
+        "bisect",
         "collections",
         "collections.abc",
         "dataclasses",
         "enum",
         "functools",
         "hashlib",
+        "re",
+        "restate_steps.testing._simulation.opaque",
         "restate_steps.testing._simulation.wire",
         "struct",
         "typing",

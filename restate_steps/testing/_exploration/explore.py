@@ -2,7 +2,8 @@
 
 E1. Every run starts from nothing and follows a :class:`Schedule`; so each can be had again, and shortened.
 E2. A crash is placed at every *distinct* prefix of the journals: where the same was stored before, nothing new can
-    come of it. The method is that of ``../simulator``: it finds what random crashes do not.
+    come of it. Random ids and times make no prefix distinct: see ``_simulation.opaque``. The method is that of
+    ``../simulator``: it finds what random crashes do not.
 E3. A cancellation is placed at every distinct moment at which nothing can run by itself, before and after a crash.
 E4. What is tried next is drawn from a seed, so that a budget that runs out leaves a fair sample, and the same one.
 """

@@ -738,7 +738,8 @@ class Driver:
             return
         if kind == Kind.PROPOSE_RUN_COMPLETION:
             # What ran for the second time, and gets lost again, is another thing than what ran once.
-            if self._pass_point(lost=True, what=(frame.body, self._times_run(attempt.invocation, frame))):
+            result = world.opaque.copy().renamed(frame.body)
+            if self._pass_point(lost=True, what=(result, self._times_run(attempt.invocation, frame))):
                 return
             self._mark_recorded(attempt, frame)
         world.receive(attempt.invocation.id, frame)

@@ -24,6 +24,7 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, ClassVar, Final
 
+from restate_steps.testing._simulation.opaque import OpaqueValues
 from restate_steps.testing._simulation.wire import (
     CANCEL_SIGNAL,
     REQUESTED_ACK,
@@ -333,6 +334,7 @@ class World:
         """What is on its way from one invocation to another."""
         self.timers: list[Timer] = []
         self.anomalies: list[str] = []
+        self.opaque = OpaqueValues()
         self.history: list[tuple[Invocation, Frame]] = []
         """Every message that was stored, of every invocation, in the order in which they were."""
         self._promises: dict[tuple[str, str, str], _Promise] = {}
@@ -390,7 +392,7 @@ class World:
         return invocation
 
     def fingerprint(self) -> int:
-        """Return a number that is the same whenever the same is stored."""
+        """Return a number that is the same whenever the same is stored; see :mod:`.opaque` for ids and times."""
         if len(self.invocations) == 1:
             return next(iter(self.invocations.values())).digest
         return hash(tuple(each.digest for each in self.invocations.values()))
@@ -594,7 +596,7 @@ class World:
 
     def _store(self, invocation: Invocation, frame: Frame) -> None:
         invocation.journal.append(frame)
-        invocation.digest = hash((invocation.digest, frame))
+        invocation.digest = hash((invocation.digest, frame.kind, self.opaque.renamed(frame.body), frame.flags))
         invocation.failures = 0
         self.history.append((invocation, frame))
 
