@@ -385,6 +385,14 @@ async def signal_early(world: World) -> None:
     await world.attach(invocation)
 
 
+@scenario()
+async def signal_to_scheduled(world: World) -> None:
+    """A signal to an invocation whose time has not come is lost."""
+    scheduled = await world.send("Steps", "one", b'"hello"', delay=1000)
+    await world.call("Waits", "send_signal", encoded({"id": scheduled, "name": "early", "value": "lost"}))
+    await world.attach(scheduled)
+
+
 @scenario(modes=("normal",))
 async def signal_same_name_twice(world: World) -> None:
     """A suspended invocation that waits for a signal which it has had before is resumed for ever (see FINDINGS)."""
@@ -495,6 +503,51 @@ async def cancel_queued(world: World) -> None:
     await world.attach(second)
     board.open("first")
     await world.attach(first)
+
+
+async def remove_queued(world: World, key: str, remove: Callable[[str], Awaitable[Answer]]) -> None:
+    """Remove an invocation from the queue of a key while its caller waits for it."""
+    first = await world.send("Eager", "hold", b'"first"', key=key)
+    await published(world, "at first")
+    caller = await world.send("Calls", "call_object_caught", encoded(key))
+    called = await published(world, "child")
+    await world.settle()
+    await world.status(called)
+    await remove(called)
+    await world.attach(caller)
+    await world.attach(called)
+    board.open("first")
+    await world.attach(first)
+
+
+@scenario()
+async def cancel_queued_that_is_called(world: World) -> None:
+    await remove_queued(world, "cancel queued", world.cancel)
+
+
+@scenario()
+async def kill_queued_that_is_called(world: World) -> None:
+    await remove_queued(world, "kill queued", world.kill)
+
+
+async def remove_scheduled(world: World, remove: Callable[[str], Awaitable[Answer]]) -> None:
+    """Remove an invocation before its time has come, while a handler is attached to it."""
+    scheduled = await world.send("Steps", "one", b'"hello"', delay=3_600_000)
+    attached = await world.send("Waits", "attach_to", encoded(scheduled))
+    await world.settle()
+    await remove(scheduled)
+    await world.attach(attached)
+    await world.call("Waits", "attach_to", encoded(scheduled))
+
+
+@scenario()
+async def cancel_scheduled_that_is_attached_to(world: World) -> None:
+    await remove_scheduled(world, world.cancel)
+
+
+@scenario()
+async def kill_scheduled_that_is_attached_to(world: World) -> None:
+    await remove_scheduled(world, world.kill)
 
 
 @scenario()

@@ -682,6 +682,16 @@ async def call_waiting_caught(ctx: restate.Context) -> str:
 
 
 @calls.handler()
+async def call_object_caught(ctx: restate.Context, key: str) -> str:
+    called = ctx.object_call(eager_add, key, 1)
+    board.publish("child", await called.invocation_id())
+    try:
+        return str(await called)
+    except restate.TerminalError as error:
+        return f"{error.status_code} {error.message}"
+
+
+@calls.handler()
 async def call_stubborn(ctx: restate.Context) -> str:
     return await ctx.service_call(stubborn, None)
 

@@ -703,7 +703,7 @@ class Driver:
         return Option(f"run {name}" if in_thread else f"run a thread of {name}", start)
 
     def _delivery(self, index: int) -> Option:
-        verb, target = self.world.deliveries[index][:2]
+        verb, target, _, _ = self.world.deliveries[index]
         return Option(f"{verb} {self.world.invocations[target].target}", lambda: self.world.deliver(index))
 
     def _pass_time(self, process: _Process, to: float, *, timers: int | None = None) -> None:

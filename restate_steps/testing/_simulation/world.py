@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from functools import lru_cache
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from restate_steps.testing._simulation.opaque import OpaqueValues
 from restate_steps.testing._simulation.wire import (
@@ -38,6 +38,7 @@ from restate_steps.testing._simulation.wire import (
 )
 
 __all__ = [
+    "Delivery",
     "Failure",
     "HandlerInfo",
     "Invocation",
@@ -276,6 +277,22 @@ class Invocation:
         return self.status is Status.PAUSED and self.last_error is not None and self.last_error.code in _MISMATCH
 
 
+class Delivery(NamedTuple):
+    """Something that is on its way to an invocation.
+
+    Attributes:
+        verb: What it does there: ``complete`` a command, ``signal``, or ``attach`` another invocation.
+        target: The id of the invocation it goes to.
+        what: What it brings.
+        sender: The id of the invocation it comes from; None if its order among others does not matter.
+    """
+
+    verb: str
+    target: str
+    what: Any
+    sender: str | None
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Timer:
     """Something that happens at a time; those due together happen in the order in which they were set."""
@@ -330,7 +347,7 @@ class World:
         """By service, key and scope."""
         self.outbox: list[tuple[str, Frame]] = []
         """What is to be sent to attempts that are open."""
-        self.deliveries: list[tuple[Any, ...]] = []
+        self.deliveries: list[Delivery] = []
         """What is on its way from one invocation to another."""
         self.timers: list[Timer] = []
         self.anomalies: list[str] = []
@@ -496,7 +513,7 @@ class World:
 
     def deliver(self, index: int) -> None:
         """Let one of :attr:`deliveries` arrive, which must be one of :meth:`arriving`."""
-        self._do(self.deliveries.pop(index)[:-1])
+        self._do(self.deliveries.pop(index)[:3])
 
     def arriving(self) -> list[int]:
         """Return which of :attr:`deliveries` may arrive next, oldest first."""
@@ -505,13 +522,15 @@ class World:
         seen: set[tuple[str, str]] = set()
         indices: list[int] = []
         for index, (_, target, _, sender) in enumerate(self.deliveries):
-            if sender is None or (target, sender) not in seen:
+            if sender is None:
+                indices.append(index)
+            elif (target, sender) not in seen:
                 indices.append(index)
                 seen.add((target, sender))
         return indices
 
     def _deliver(self, verb: str, target: str, what: Any, *, sender: str | None) -> None:
-        self.deliveries.append((verb, target, what, sender))
+        self.deliveries.append(Delivery(verb, target, what, sender))
 
     def next_timer(self) -> int | None:
         """Return when the next timer is due; timers that have lost their point are dropped."""
@@ -867,7 +886,7 @@ class World:
         other, number = self._named_invocation(fields), fields["completion_id"]
         if other is None:
             self._answer(invocation, kind, number, failure=Failure(_NOT_FOUND, "not found").fields())
-        elif any(sender == invocation.id and target == other.id for _, target, _, sender in self.deliveries):
+        elif any((each.sender, each.target) == (invocation.id, other.id) for each in self.deliveries):
             self._deliver("attach", other.id, (invocation.id, number), sender=invocation.id)
         else:
             self._attach_to(other, invocation, number)
