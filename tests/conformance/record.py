@@ -168,13 +168,13 @@ class Recorder:
     # --- what it stores ---
 
     async def until_or_ended(self, seen: Callable[[], Any], invocation_id: str, gone: Container[str]) -> Any:
-        while not (found := seen()) and await self._stored(invocation_id, gone) is None:
+        while not (found := seen()) and await self._stored(invocation_id, gone) is None:  # noqa: ASYNC110 - the server sends no notice
             await asyncio.sleep(0.02)
         # What was published before the end is seen now.
         return found or seen()
 
     async def stored(self, invocation_id: str, gone: Container[str]) -> dict[str, Stored]:
-        while (found := await self._stored(invocation_id, gone)) is None:
+        while (found := await self._stored(invocation_id, gone)) is None:  # noqa: ASYNC110 - the server sends no notice
             await asyncio.sleep(0.02)
         return found
 
@@ -204,7 +204,9 @@ class Recorder:
             columns = 'id, "index", entry_type, raw'
             for row in await self._rows(f'SELECT {columns} FROM sys_journal WHERE id IN {these} ORDER BY id, "index"'):
                 journals[row["id"]].append(_entry(row))
-            found |= {row["id"]: Stored("completed", row.get("completion_failure"), journals[row["id"]]) for row in rows}
+            found |= {
+                row["id"]: Stored("completed", row.get("completion_failure"), journals[row["id"]]) for row in rows
+            }
             started = {
                 decode(frame)["invocation_id"]: None
                 for one in level
@@ -337,7 +339,7 @@ async def record(variant: str, scenarios: Iterable[Scenario]) -> list[str]:
 
 
 async def record_programs() -> list[str]:
-    """Record random programs, and return what is not the same in every variant."""
+    """Record random programs, unless something is not the same in every variant, and return that."""
     programs = recorded.chosen()
     first: list[dict[str, Any]] = []
     failed: list[str] = []
@@ -348,6 +350,8 @@ async def record_programs() -> list[str]:
         for program, expected, other in zip(programs, first, played, strict=True):
             if different := recorded.differences(program, expected, other, of=variant):
                 failed.append(different)
+    if failed:
+        return failed
     for number in recorded.numbers():
         (recorded.FOLDER / f"{number}.json").unlink()
     note = {
@@ -357,7 +361,7 @@ async def record_programs() -> list[str]:
     }
     for program, played_once in zip(programs, first, strict=True):
         recorded.save(program, played_once, note)
-    return failed
+    return []
 
 
 def main() -> None:
@@ -368,15 +372,16 @@ def main() -> None:
     chosen = parser.parse_args()
     # The handlers fail on purpose.
     logging.getLogger("restate").setLevel(logging.CRITICAL)
-    names = [name for name in chosen.scenarios if name != PROGRAMS]
-    wanted = [] if names != chosen.scenarios and not names else [SCENARIOS[name] for name in names or SCENARIOS]
+    names = chosen.scenarios or [*SCENARIOS, PROGRAMS]
+    wanted = [SCENARIOS[name] for name in names if name != PROGRAMS]
     for variant in (chosen.variant or VARIANTS) if wanted else ():
         these = [one for one in wanted if variant in one.variants()]
         failed = asyncio.run(record(variant, these))
         print(f"{variant}: {len(these) - len(failed)} of {len(these)} scenarios in {FOLDER / variant}", flush=True)
-    if not chosen.scenarios or PROGRAMS in chosen.scenarios:
-        different = asyncio.run(record_programs())
-        print("\n\n".join([*different, f"{recorded.HOW_MANY} programs in {recorded.FOLDER}"]), flush=True)
+    if PROGRAMS in names:
+        if different := asyncio.run(record_programs()):
+            sys.exit("\n\n".join([*different, "No program was recorded: these are not the same in every variant."]))
+        print(f"{recorded.HOW_MANY} programs in {recorded.FOLDER}", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Random programs: what the simulator and a server must agree on where no scenario was written by hand.
+"""Random programs, on which the simulator and a server must agree where no scenario was written by hand.
 
 A *program* is a value (see :mod:`.program`): a tree of at most four levels of invocations, and what a client does.
 :mod:`.generate` draws one from a seed, :mod:`.handlers` has the services that interpret one, and :mod:`.play` plays
@@ -11,7 +11,8 @@ P3. State is read and changed in one order. Invocations that run side by side ha
     invocation's messages share a key with what it calls later: a server starts them in the order in which they came.
 P4. An invocation that holds a key does not wait for another one of the same key.
 P5. The client and a caller act on an invocation when it has said that it waits. It says so after its last command
-    before the wait; after a cancellation it does nothing that is visible to others.
+    before the wait, and before a kill all its commands are stored. After a cancellation it does nothing that is visible
+    to others. A sender that needs a message to have arrived waits for a later one, because they arrive in order.
 P6. What is compared of a journal is the order of the commands, each with its result, and the signals, in the order of
     each name. Where an invocation waits for each command before the next, and no signal reaches it, the place of
     every entry is compared. The result of a call that a cancellation has cut short is not compared: it may come after

@@ -153,6 +153,8 @@ class _Generator:
                 yield from self._calling(place)
             elif self._chance(0.25):
                 yield from self._waiting(place)
+            elif place.changes_state and self._chance(0.3):
+                yield from self._much_state(place)
             else:
                 yield self._local(place)
 
@@ -183,6 +185,13 @@ class _Generator:
         if place.is_flow:
             choices += [["peek", "never"]]
         return self._one(choices)
+
+    def _much_state(self, place: _Place) -> Iterator[Op]:
+        """Change the state, and look at it in a later attempt."""
+        for key in self._random.sample(_STATE, self._random.randint(1, len(_STATE))):
+            yield self._one((["set", key, self._one(_VALUES)], ["set_raw", key, self._one(("", "raw"))]))
+        yield self._one((["crash", self._fresh("crash"), 1], ["sleep", 1], ["run", self._fresh("step"), 1]))
+        yield from self._one(([["keys"]], [["get", self._one(_STATE)], ["keys"]], [["get", self._one(_STATE)]]))
 
     # --- waiting for the client, or for oneself ---
 
@@ -325,9 +334,13 @@ class _Generator:
         place.strand.queued.add(held)
         there = _Place(kind, key, DEEPEST, place.held | {held}, place.strand)
         for _ in range(self._random.randint(1, 3)):
-            yield ["send", self._node(there, lambda at: self._some_local(at, 3)), {}]
+            yield ["send", self._node(there, self._message), {}]
         if not is_held:
-            yield self._maybe_caught(["call", self._node(there, lambda at: self._some_local(at, 3)), {}], None)
+            yield self._maybe_caught(["call", self._node(there, self._message), {}], None)
+
+    def _message(self, place: _Place) -> list[Op]:
+        """Draw a body that shows when it ran."""
+        return [["get", "last"], ["set", "last", self._fresh("message")], *self._some_local(place)]
 
     def _flow(self, place: _Place) -> Iterator[Op]:
         """Run a workflow, and complete a promise of it before, or while it waits."""
@@ -385,42 +398,45 @@ class _Generator:
     def _killed_by_client(self, place: _Place) -> list[Op]:
         """Draw the same, but all that is below the one that is killed has to wait by then."""
         chain: list[int] = [0]
-        ops = self._chain(place, chain, self._random.randint(0, 2), may_queue=False)
+        ops = self._chain(place, chain, self._random.randint(0, 2), killed=True)
         self._client.append([f"block {chain[-1]}", "kill", self._one(chain)])
         return ops
 
     def _unstarted(self, place: _Place) -> Iterator[Op]:
-        """Cancel what waits for its time or for the key, or send it a signal, which is lost."""
+        """Cancel what waits for its time or for the key, or send a signal to what waits for the key, which is lost."""
         holds = place.changes_state and not place.is_flow
         how = self._one(("scheduled", "queued", "called") if holds else ("scheduled",))
-        below = self._queued(place) if how != "scheduled" else self._below(place, aside=True)
-        if self._chance(0.6) or how == "called":
-            yield ["cancel_unstarted", self._node(below, self._some_local), how]
-            return
-        if how == "queued":
+        below = self._queued(place) if holds else self._below(place, aside=True)
+        if how == "queued" and self._chance(0.6):
             place.strand.queued.add((place.kind, place.key or ""))
-        yield ["signal_unstarted", self._node(below, self._some_local), how, self._fresh("signal"), self._outcome()]
+            yield ["signal_queued", self._node(below, self._some_local), self._fresh("signal"), self._outcome()]
+        else:
+            yield ["cancel_unstarted", self._node(below, self._some_local), how]
 
     def _queued(self, place: _Place) -> _Place:
         """Return the place of one that waits for the key that is held here."""
         return replace(place, depth=DEEPEST)
 
-    def _chain(self, place: _Place, chain: list[int], longer: int, *, may_queue: bool = True) -> list[Op]:
+    def _chain(self, place: _Place, chain: list[int], longer: int, *, killed: bool = False) -> list[Op]:
         """Draw a body that waits forever, or calls another one that does."""
+        ops = self._some_local(place)
         if longer and place.depth < DEEPEST:
             number = len(self._nodes)
             chain.append(number)
             below = self._below(place, aside=True)
-            self._node(below, lambda at: self._chain(at, chain, longer - 1, may_queue=may_queue))
+            self._node(below, lambda at: self._chain(at, chain, longer - 1, killed=killed))
             options: dict[str, Any] = {"refs": True}
             if self._chance(0.4):
                 options["join"] = True
             wait: Op = ["call", number, options]
-        elif may_queue and place.changes_state and not place.is_flow and self._chance(0.5):
+        elif killed:
+            # No command is on its way then, of which the server could have heard or not.
+            ops.append(["run", self._fresh("step"), "stored"])
+            wait = ["block", self._one(("awakeable", "signal", "signal+awakeable"))]
+        elif place.changes_state and not place.is_flow and place.depth < DEEPEST and self._chance(0.5):
             wait = ["block_queued", self._node(self._queued(place), self._some_local)]
         else:
             wait = ["block", self._one(_IN_FLOW if place.is_flow else _BLOCKS)]
-        ops = self._some_local(place)
         return [*ops, *self._maybe_survived(place, wait)]
 
     def _maybe_survived(self, place: _Place, wait: Op) -> list[Op]:

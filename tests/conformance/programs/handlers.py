@@ -14,6 +14,7 @@ from typing import Any
 
 import restate
 from restate import RunOptions, TerminalError
+from restate.serde import BytesSerde
 
 from .program import KINDS, Op, Program
 
@@ -46,6 +47,10 @@ class Play:
     def key(self, key: str | None) -> str | None:
         """Return the key of a node as it is on the server."""
         return None if key is None else f"{self.token}-{key}"
+
+    def number(self, invocation_id: str) -> int:
+        """Return which node of the program an invocation is."""
+        return int(self.names[invocation_id].removeprefix("inv(").removesuffix(")"))
 
     def fails(self, what: str, times: int) -> bool:
         """Return whether something fails once more that fails so many times."""
@@ -159,7 +164,11 @@ class Interpreter:
         self.ctx.set(key, value)
 
     async def do_get(self, key: str) -> None:
-        self.seen.append(await self.ctx.get(key))
+        found = await self.ctx.get(key, serde=BytesSerde())
+        self.seen.append(None if found is None else found.decode())
+
+    async def do_set_raw(self, key: str, value: str) -> None:
+        self.ctx.set(key, value.encode(), serde=BytesSerde())
 
     async def do_keys(self) -> None:
         self.seen.append(sorted(await self.ctx.state_keys()))
@@ -335,10 +344,9 @@ class Interpreter:
             self.seen.append(await _outcome(future))
         self.seen.append(await _outcome(self.ctx.attach_invocation(known, type_hint=list[Any])))
 
-    async def do_signal_unstarted(self, number: int, how: str, name: str, outcome: list[Any]) -> None:
-        """Send a signal to what waits for its time, or for the key that is held here."""
-        # Long enough for the signal to arrive before.
-        sent = self._send(number, {"delay": 300} if how == "scheduled" else {})
+    async def do_signal_queued(self, number: int, name: str, outcome: list[Any]) -> None:
+        """Send a signal to what waits for the key that is held here."""
+        sent = self._send(number, {})
         _send_signal(self.ctx, await sent.invocation_id(), name, outcome)
         # What is sent arrives in order, so the first signal has arrived when this one has.
         await self.do_own_signal(name, ["value", "sent"])

@@ -77,18 +77,13 @@ async def play(world: PlayedIn, program: Program, token: str) -> dict[str, Any]:
             client["again"] = again == known
         answer = await world.attach(known)
         stored = await world.stored(known, this.gone)
+        state = await world.state(f"{token}-")
         return {
             "answer": _answered(this, answer),
             "client": client,
-            "invocations": {
-                this.names[one]: _invocation(this, stored[one]) for one in sorted(stored, key=lambda one: _number(this, one))
-            },
-            "state": {place.replace(f"{token}-", ""): values for place, values in (await world.state(f"{token}-")).items()},
-        }  # fmt: skip
-
-
-def _number(this: Play, invocation_id: str) -> int:
-    return int(this.names[invocation_id].removeprefix("inv(").removesuffix(")"))
+            "invocations": {this.names[one]: _invocation(this, stored[one]) for one in sorted(stored, key=this.number)},
+            "state": {place.replace(f"{token}-", ""): state[place] for place in state},
+        }
 
 
 @contextmanager
@@ -158,7 +153,9 @@ def _invocation(this: Play, stored: Stored) -> dict[str, Any]:
     found: dict[str, Any] = {"status": stored.status, "failure": stored.failure, "journal": lines}
     if signals:
         signals.sort(key=lambda signal: str(signal.get("signal_id", signal.get("signal_name"))))
-        found["signals"] = [_line(this, {name: signal[name] for name in signal if name != "type"}) for signal in signals]
+        found["signals"] = [
+            _line(this, {name: signal[name] for name in signal if name != "type"}) for signal in signals
+        ]
     node = json.loads(wire.decode(commands[0])["value"]["content"])["node"]
     if not signals and is_orderly(this.program["nodes"][node]["body"]):
         found["order"] = _order(stored.journal)

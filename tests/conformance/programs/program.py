@@ -1,4 +1,4 @@
-"""What a program is: plain lists and dicts, so that JSON can store one and a failure can print one.
+"""The form of a program: plain lists and dicts, so that JSON can store one and a failure can print one.
 
 A program is a dict with ``seed``, ``nodes``, ``client`` and perhaps ``idempotency_key``. A node is an invocation: a
 dict with ``kind`` (see :data:`KINDS`), ``key`` and ``body``. The first one is called by the client. A body is a list of
@@ -29,17 +29,17 @@ KINDS = {
 }
 """The handler that interprets a node of each kind."""
 
-STARTS_NODE = {
-    "call", "call_twice", "send", "send_and_call", "attach", "afterwards", "cancel_call", "cancel_send",
-    "cancel_unstarted", "signal_unstarted", "block_queued", "awakeable_by", "signal_by",
-}  # fmt: skip
+_STARTS_NODE = {
+    *("call", "call_twice", "send", "send_and_call", "attach", "afterwards", "cancel_call", "cancel_send"),
+    *("cancel_unstarted", "signal_queued", "block_queued", "awakeable_by", "signal_by"),
+}
 """Operations whose first operand is the number of a node."""
 
 _GROUPS = {"gather", "as_completed", "select", "wait_completed"}
 _ORDERLY = {
-    "set", "get", "keys", "clear", "clear_all", "run", "run_sync", "refuse", "retried", "exhausted", "crash", "sleep",
-    "fail", "call", "send", "peek", "resolve", "reject",
-}  # fmt: skip
+    *("set", "set_raw", "get", "keys", "clear", "clear_all", "peek", "resolve", "reject"),
+    *("run", "run_sync", "refuse", "retried", "exhausted", "crash", "sleep", "fail", "call", "send"),
+}
 
 
 def _inner(op: Op) -> list[Op]:
@@ -54,7 +54,7 @@ def _inner(op: Op) -> list[Op]:
 def children(body: list[Op]) -> Iterator[int]:
     """Yield the numbers of the nodes that a body starts."""
     for op in body:
-        if op[0] in STARTS_NODE:
+        if op[0] in _STARTS_NODE:
             yield op[1]
         yield from children(_inner(op))
 
@@ -88,13 +88,15 @@ def text(program: Program) -> str:
             operands = [part for part in op[1:] if not isinstance(part, list) or not _inner([op[0], part])]
             if op[0] == "try" or op[0] in _GROUPS:
                 operands = op[2:]
-            words = [f"#{part}" if op[0] in STARTS_NODE and at == 0 else _word(part) for at, part in enumerate(operands)]
+            words = [
+                f"#{part}" if op[0] in _STARTS_NODE and at == 0 else _word(part) for at, part in enumerate(operands)
+            ]
             lines.append(" ".join([indent + op[0], *words]))
             if op[0] in _GROUPS:
                 body(op[1], indent + "  ")
             else:
                 body(_inner(op), indent + "  ")
-            if op[0] in STARTS_NODE and op[1] not in known:
+            if op[0] in _STARTS_NODE and op[1] not in known:
                 show(op[1], indent + "  ")
 
     show(0, "  ")
@@ -110,4 +112,4 @@ def _word(part: Any) -> str:
     if isinstance(part, dict):
         part = {name: value for name, value in part.items() if name != "between"}
         return json.dumps(part) if part else ""
-    return part if isinstance(part, str) else json.dumps(part)
+    return part if isinstance(part, str) and part else json.dumps(part, ensure_ascii=False)

@@ -1,4 +1,7 @@
-"""Programs that are written by hand: the smallest ones that have shown a difference, and what their answers are."""
+"""Programs that are written by hand, and what their answers are.
+
+They are the smallest ones that have shown a difference, or that show what few random ones would.
+"""
 
 from __future__ import annotations
 
@@ -44,12 +47,33 @@ PROGRAMS: dict[str, tuple[Program, list[Any]]] = {
         ),
         [200, [_NOT_FOUND, "409 cancelled", None]],
     ),
-    "a signal to a scheduled invocation is lost": (
-        _program(_service(["signal_unstarted", 1, "scheduled", "early", ["value", 1]]), _object(["run", "step", 1])),
-        [200, ["sent"]],
+    "a killed invocation takes those that it has called with it": (
+        _program(
+            _service(["call", 1, {}]),
+            _service(["call", 2, {}]),
+            _object(["set", "a", 1], ["run", "step", 1], ["block", "awakeable"]),
+            client=[["block 2", "kill", 0]],
+        ),
+        [409, {"code": 409, "message": "killed", "source": "invocation"}],
+    ),
+    "what is cleared is not there for the next invocation": (
+        _program(
+            _service(["call", 1, {}], ["call", 2, {}]),
+            _object(["set", "a", 1], ["set", "b", 2], ["clear", "a"]),
+            _object(["get", "a"], ["get", "b"], ["keys"]),
+        ),
+        [200, [[], [None, "2", ["b"]]]],
+    ),
+    "an empty value is not a missing one": (
+        _program(
+            _service(["call", 1, {}], ["call", 2, {}]),
+            {"kind": "lazy", "key": "k", "body": [["set_raw", "a", ""]]},
+            {"kind": "lazy", "key": "k", "body": [["get", "a"], ["get", "b"], ["keys"]]},
+        ),
+        [200, [[], ["", None, ["a"]]]],
     ),
     "a signal to a queued invocation is lost": (
-        _program(_object(["signal_unstarted", 1, "queued", "early", ["value", 1]]), _object(["run", "step", 1])),
+        _program(_object(["signal_queued", 1, "early", ["value", 1]]), _object(["run", "step", 1])),
         [200, ["sent"]],
     ),
 }
