@@ -187,7 +187,7 @@ def test_misuse_is_refused() -> None:
     server = AppServer(restate.app([]))
     with pytest.raises(ServerError, match="no URL yet"):
         _ = server.url
-    with server, pytest.raises(ServerError, match="served already, at http"):
+    with server, pytest.raises(ServerError, match="already being served at http"):
         server.start()
     server.stop()
 

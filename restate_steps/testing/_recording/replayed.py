@@ -58,7 +58,7 @@ def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
         >>> replay(journal, restate_steps.app([shop]))
         Traceback (most recent call last):
             ...
-        restate_steps.testing._errors.ReplayDifferenceError: inv_1: Shop/checkout: today's code goes another way:
+        restate_steps.testing.ReplayDifferenceError: inv_1: Shop/checkout: today's code goes another way:
         ...
           at entry 1 the journal has  run charge
           and today's code asks for   run pay

@@ -44,7 +44,7 @@ class Journal(Sequence[JournalEntry]):
         origin: Whose journal it is, if that is known.
 
     Example:
-        >>> from restate_steps.testing._simulation.wire import make
+        >>> from restate_steps.testing._simulation.wire import Kind, make
         >>> journal = Journal([make(Kind.RUN, completion_id=1, name="charge")])
         >>> journal.names, journal[0].completed
         (['charge'], False)
