@@ -30,8 +30,8 @@ from restate_steps.testing._simulation.simulator import (
     Simulator,
     simulate,
 )
-from restate_steps.testing._simulation.wire import Frame
-from restate_steps.testing._simulation.world import Target
+from restate_steps.testing._simulation.wire import Frame, Kind
+from restate_steps.testing._simulation.world import InvocationStatus, Target
 
 __all__ = [
     "BodyRun",
@@ -43,8 +43,10 @@ __all__ = [
     "Frame",
     "InvocationEndedError",
     "InvocationPausedError",
+    "InvocationStatus",
     "Journal",
     "JournalMismatchError",
+    "Kind",
     "Nondeterminism",
     "NotDeterministicError",
     "NotReplaySafeError",

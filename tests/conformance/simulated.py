@@ -10,7 +10,7 @@ from typing import Any
 
 from restate_steps.testing import SimulationError, Simulator
 from restate_steps.testing._simulation.driver import ASGIApp
-from restate_steps.testing._simulation.world import Failure, Invocation, Status, Target, UnknownHandlerError
+from restate_steps.testing._simulation.world import Failure, Invocation, InvocationStatus, Target, UnknownHandlerError
 
 from .drive import Answer, Scenario
 from .programs.play import Stored
@@ -22,7 +22,7 @@ __all__ = ["SimulatedServer"]
 QUIET = timedelta(seconds=20)
 """Longer than what a scenario waits for, shorter than the hour that it does not wait for."""
 
-_STATUS = {Status.QUEUED: "pending"}
+_STATUS = {InvocationStatus.QUEUED: "pending"}
 
 
 class SimulatedServer:
@@ -135,7 +135,7 @@ class SimulatedServer:
             message = f"The invocation '{invocation_id}' was already completed."
             body = json.dumps({"message": message, "restate_code": None}).encode()
             return self._asked("cancel", Answer(409, body), invocation_id)
-        at_once = invocation.status in (Status.QUEUED, Status.SCHEDULED)
+        at_once = invocation.status in (InvocationStatus.QUEUED, InvocationStatus.SCHEDULED)
         self._world.cancel(invocation_id)
         await self._simulator.settle()
         return self._asked("cancel", Answer(200 if at_once else 202, b""), invocation_id)

@@ -20,13 +20,15 @@ from restate.entry_codec import JournalValueCodec
 import restate_steps.testing
 from restate_steps.testing import (
     InvocationPausedError,
+    InvocationStatus,
     JournalMismatchError,
+    Kind,
     SimulationError,
     Simulator,
     StuckError,
     simulate,
 )
-from restate_steps.testing._simulation.wire import decode
+from restate_steps.testing._simulation.wire import FrameReader, decode, encode, make
 
 from . import shop
 
@@ -643,3 +645,11 @@ def test_the_heart_does_no_io(module: str) -> None:
         "struct",
         "typing",
     }
+
+
+def test_statuses_and_message_types_have_names() -> None:
+    """A status is its text, too; a message type of a newer protocol is refused."""
+    assert InvocationStatus.SUSPENDED == "suspended"
+    assert FrameReader().feed(encode(make(Kind.END)))[0].kind is Kind.END
+    with pytest.raises(ValueError, match="the message type 0x3fff is unknown"):
+        FrameReader().feed(bytes.fromhex("3fff000000000000"))

@@ -16,6 +16,7 @@ from restate_steps.testing import (
     DeterminismReport,
     Effects,
     Finding,
+    InvocationStatus,
     Journal,
     Nondeterminism,
     Origin,
@@ -96,7 +97,7 @@ async def call_and_send(sim: Simulator) -> None:
     assert_type(await sent.result(), Result[Decimal])
     assert_type(await sim.send(look, key="ann"), SimulatedInvocation[int | None])
     assert_type(await sim.send("Shop/checkout", {"id": "o1"}), SimulatedInvocation[Any])
-    assert_type((sent.id, sent.status, sent.attempts), tuple[str, str, int])
+    assert_type((sent.id, sent.status, sent.attempts), tuple[str, InvocationStatus, int])
     assert_type(sent.last_failure, str | None)
     assert_type(sent.journal, Journal)
     assert_type(sent.awakeables, list[str])

@@ -24,7 +24,7 @@ from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
 from restate_steps.testing._simulation.wire import Frame, Kind, decode
-from restate_steps.testing._simulation.world import Invocation, Manifest, Status
+from restate_steps.testing._simulation.world import Invocation, InvocationStatus, Manifest
 
 __all__ = ["Moment", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
@@ -265,7 +265,7 @@ def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     world = simulator.driver.world
     simulator.driver.run_out()
     for invocation in world.invocations.values():
-        if invocation.status is Status.PAUSED and invocation.last_error is not None:
+        if invocation.status is InvocationStatus.PAUSED and invocation.last_error is not None:
             run.problem = "mismatch" if invocation.wedged else "paused"
             run.details = f"{invocation.target}: {invocation.last_error.code}: {invocation.last_error.message}"
             return

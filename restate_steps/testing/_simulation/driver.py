@@ -38,7 +38,7 @@ from restate_steps.testing._simulation.wire import (
     frames_to_bytes,
     make,
 )
-from restate_steps.testing._simulation.world import START_MS, Invocation, Manifest, Status, World
+from restate_steps.testing._simulation.world import START_MS, Invocation, InvocationStatus, Manifest, World
 
 __all__ = [
     "ASGIApp",
@@ -734,7 +734,7 @@ class Driver:
     def receive(self, attempt: _Attempt, frame: Frame) -> None:
         """Take a message of an attempt."""
         world, kind = self.world, frame.kind
-        if world.invocations[attempt.invocation.id].status is not Status.RUNNING:
+        if world.invocations[attempt.invocation.id].status is not InvocationStatus.RUNNING:
             return
         if kind == Kind.PROPOSE_RUN_COMPLETION:
             # What ran for the second time, and gets lost again, is another thing than what ran once.
@@ -745,7 +745,7 @@ class Driver:
         world.receive(attempt.invocation.id, frame)
         if self._process is None:
             return
-        if attempt.invocation.status is not Status.RUNNING:
+        if attempt.invocation.status is not InvocationStatus.RUNNING:
             self._note(_said(frame, attempt.invocation))
             if frame.kind == Kind.END:
                 self.unread_failures += attempt.unread_failures()

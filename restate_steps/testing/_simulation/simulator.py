@@ -37,8 +37,8 @@ from restate_steps.testing._simulation.world import (
     Failure,
     HandlerInfo,
     Invocation,
+    InvocationStatus,
     Manifest,
-    Status,
     Target,
     UnknownHandlerError,
     awakeable_of,
@@ -105,13 +105,9 @@ class SimulatedInvocation(Generic[T]):
         return self._invocation.id
 
     @property
-    def status(self) -> str:
-        """The status of the invocation.
-
-        One of ``scheduled``, ``queued``, ``ready``, ``running``, ``suspended``, ``backing-off``, ``paused`` and
-        ``completed``.
-        """
-        return self._invocation.status.value
+    def status(self) -> InvocationStatus:
+        """The status of the invocation; it compares equal to its text, such as ``"suspended"``."""
+        return self._invocation.status
 
     @property
     def attempts(self) -> int:
@@ -796,7 +792,7 @@ async def _result_of(
     comes_late = invocation.ended
 
     def ended() -> bool:
-        return invocation.ended or invocation.status is Status.PAUSED
+        return invocation.ended or invocation.status is InvocationStatus.PAUSED
 
     # What the client does with the answer may come later than the answer.
     if not (driver.run(ended) if leaves else await simulator.turn(Turn(ended, first=True))):
@@ -806,7 +802,7 @@ async def _result_of(
             paused.add_note(f"{invocation.target} waits for it.")
             raise paused
         raise StuckError(_why_stuck(driver, invocation))
-    if invocation.status is Status.PAUSED:
+    if invocation.status is InvocationStatus.PAUSED:
         raise _paused(invocation)
     failure = invocation.failure if comes_late else invocation.removal or invocation.failure
     if failure is not None:
@@ -824,7 +820,7 @@ def _paused_below(driver: Driver, invocation: Invocation) -> Invocation | None:
     """Return the invocation that was paused by a failure, and that another one waits for, by way of others maybe."""
     for child in (driver.world.invocations[each] for each in invocation.children):
         if not child.ended and any(waiter == invocation.id for waiter, _, _ in child.waiters):
-            if child.status is Status.PAUSED and child.last_error is not None:
+            if child.status is InvocationStatus.PAUSED and child.last_error is not None:
                 return child
             if (cause := _paused_below(driver, child)) is not None:
                 return cause
@@ -869,10 +865,20 @@ def _why_stuck(driver: Driver, invocation: Invocation) -> str:
     )
 
 
+_WAITING: Final = frozenset(
+    {InvocationStatus.RUNNING, InvocationStatus.SUSPENDED, InvocationStatus.QUEUED, InvocationStatus.PAUSED}
+)
+
+
 def _waits(driver: Driver) -> str:
     waits: list[str] = []
     for each in driver.world.invocations.values():
-        if each.status in (Status.RUNNING, Status.SUSPENDED, Status.QUEUED, Status.PAUSED):
+        if each.status in (
+            InvocationStatus.RUNNING,
+            InvocationStatus.SUSPENDED,
+            InvocationStatus.QUEUED,
+            InvocationStatus.PAUSED,
+        ):
             pending = Journal(each.journal)
             open_entries = [f"{entry.type} {entry.name or ''}".rstrip() for entry in pending if not entry.completed]
             open_entries += _open_awakeables(driver, each)

@@ -91,10 +91,13 @@ class Kind(IntEnum):
     SIGNAL = 0xFBFF
 
 
+_KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}
+
+
 class Frame(NamedTuple):
     """One message: its type, its protobuf body, its flags."""
 
-    kind: int
+    kind: Kind
     body: bytes
     flags: int = 0
 
@@ -393,13 +396,22 @@ def frames_to_bytes(frames: Iterable[Frame]) -> bytes:
     return b"".join(encode(frame) for frame in frames)
 
 
+def _kind(number: int) -> Kind:
+    if (kind := _KINDS.get(number)) is None:
+        raise ValueError(
+            f"the message type {number:#06x} is unknown. This version of restate-steps knows versions 6 and 7 of the "
+            "service protocol: install one that was tested with your restate-sdk."
+        )
+    return kind
+
+
 class FrameReader:
     """Cuts a stream of bytes into messages.
 
     Example:
         >>> reader = FrameReader()
         >>> reader.feed(encode(make(Kind.END))[:5]), reader.feed(encode(make(Kind.END))[5:])
-        ([], [Frame(kind=3, body=b'', flags=0)])
+        ([], [Frame(kind=<Kind.END: 3>, body=b'', flags=0)])
     """
 
     def __init__(self) -> None:
@@ -414,7 +426,7 @@ class FrameReader:
             kind, flags, size = _HEADER_BYTES.unpack_from(data, at)
             if len(data) - at < 8 + size:
                 break
-            frames.append(Frame(kind, bytes(data[at + 8 : at + 8 + size]), flags))
+            frames.append(Frame(_kind(kind), bytes(data[at + 8 : at + 8 + size]), flags))
             at += 8 + size
         self._rest = bytes(data[at:])
         return frames
@@ -433,7 +445,7 @@ def as_json(frame: Frame) -> dict[str, Any]:
         {'type': 'RUN', 'completion_id': 1, 'name': 'charge'}
     """
     flags = {"flags": frame.flags} if frame.flags else {}
-    return {"type": Kind(frame.kind).name, **flags, **_plain(decode(frame))}
+    return {"type": frame.kind.name, **flags, **_plain(decode(frame))}
 
 
 def _plain(value: Any) -> Any:

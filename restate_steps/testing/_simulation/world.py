@@ -20,7 +20,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from enum import Enum
+from enum import StrEnum
 from functools import lru_cache
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -42,9 +42,9 @@ __all__ = [
     "Failure",
     "HandlerInfo",
     "Invocation",
+    "InvocationStatus",
     "Manifest",
     "RetryRules",
-    "Status",
     "Target",
     "UnknownHandlerError",
     "World",
@@ -65,8 +65,8 @@ class UnknownHandlerError(Exception):
     """Something calls a handler that no service of the application has."""
 
 
-class Status(Enum):
-    """Where an invocation stands."""
+class InvocationStatus(StrEnum):
+    """The status of a simulated invocation."""
 
     SCHEDULED = "scheduled"
     QUEUED = "queued"
@@ -231,7 +231,7 @@ class Invocation:
     idempotency_key: str | None
     limit_key: str | None
     journal: list[Frame]
-    status: Status = Status.READY
+    status: InvocationStatus = InvocationStatus.READY
     completed: set[int] = field(default_factory=set[int])
     signals: set[int | str] = field(default_factory=set[int | str])
     awaits: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -264,17 +264,19 @@ class Invocation:
     @property
     def ended(self) -> bool:
         """Whether it has a result."""
-        return self.status is Status.COMPLETED
+        return self.status is InvocationStatus.COMPLETED
 
     @property
     def has_begun(self) -> bool:
         """Return whether it has left the queue of its key and its time has come."""
-        return self.status not in (Status.SCHEDULED, Status.QUEUED)
+        return self.status not in (InvocationStatus.SCHEDULED, InvocationStatus.QUEUED)
 
     @property
     def wedged(self) -> bool:
         """Whether today's code takes another way than the journal, which no retry can mend."""
-        return self.status is Status.PAUSED and self.last_error is not None and self.last_error.code in _MISMATCH
+        return (
+            self.status is InvocationStatus.PAUSED and self.last_error is not None and self.last_error.code in _MISMATCH
+        )
 
 
 class Delivery(NamedTuple):
@@ -402,7 +404,7 @@ class World:
             self._idempotent[same] = invocation.id
         self._store(invocation, make(Kind.INPUT, headers=pairs or None, value=_value(body)))
         if at > self.now:
-            invocation.status = Status.SCHEDULED
+            invocation.status = InvocationStatus.SCHEDULED
             self._set_timer(at, ("begin", invocation.id))
         else:
             self._admit(invocation)
@@ -417,9 +419,9 @@ class World:
     def begin(self, invocation_id: str) -> list[Frame]:
         """Open an attempt, and return what it is given: the start, and the journal so far."""
         invocation = self.invocations[invocation_id]
-        if invocation.status is not Status.READY:
+        if invocation.status is not InvocationStatus.READY:
             raise AssertionError(f"{invocation.target} cannot begin: it is {invocation.status.value}")
-        invocation.status = Status.RUNNING
+        invocation.status = InvocationStatus.RUNNING
         invocation.attempts += 1
         invocation.began_with = len(invocation.journal)
         key = invocation.target.key
@@ -446,20 +448,20 @@ class World:
 
     def ready(self) -> list[str]:
         """Return the invocations that want an attempt, oldest first."""
-        return [each.id for each in self.invocations.values() if each.status is Status.READY]
+        return [each.id for each in self.invocations.values() if each.status is InvocationStatus.READY]
 
     def crash(self) -> None:
         """End every open attempt, as when the service's process dies."""
         self.outbox.clear()
         for invocation in self.invocations.values():
-            if invocation.status is Status.RUNNING:
-                invocation.status = Status.READY
+            if invocation.status is InvocationStatus.RUNNING:
+                invocation.status = InvocationStatus.READY
                 self._count_failure(invocation)
 
     def end_of_stream(self, invocation_id: str) -> None:
         """Note that an attempt's connection has ended; without a message that says why, it is tried again."""
         invocation = self.invocations[invocation_id]
-        if invocation.status is Status.RUNNING:
+        if invocation.status is InvocationStatus.RUNNING:
             self._fail_attempt(invocation, Failure(500, "the attempt ended without saying why"), None, 0)
 
     def signal(self, invocation_id: str, **fields: Any) -> None:
@@ -498,16 +500,16 @@ class World:
         """Keep an invocation from being tried again until it is resumed."""
         invocation = self.invocations[invocation_id]
         if not invocation.ended:
-            invocation.status = Status.PAUSED
+            invocation.status = InvocationStatus.PAUSED
             invocation.epoch += 1
 
     def resume(self, invocation_id: str) -> None:
         """Try a paused invocation again."""
         invocation = self.invocations[invocation_id]
-        if invocation.status is Status.PAUSED:
+        if invocation.status is InvocationStatus.PAUSED:
             invocation.failures = invocation.failures_in_a_row = 0
             invocation.last_error = None
-            invocation.status = Status.READY
+            invocation.status = InvocationStatus.READY
 
     # --- time and deliveries ------------------------------------------------------------------------------------
 
@@ -563,7 +565,7 @@ class World:
     def is_left(self, invocation: Invocation) -> bool:
         """Whether an invocation does not begin because it would go on for ever; see :attr:`rounds`."""
         return (
-            invocation.status is Status.SCHEDULED
+            invocation.status is InvocationStatus.SCHEDULED
             and self.rounds is not None
             and invocation.rounds.get(invocation.info.target, 0) > self.rounds
         )
@@ -573,7 +575,7 @@ class World:
         if verb == "begin":
             self._admit(invocation)
         elif verb == "retry":
-            invocation.status = Status.READY
+            invocation.status = InvocationStatus.READY
         elif verb == "complete":
             self._complete(invocation, what[2])
         elif verb == "signal":
@@ -592,7 +594,7 @@ class World:
     def receive(self, invocation_id: str, frame: Frame) -> None:
         """Take a message of the open attempt of an invocation."""
         invocation = self.invocations[invocation_id]
-        if invocation.status is not Status.RUNNING:
+        if invocation.status is not InvocationStatus.RUNNING:
             return
         kind = Kind(frame.kind)
         if is_command(kind):
@@ -636,12 +638,12 @@ class World:
 
     def _suspend(self, invocation: Invocation, fields: dict[str, Any]) -> None:
         invocation.awaits = fields.get("awaiting_on", fields)
-        invocation.status = Status.SUSPENDED
+        invocation.status = InvocationStatus.SUSPENDED
         invocation.failures_in_a_row = 0
         # The server looks at what is there, not at whether it was there before. So one that has seen its cancellation
         # is tried again without end while it waits for something else; here, until an attempt brings nothing new.
         if len(invocation.journal) > invocation.began_with and _resolved(invocation.awaits, invocation):
-            invocation.status = Status.READY
+            invocation.status = InvocationStatus.READY
 
     def _fail_attempt(self, invocation: Invocation, failure: Failure, delay: int | None, behavior: int) -> None:
         self._count_failure(invocation)
@@ -652,9 +654,9 @@ class World:
         if behavior == _FAIL or self.disable_retries or (exhausted and rules.on_exhausted == "KILL"):
             self._end(invocation, None, failure)
         elif behavior == _PAUSE or exhausted or (failure.code in _MISMATCH and not self.retry_mismatches):
-            invocation.status = Status.PAUSED
+            invocation.status = InvocationStatus.PAUSED
         else:
-            invocation.status = Status.BACKING_OFF
+            invocation.status = InvocationStatus.BACKING_OFF
             wait = rules.delay(invocation.failures_in_a_row) if delay is None else delay
             self._set_timer(self.now + wait, ("retry", invocation.id, invocation.epoch))
 
@@ -665,7 +667,7 @@ class World:
         invocation.failures_in_a_row += 1
 
     def _end(self, invocation: Invocation, output: bytes | None, failure: Failure | None) -> None:
-        invocation.status = Status.COMPLETED
+        invocation.status = InvocationStatus.COMPLETED
         invocation.epoch += 1
         invocation.output, invocation.failure = output, failure
         for waiter, number, kind in invocation.waiters:
@@ -687,14 +689,14 @@ class World:
         return self.objects.setdefault((invocation.target.service, key, invocation.target.scope), _Object())
 
     def _admit(self, invocation: Invocation) -> None:
-        invocation.status = Status.READY
+        invocation.status = InvocationStatus.READY
         if invocation.info.exclusive:
             place = self._object(invocation)
             if place.holder is None:
                 place.holder = invocation.id
             else:
                 place.queue.append(invocation.id)
-                invocation.status = Status.QUEUED
+                invocation.status = InvocationStatus.QUEUED
 
     def _leave(self, invocation: Invocation) -> None:
         if not invocation.info.exclusive:
@@ -705,7 +707,7 @@ class World:
         elif place.holder == invocation.id:
             place.holder = place.queue.popleft() if place.queue else None
             if place.holder is not None:
-                self.invocations[place.holder].status = Status.READY
+                self.invocations[place.holder].status = InvocationStatus.READY
 
     # --- completions and signals --------------------------------------------------------------------------------
 
@@ -730,11 +732,11 @@ class World:
 
     def _notify(self, invocation: Invocation, frame: Frame, *, tell: bool) -> None:
         self._store(invocation, frame)
-        if invocation.status is Status.RUNNING:
+        if invocation.status is InvocationStatus.RUNNING:
             if tell:
                 self.outbox.append((invocation.id, frame))
-        elif invocation.status is Status.SUSPENDED and _resolved(invocation.awaits, invocation):
-            invocation.status = Status.READY
+        elif invocation.status is InvocationStatus.SUSPENDED and _resolved(invocation.awaits, invocation):
+            invocation.status = InvocationStatus.READY
 
     def _answer(self, invocation: Invocation, command: Kind, number: int, **fields: Any) -> None:
         self._complete(invocation, make(notification_of(command), completion_id=number, **fields))
