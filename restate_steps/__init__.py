@@ -68,8 +68,8 @@ __all__ = [
     "wait_for",
 ]
 
-# pytest imports the plugin of this package in every test run, and importing the SDK takes most of a second. So each
-# name is imported when it is first used.
+# pytest imports this package's plugin in every test run, and importing the SDK takes most of a second. So each name is
+# imported on first use.
 _MODULES = {
     "_app": ("app", "local"),
     "codec": ("DEFAULT_CODEC", "PLAIN_JSON", "Codec", "JsonCodec"),

@@ -1,4 +1,4 @@
-"""``app``: an application whose handlers run on the handler loop, where plain asyncio is replay-safe."""
+"""``app`` and ``local``: run handlers on the handler loop, where plain asyncio is replay-safe."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ def app(
     identity_keys: list[str] | None = None,
     journal_value_codec: Any = None,
 ) -> Any:
-    """Make an ASGI application of services, in whose handlers plain asyncio is replay-safe.
+    """Create an ASGI application in whose handlers plain asyncio is replay-safe.
 
-    Use it in place of :func:`restate.app`; it takes the same arguments. Handlers run on an event loop whose order comes
-    from the journal: ``asyncio.gather``, ``TaskGroup``, ``timeout``, ``Queue``, anyio, and libraries built on them work
-    over steps and everything else that Restate lets a handler await. ``asyncio.sleep`` and timeouts are durable timers
-    there, and threads are local work, as with :func:`local`. Code that cannot be replayed, such as opening a socket,
-    raises :class:`ConcurrencyError`. The services themselves are not changed: an application of ``restate.app`` may
-    serve them as well.
+    Use it instead of :func:`restate.app`; it takes the same arguments. Handlers run on an event loop whose order comes
+    from the journal. ``asyncio.gather``, ``TaskGroup``, ``timeout``, ``Queue``, anyio, and libraries built on them work
+    with steps and with everything else that Restate lets a handler await. In handlers, ``asyncio.sleep`` and timeouts
+    are durable timers, and threads are local work, as with :func:`local`. Code that cannot be replayed, such as opening
+    a socket, raises :class:`ConcurrencyError`. The services themselves are not changed: ``restate.app`` can serve them
+    as well.
 
     Args:
         services: The services, virtual objects and workflows.
-        protocol: How Restate talks to the application; if None, the server finds out when the application is
-            registered.
-        identity_keys: Keys to check that requests come from your Restate.
-        journal_value_codec: Changes what is put into the journal, for example by encrypting it.
+        protocol: The protocol between Restate and the application; if None, the server detects it at registration.
+        identity_keys: Keys that verify that requests come from your Restate.
+        journal_value_codec: Transforms the values in the journal, for example by encrypting them.
 
     Returns:
         The ASGI application.
@@ -74,14 +73,14 @@ def app(
 
 def _on_handler_loop(service: Service) -> Service:
     if not isinstance(cast(Any, service), restate.Service | restate.VirtualObject | restate.Workflow):
-        return service  # The SDK says what is wrong with it.
+        return service  # The SDK reports what is wrong with it.
     changed = copy.copy(service)
     cast(Any, changed).handlers = _Handlers(service)
     return changed
 
 
 class _Handlers(Mapping[str, Any]):
-    """The handlers of a service, those added later included, each of which runs on the handler loop."""
+    """A service's handlers, including those added later, wrapped to run on the handler loop."""
 
     def __init__(self, service: Any) -> None:
         self._service = service
@@ -125,9 +124,9 @@ def _wrap(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
 
 
 def _terminal_of_group(error: BaseException) -> TerminalError | None:
-    """Return the terminal error to end an invocation with whose handler raised a group of terminal errors.
+    """Return the first terminal error in an exception group, so that it ends the invocation.
 
-    The SDK looks for a terminal error along the causes only, and would retry a group.
+    The SDK looks for a terminal error only along ``__cause__``, and would retry a group.
     """
     cause = terminal_cause(error)
     return None if isinstance(cause, TerminalError) else _first_terminal(cause)
@@ -151,31 +150,31 @@ def local(what: Awaitable[T], /) -> Coroutine[Any, Any, T]: ...
 @overload
 def local(what: AbstractAsyncContextManager[T, bool | None], /) -> AbstractAsyncContextManager[T, bool | None]: ...
 def local(what: Any, /) -> Any:
-    """Run something on the server's event loop, in the middle of a handler, and hold the handler's turn meanwhile.
+    """Run something on the server's event loop, and let no other code of the handler run meanwhile.
 
-    Use it for I/O in handler code that need not be recorded, such as reading a configuration. Threads, as from
-    ``asyncio.to_thread``, work in the same way.
+    Use it for I/O in handler code that need not be recorded, such as reading a configuration. Threads, for example
+    those of ``asyncio.to_thread``, work in the same way.
 
-    * Every replay repeats it, so it must have no effect that matters, and its result should be the same each time.
-      Otherwise use a step.
-    * No other code of the handler runs until it has ended, so the local work of two tasks does not overlap: four tasks
-      that each wait 0.2 s need 0.8 s here, and 0.2 s in steps. After 60 s in which it holds up something else, the
-      attempt fails with a :class:`ConcurrencyError`.
-    * Timers around it use the server's clock while it runs, so such a timeout may differ on replay.
-    * Steps that it calls are recorded as usual, one after another, or with :func:`restate_steps.gather`, ``race`` or
-      ``map``. The rest of the handler continues while it waits for them.
+    * Every replay repeats it, so it must not have a side effect that matters, and it should have the same result each
+      time. Otherwise, use a step.
+    * No other code of the handler runs until it ends, so the local work of two tasks does not overlap: four tasks that
+      each wait 0.2 s take 0.8 s here, and 0.2 s in steps. If it holds up something else for 60 s, the attempt fails
+      with a :class:`ConcurrencyError`.
+    * While it runs, the timers around it use the server's clock, so such a timeout may differ on replay.
+    * It may call steps, one after another, or with :func:`restate_steps.gather`, ``race`` or ``map``. They are recorded
+      as usual, and the rest of the handler continues while it waits for them.
 
-    Outside of handlers, in the bodies of steps, and under ``restate.app``, it only awaits.
+    Outside handlers, in the bodies of steps, and under ``restate.app``, it only awaits or enters its argument.
 
     Args:
-        what: A coroutine or another awaitable to await; or an async context manager, such as a client's session, to
-            enter and to exit there.
+        what: An awaitable, such as a coroutine; or an async context manager, such as a client's session, to enter and
+            exit on the server's event loop.
 
     Returns:
-        A coroutine of the result, or an async context manager.
+        A coroutine that returns the result, or an async context manager.
 
     Raises:
-        TypeError: It is neither.
+        TypeError: The argument is neither, or it already runs on the handler's event loop.
 
     Example:
         ```python
@@ -202,13 +201,13 @@ async def _local(awaitable: Awaitable[T]) -> T:
         return await awaitable
     if isinstance(awaitable, asyncio.Future) and isinstance(awaitable.get_loop(), HandlerLoop):
         raise TypeError(
-            f"local() expected something that has not begun, got {awaitable!r}, which runs on the handler's event "
-            "loop. Give it the coroutine: local(fetch()), not local(asyncio.create_task(fetch()))."
+            f"local() expected an awaitable that has not started, got {awaitable!r}, which runs on the handler's event "
+            "loop. Pass the coroutine: local(fetch()), not local(asyncio.create_task(fetch()))."
         )
     return await execution.local.run(awaitable)
 
 
 def _execution_of_caller() -> Execution | None:
-    """Return the execution of a caller on the handler loop."""
+    """Return the execution of a caller on the handler loop; None for any other caller."""
     invocation = current_invocation()
     return None if invocation is None or running_operation() is not None else invocation.execution

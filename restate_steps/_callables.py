@@ -35,7 +35,7 @@ UNRESOLVED: Final = object()
 
 
 def _untyped(value: Any) -> Any:
-    # isinstance() tells a type checker that the parameters of a generic class are unknown.
+    # isinstance() narrows a generic class to one with unknown parameters, which strict type checkers reject.
     return value
 
 
@@ -71,10 +71,10 @@ def name_of(function: Any) -> str:
 
 
 def reject_uncallable(function: Any) -> None:
-    """Raise for objects that cannot be the body of a step.
+    """Reject an object that cannot be the body of a step.
 
     Raises:
-        StepDefinitionError: It cannot be called, or it is a generator.
+        StepDefinitionError: The object is not callable, or it is a generator function.
     """
     inner = innermost(function)
     if not callable(inner):
@@ -90,7 +90,7 @@ def reject_uncallable(function: Any) -> None:
 def copy_metadata(step: Any, function: Any, namespace: dict[str, Any] | None) -> None:
     """Give a step the name, docstring, annotations and signature of its function."""
     code = _code_of(function)
-    # Attributes of an object or a class belong to it, and could hide a method of the step.
+    # Do not copy the attributes of an object or a class: they could hide a method of the step.
     functools.update_wrapper(step, code, updated=("__dict__",) if inspect.isroutine(code) else ())
     step.__wrapped__ = function
     step.__name__ = name_of(function)
@@ -112,7 +112,7 @@ def journal_names(name: str | Callable[..., str] | None, function: Any) -> Calla
             return functools.partial(_fill_in, default, name, signature)
         default = name.format()
     elif name is not None:
-        return functools.partial(_ask_for_name, default, name)
+        return functools.partial(_call_name_function, default, name)
     return lambda *args, **kwargs: default
 
 
@@ -126,10 +126,12 @@ def _fill_in(step: str, template: str, signature: inspect.Signature, /, *args: A
         raise StepDefinitionError(f"name {template!r} of step {step!r} cannot be filled in: {problem}.") from error
 
 
-def _ask_for_name(step: str, function: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
+def _call_name_function(step: str, function: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:
     name = function(*args, **kwargs)
     if not isinstance(name, str) or not name:
-        raise StepDefinitionError(f"the name function of step {step!r} returned {name!r}, not text.")
+        raise StepDefinitionError(
+            f"the name function of step {step!r} returned {name!r}. It must return a string that is not empty."
+        )
     return name
 
 
@@ -168,7 +170,7 @@ def names_around(function: Any, caller: types.FrameType) -> dict[str, Any] | Non
     if getattr(inspect.unwrap(_code_of(function)), "__globals__", None) is not caller.f_globals:
         return None
     names = dict(caller.f_locals)
-    # A class body does not see the names of the enclosing function, but an annotation in it does.
+    # The locals of a class body lack the names of the enclosing function, which an annotation in it may use.
     while not caller.f_code.co_flags & inspect.CO_OPTIMIZED and caller.f_code.co_name != "<module>" and caller.f_back:
         caller = caller.f_back
         names = {**caller.f_locals, **names}
@@ -181,7 +183,7 @@ def return_type(function: Any, namespace: dict[str, Any] | None) -> Any:
     if isinstance(inner, type):
         return cast("type[Any]", inner)
     code = _code_of(function)
-    # Only the result's annotation: parameter annotations may use names that are imported under TYPE_CHECKING.
+    # Resolve only the result's annotation: the parameters' may use names that are imported under TYPE_CHECKING.
     names = getattr(inspect.unwrap(code), "__globals__", {})
     try:
         annotations = {"return": getattr(code, "__annotations__", {}).get("return", Any)}
@@ -202,7 +204,7 @@ def return_type(function: Any, namespace: dict[str, Any] | None) -> Any:
 
 
 def mark_as_coroutine_function(step: Any) -> None:
-    """Let ``iscoroutinefunction`` see that calling a step gives a coroutine."""
+    """Make ``iscoroutinefunction`` return True for a step."""
     if sys.version_info >= (3, 12):
         inspect.markcoroutinefunction(step)
     else:

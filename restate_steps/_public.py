@@ -1,4 +1,4 @@
-"""Let public classes show the path that users import them from."""
+"""Show public classes under the path that users import them from."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["publish"]
 def publish(path: str, namespace: Mapping[str, Any], names: Iterable[str]) -> None:
     """Show public classes under their public path, in tracebacks and reprs.
 
-    It is called where the classes are defined, because failures are recorded under the path of their class: the path
-    must not depend on what a process has imported. Dataclasses and typed dictionaries keep their module, because the
-    names in their annotations are looked up there.
+    Call it in the module that defines the classes: failures are recorded under the path of their class, which must not
+    depend on what a process has imported. Dataclasses and typed dictionaries keep their module, because the names in
+    their annotations are looked up there.
 
     Args:
         path: The package that users import from.

@@ -10,13 +10,14 @@ __all__ = ["StepInfo", "running_step"]
 
 @dataclass(frozen=True, slots=True)
 class StepInfo:
-    """Information about a step for its own body.
+    """Information about the running step, for use in its body.
 
     Attributes:
         name: The step's name in the journal.
-        invocation_id: The id of the invocation it belongs to; empty outside a handler.
-        idempotency_key: The same on every attempt and replay of this step, and different for every other step of
-            every invocation. Hand it to a payment API, and a repeated attempt charges once. Empty outside a handler.
+        invocation_id: The id of the step's invocation; empty outside a handler.
+        idempotency_key: A key that is the same on every attempt and replay of this step, and different for every other
+            step of every invocation. Pass it to a payment API, and repeated attempts charge only once. Empty outside a
+            handler.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Per-invocation state, available implicitly to steps.
 
-Outside a handler there is none, and steps are plain calls. Inside a step's body there is none either, as far as steps
-are concerned: the body is one journal entry, and nothing in it may add another.
+Outside a handler there is none, and steps are plain calls. Inside a step's body there is none either: the body is one
+journal entry, and must not add another.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def step_info() -> StepInfo:
     """Return the name, invocation and idempotency key of the step whose body is running.
 
     Returns:
-        The step's own data. A step called inside another is part of the outer one and sees the outer one's.
+        The running step's information. A step called inside another is part of the outer one, and gets the outer one's.
 
     Raises:
         RuntimeError: No step's body is running.
@@ -54,7 +54,9 @@ def step_info() -> StepInfo:
     """
     info = running_step.get()
     if info is None:
-        raise RuntimeError("step_info() works inside the body of a step: call it from a function with @durable_step.")
+        raise RuntimeError(
+            "step_info() was called outside the body of a step. Call it in a function decorated with @durable_step."
+        )
     return info
 
 
@@ -64,8 +66,8 @@ class Invocation:
     Attributes:
         context: The SDK's context.
         id: The invocation's id.
-        execution: The execution that orders the handler's code; None while it does not run on the handler loop.
-        awaiting: Name of the step that the handler awaits while it does not run on the handler loop.
+        execution: The execution that orders the handler's code; None while the handler is not on the handler loop.
+        awaiting: Name of the step that a handler awaits under ``restate.app``; None while there is none.
     """
 
     def __init__(self, context: _sdk.ServerInvocationContext) -> None:
@@ -99,18 +101,18 @@ class Invocation:
         elif asyncio._get_running_loop() is not self._loop:
             error = ConcurrencyError(
                 f"the Restate context ({operation}) was used in another thread or event loop than the handler's, where "
-                "its place in the journal would depend on timing. Use it in the handler, and do in the thread what "
-                "belongs into a step."
+                "its place in the journal would depend on timing. Use it only in the handler, and make the other "
+                "thread's work a step."
             )
             self.fail(error, pause=True)
             raise error
 
     def enter_body(self, handle: int) -> None:
-        """Mark the code that follows as the body of a ``ctx.run``; a step's body then sets the step's own."""
+        """Mark the code that follows as the body of a ``ctx.run``; a step's body replaces this with its own info."""
         running_step.set(StepInfo("ctx.run", self.id, f"{self.id}/run{handle}"))
 
     async def on_handler_loop(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine function on the handler loop: on the one that runs, or on one for its own duration."""
+        """Run a coroutine function on the running handler loop, or on one that is opened for this call."""
         if (execution := self.execution) is not None:
             operation = running_operation()
             if operation is not None and operation.execution is execution:
@@ -136,31 +138,31 @@ class Invocation:
             _sdk.set_execution(self.context, None)
 
     async def hold_back(self) -> None:
-        """Wait, in a body that is about to fail the attempt, until those beside it have ended."""
+        """Wait until the bodies that run concurrently have ended, in a body that is about to fail the attempt."""
         if self.execution is not None and self._port is not None:
             await self._port.hold_back()
 
     def number(self, kind: str) -> int:
-        """Return how many of a kind were counted before this one.
+        """Count one of a kind, and return how many came before it.
 
-        Each attempt counts from zero, in the same order as those before it, so that names made of numbers are the same.
+        Each attempt counts from zero and in the same order, so names built from these numbers are the same.
         """
         number = self._numbers.get(kind, 0)
         self._numbers[kind] = number + 1
         return number
 
     def next_key(self) -> str:
-        """Return the idempotency key of the next step: a function of its number among the invocation's steps."""
+        """Return the idempotency key of the next step, built from its number among the invocation's steps."""
         return f"{self.id}/{self.number('step')}"
 
     def fail(self, error: StepsError, *, pause: bool = False) -> None:
-        """Make the attempt fail with a retryable error, and refuse every further command of it.
+        """Fail the attempt with a retryable error, and refuse its further commands.
 
-        Code that catches the error cannot make an answer of it.
+        The attempt fails even if the handler catches the error.
 
         Args:
             error: The error.
-            pause: Whether only a change of code can help, so that Restate should not retry.
+            pause: Whether Restate should pause the invocation instead of retrying it, because only a code change helps.
         """
         if self._failed is None:
             self._failed = error
@@ -170,7 +172,7 @@ class Invocation:
                 _sdk.fail_attempt(self.context, error, pause=pause)
 
     def __close__(self) -> None:
-        """Called by the SDK when the handler has ended."""
+        """Fail an attempt whose handler ended with a stray ``CancelledError``; the SDK calls this at its end."""
         task = asyncio.current_task()
         if isinstance(sys.exc_info()[1], asyncio.CancelledError) and task is not None and not task.cancelling():
             self.fail(
@@ -184,7 +186,7 @@ class Invocation:
 
 
 def plain_concurrency(step: str) -> ConcurrencyError:
-    """Build the error for steps that run concurrently in an application of ``restate.app``."""
+    """Return the error for concurrent steps under ``restate.app``."""
     return ConcurrencyError(
         f"step {step!r} is already being awaited by another asyncio task of this handler. Under restate.app, steps run "
         "one after another, because the order of asyncio's tasks depends on timing. Serve the handler with "
@@ -193,9 +195,9 @@ def plain_concurrency(step: str) -> ConcurrencyError:
 
 
 def _context_of_handler_loop() -> _sdk.ServerInvocationContext | None:
-    """Return the context of the handler whose code runs in an empty context, as ``create_task(context=...)`` gives it.
+    """Return the Restate context of handler code without context variables, as under ``create_task(context=...)``.
 
-    Its steps are steps all the same: if they were plain calls, every replay would run them again.
+    A step there must still be a step: as a plain call, it would run again on every replay.
     """
     loop = asyncio._get_running_loop()
     driving = loop.driving if isinstance(loop, HandlerLoop) else None
@@ -211,12 +213,12 @@ def current_invocation() -> Invocation | None:
 
 
 def invocation_of(context: _sdk.ServerInvocationContext) -> Invocation | None:
-    """Return the invocation of a context; None where the first step is called in the body of a ``ctx.run``."""
+    """Return the invocation of a context; None if its first step is called in the body of a ``ctx.run``."""
     if (invocation := _sdk.state_of(context)) is None:
         invocation = Invocation(context)
         _sdk.keep_state(context, invocation)
         if (handle := _sdk.running_body()) is not None:
-            # The first step of the invocation is called in the body of a ctx.run, which could not be marked before.
+            # This body of a ctx.run started before anything marked it; see enter_body().
             invocation.enter_body(handle)
             return None
     return cast(Invocation, invocation)
@@ -226,16 +228,19 @@ def restate_context() -> Any:
     """Return the Restate context of the handler that is running.
 
     Returns:
-        The context that the handler got as its first argument: a :class:`restate.Context`, or the
-        ``ObjectContext`` or ``WorkflowContext`` that fits the service.
+        The context that the handler received as its first argument: a :class:`restate.Context`, or the
+        ``ObjectContext`` or ``WorkflowContext`` of the kind of service.
 
     Raises:
         RuntimeError: No handler is running.
-        ContextInStepError: A step's body is running; nothing it did with the context could be journaled.
+        ContextInStepError: A step's body is running, which must not use the context.
     """
     if (step := running_step.get()) is not None:
         raise ContextInStepError("restate_context()", step.name)
     context = _sdk.ambient_context()
     if context is None:
-        raise RuntimeError("restate_context() works inside a Restate handler, and none is running.")
+        raise RuntimeError(
+            "restate_context() was called while no Restate handler is running. Call it in a handler, or in a function "
+            "that a handler calls."
+        )
     return context

@@ -38,13 +38,13 @@ class StepDefinitionError(StepsError, TypeError):
 
 
 class EncodeError(StepsError, ValueError):
-    """A value cannot be turned into bytes, or would not come back from them unchanged.
+    """A value cannot be encoded, or would come back changed when decoded.
 
     Attributes:
-        type_name: The type the value was encoded as, as a reader would write it.
-        path: Where inside the value the trouble is, for example ``$.items[3].price``.
+        type_name: The type the value was encoded as, written as in source code.
+        path: The place inside the value, for example ``$.items[3].price``.
         reason: What is wrong at that place.
-        fix: What the developer can do about it.
+        fix: What to do about it.
     """
 
     def __init__(self, type_name: str, path: str, reason: str, fix: str) -> None:
@@ -60,8 +60,8 @@ class DecodeError(StepsError, ValueError):
 
     Attributes:
         type_name: The type the bytes were decoded as.
-        reason: What does not fit, with the place inside the value.
-        where: What was being decoded, for example ``the journaled result of step 'charge'``.
+        reason: What does not fit, and where inside the value.
+        where: The value that was decoded, for example ``the journaled result of step 'charge'``.
     """
 
     def __init__(self, type_name: str, reason: str, *, where: str = "a recorded value") -> None:
@@ -87,13 +87,13 @@ class StepResultError(StepsError, TerminalError):
 
 
 class ValueEncodeError(StepsError, TerminalError):
-    """A value handed to a serde cannot be encoded; terminal, because the serde may be that of a ``ctx.run``.
+    """A value passed to a serde cannot be encoded; terminal, because the serde may be that of a ``ctx.run``.
 
-    There the body has run when its result is encoded, and a retry would run it again. Where nothing would be repeated,
-    ``serde(T, terminal=False)`` raises :class:`EncodeError` instead, and a redeploy can fix it.
+    The body of a ``ctx.run`` runs before its result is encoded, so a retry would run it again. Where a retry would
+    repeat nothing, use ``serde(T, terminal=False)``: it raises :class:`EncodeError`, which a redeploy can fix.
 
     Attributes:
-        error: What is wrong, and where.
+        error: The error, which says what is wrong and where.
     """
 
     def __init__(self, error: EncodeError) -> None:
@@ -105,8 +105,8 @@ class ResultTooLargeError(StepResultError):
     """A step's encoded result is larger than the server accepts.
 
     Attributes:
-        size: Size of the encoded result, in bytes.
-        limit: The largest size accepted, in bytes.
+        size: The size of the encoded result, in bytes.
+        limit: The largest size that the server accepts, in bytes.
     """
 
     def __init__(self, step: str, size: int, limit: int) -> None:
@@ -120,11 +120,11 @@ class ResultTooLargeError(StepResultError):
 
 
 class StepTimeoutError(StepsError, TimeoutError):
-    """One attempt of a step took longer than its ``timeout``; the step's retry policy decides what follows.
+    """One attempt of a step took longer than its ``timeout``; the step's retry policy decides what happens next.
 
     Attributes:
         step: The name of the step.
-        seconds: The limit that was exceeded, in seconds.
+        seconds: The timeout, in seconds.
     """
 
     def __init__(self, step: str, seconds: float) -> None:
@@ -134,7 +134,7 @@ class StepTimeoutError(StepsError, TimeoutError):
 
 
 class ContextInStepError(StepsError, RuntimeError):
-    """The Restate context was used inside a step's body, where nothing it does could be journaled."""
+    """The Restate context was used inside a step's body, where its commands could not be journaled."""
 
     def __init__(self, operation: str, step: str) -> None:
         super().__init__(
@@ -147,7 +147,7 @@ class ContextInStepError(StepsError, RuntimeError):
 
 
 class ConcurrencyError(StepsError, RuntimeError):
-    """Concurrent code could not be replayed in the same order, so it is refused instead of run.
+    """Concurrent code could not be replayed in the same order, so it is refused.
 
     The attempt fails even if the handler catches the error. Restate pauses the invocation if only a change of code can
     help, and retries it otherwise.

@@ -1,11 +1,11 @@
-"""Journals declared exceptions as terminal failures that carry their data, and builds them again.
+"""Convert declared exceptions to terminal failures that carry their data, and back.
 
-An exception is its class, its arguments and its attributes. Each value is written as JSON under the first of these
-types that brings it back unchanged: plain JSON, then the annotations of the class and of its ``__init__``. Which one it
-was is written beside it. Nothing is pickled.
+An exception is recorded as its class, its arguments and its attributes. Each value is written as JSON under the first
+of these types that restores it unchanged: plain JSON, then the annotations of the class and of its ``__init__``. The
+type that was used is recorded beside the value. Nothing is pickled.
 
-Of the class only the builtin part is asked to take an exception apart and to build it again: what a subclass does in
-``__init__`` or ``__new__`` has been done, and must not be done a second time.
+Only the builtin base of the class takes an exception apart and rebuilds it. The ``__init__`` and ``__new__`` of a
+subclass have run already, and must not run a second time.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ _PLAIN: Final = ""
 
 
 def encode_failure(step: str, error: Exception) -> TerminalError:
-    """Turn a declared exception into the failure that the journal keeps.
+    """Convert a declared exception to the failure that is journaled.
 
     Args:
         step: Name of the step that raised it.
         error: The exception.
 
     Returns:
-        What to raise instead, for Restate to record.
+        The error to raise instead, which Restate records.
 
     Raises:
-        StepResultError: The exception carries something that would not come back.
+        StepResultError: Part of the exception would not come back from the journal.
     """
     cls = type(error)
     hints = _hints(cls)
@@ -58,16 +58,17 @@ def encode_failure(step: str, error: Exception) -> TerminalError:
 
 
 def decode_failure(step: str, failure: TerminalError, declared: Iterable[type[Exception]]) -> Exception:
-    """Build the declared exception from a failure that came out of the journal.
+    """Rebuild a declared exception from a journaled failure.
 
     Args:
         step: Name of the step.
-        failure: What the SDK raised.
+        failure: The error that the SDK raised.
         declared: The classes that the step declares.
 
     Returns:
-        The exception, with ``failure`` as its cause, so that it ends the invocation if it is not caught; or
-        ``failure`` itself if it is not a declared exception; or a retryable error if the class is gone.
+        The exception, with ``failure`` as its cause, so that it ends the invocation if it is not caught. Or
+        ``failure`` itself, if it does not record an exception. Or a retryable error, if the class is not declared
+        any more or the data does not fit it.
     """
     metadata = failure.metadata or {}
     name = metadata.get(_TYPE)
@@ -104,7 +105,7 @@ def _hints(cls: type[Exception]) -> dict[str, Any]:
         try:
             found = typing.get_type_hints(owner, include_extras=True)
         except (NameError, TypeError):
-            # Names that cannot be resolved only mean that this type is not tried.
+            # Do without these annotations; the value may fit another type.
             continue
         hints.update({f"{prefix}:{key}": hint for key, hint in found.items() if key != "return"})
     return hints
@@ -121,7 +122,7 @@ def _take_apart(error: Exception) -> tuple[tuple[Any, ...], dict[str, Any]]:
     state: dict[str, Any] = {**rest[0]} if rest and rest[0] else {}
     for owner in cls.__mro__:
         for name, member in vars(owner).items():
-            # The slots of a class; those of builtin ones are among the arguments.
+            # Slots; those of builtin classes are among the arguments.
             if isinstance(member, types.MemberDescriptorType) and owner.__module__ != "builtins":
                 state.update({name: getattr(error, name)} if hasattr(error, name) else {})
     return args, state
@@ -132,18 +133,18 @@ def _build(cls: type[Exception], data: dict[str, Any], hints: dict[str, Any]) ->
     error = cast(Exception, _builtin(cls).__new__(cls, *args))
     _builtin(cls).__init__(error, *args)
     for name, value in data["state"].items():
-        # Not the class's own way of setting attributes: it may be a frozen dataclass.
+        # Bypass the class's own __setattr__: it may be a frozen dataclass.
         BaseException.__setattr__(error, name, _decode(value, hints))
     return error
 
 
 def _check_text(step: str, error: Exception, data: dict[str, Any], hints: dict[str, Any]) -> None:
-    """Reject an exception that stores data where it is not recorded."""
+    """Reject an exception whose text depends on data that is not recorded."""
     kind = type(error).__name__
     try:
         text = str(_build(type(error), data, hints))
     except Exception as problem:
-        loss = f"it cannot be built again from its arguments and attributes ({problem})"
+        loss = f"it cannot be rebuilt from its arguments and attributes ({problem})"
     else:
         if text == str(error):
             return
@@ -151,7 +152,7 @@ def _check_text(step: str, error: Exception, data: dict[str, Any], hints: dict[s
     raise StepResultError(
         step,
         f"it raised {kind}, which is declared in raises=, but {loss}. Keep what it needs in attributes, or raise an "
-        "exception of your own from it.",
+        "exception class of your own from it.",
     ) from error
 
 

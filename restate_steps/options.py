@@ -1,4 +1,4 @@
-"""Options of a step, checked once, where they are written."""
+"""The options of a step, checked once, at decoration."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from restate_steps.errors import StepDefinitionError
 __all__ = ["ErrorFilter", "RetryPolicy", "StepOptions"]
 
 ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
-"""Which errors an option applies to: a class, a tuple of classes, or a predicate."""
+"""A filter of errors: a class, a tuple of classes, or a predicate."""
 
 
 _TOO_MANY: Final = 2**32
-# The SDK keeps the number in 32 bits, and finds out when it is too late to say so.
+# The SDK stores the number in 32 bits, and does not check it before the step runs.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Limits and delays for retrying a failing step; field names are those of ``restate.RunOptions``.
+    """The limits and delays of a step's retries, with the field names of ``restate.RunOptions``.
 
-    A field that is left out has the server's default; with all left out, the invocation's own retry policy applies,
-    which retries and then pauses. When a limit is reached, the step ends with a ``TerminalError``.
+    A field that is left out has the server's default. If all are left out, the invocation's retry policy applies, which
+    retries and then pauses. When a limit is reached, the step ends with a ``TerminalError``.
 
     Args:
-        max_attempts: Attempts in all, the first included.
-        max_duration: Time over all attempts.
-        initial_retry_interval: Delay before the second attempt.
-        max_retry_interval: Upper bound of the delay.
-        retry_interval_factor: Growth of the delay from one attempt to the next.
+        max_attempts: The maximum number of attempts, including the first.
+        max_duration: The maximum total time of all attempts.
+        initial_retry_interval: The delay before the second attempt.
+        max_retry_interval: The maximum delay between two attempts.
+        retry_interval_factor: The factor by which the delay grows from one attempt to the next.
 
     Raises:
-        StepDefinitionError: A value is out of range.
+        StepDefinitionError: A value has the wrong type or is out of range.
 
     Example:
         ```python
@@ -61,13 +61,13 @@ class RetryPolicy:
             isinstance(attempts, int) and not isinstance(attempts, bool) and 1 <= attempts < _TOO_MANY
         ):
             raise StepDefinitionError(
-                f"max_attempts must be a whole number of at least 1, and less than {_TOO_MANY}; got {attempts!r}."
+                f"max_attempts must be an integer of at least 1 and less than {_TOO_MANY}, got {attempts!r}."
             )
         for field in ("max_duration", "initial_retry_interval", "max_retry_interval"):
             check_duration(field, getattr(self, field))
         factor = self.retry_interval_factor
         if factor is not None and not _is_factor(factor):
-            raise StepDefinitionError(f"retry_interval_factor must be a number of at least 1, got {factor!r}.")
+            raise StepDefinitionError(f"retry_interval_factor must be a finite number of at least 1, got {factor!r}.")
 
 
 def _is_factor(value: object) -> bool:
@@ -75,10 +75,10 @@ def _is_factor(value: object) -> bool:
 
 
 def check_duration(field: str, value: object) -> None:
-    """Refuse a duration that is not a positive timedelta, or None.
+    """Reject a duration that is neither None nor a positive timedelta.
 
     Raises:
-        StepDefinitionError: It is something else.
+        StepDefinitionError: The duration is something else.
     """
     if value is None:
         return
@@ -105,7 +105,7 @@ class StepOptions:
     def __post_init__(self) -> None:
         if self.name is not None and not isinstance(self.name, str) and not callable(self.name):
             raise StepDefinitionError(
-                f"name must be text, a template such as 'charge {{order.id}}', or a function of the step's "
+                f"name must be a string, a template such as 'charge {{order.id}}', or a function of the step's "
                 f"arguments; got {self.name!r}."
             )
         _refuse_async("name", self.name)
@@ -128,11 +128,11 @@ class StepOptions:
             raise StepDefinitionError(f"raises must be a tuple of exception classes, got {self.raises!r}.")
         for error in self.raises:
             if not (isinstance(error, type) and issubclass(error, Exception)):
-                raise StepDefinitionError(f"raises must hold exception classes, got {error!r}.")
+                raise StepDefinitionError(f"raises must contain exception classes, got {error!r}.")
             if error in (Exception, TerminalError) or issubclass(error, RetryableError):
                 raise StepDefinitionError(
-                    f"raises must not hold {error.__name__}: it has a meaning of its own for Restate. Name the "
-                    "exceptions of your domain."
+                    f"raises must not contain {error.__name__}, which has a special meaning for Restate. Name the "
+                    "exceptions of your own domain."
                 )
 
     def should_retry(self, error: Exception) -> bool:
@@ -157,7 +157,7 @@ def _check_filter(field: str, value: object) -> None:
 def _refuse_async(field: str, value: object) -> None:
     if inspect.iscoroutinefunction(value):
         raise StepDefinitionError(
-            f"{field} must be a plain function, because its answer is needed at once; got an async one."
+            f"{field} must be a plain function, because its result is needed at once; got an async function."
         )
 
 

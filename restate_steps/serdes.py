@@ -1,13 +1,12 @@
 """The codec for the rest of a service: handlers, state, awakeables, promises, calls and ``ctx.run``.
 
-:func:`serde` makes a ``restate.serde.Serde`` of any type the codec takes. :func:`typed_handler` registers a handler
-that uses it for its input and its output, and publishes their JSON schemas; :func:`describe` does the latter for
-handlers that are registered the SDK's own way.
+:func:`serde` returns a ``restate.serde.Serde`` for any type that the codec supports. :func:`typed_handler` registers a
+handler that uses it for its input and output, and publishes their JSON schemas. :func:`describe` publishes the schemas
+of handlers that are registered with the SDK's decorators.
 
-Two things of the SDK that it does not document are used here and nowhere else: ``service.handlers``, and the
-``handler_io`` of a handler, whose type hints carry the schema. Discovery looks at these hints alone and never asks a
-serde, so there is no other way to publish the schema of ``list[Order]``. Where they are missing, the handler works as
-it is, and its schema is left open.
+Publishing needs two undocumented parts of the SDK: ``service.handlers``, and a handler's ``handler_io``, whose type
+hints carry the schema. Discovery reads only these hints and never the serde, so there is no other way to publish the
+schema of ``list[Order]``. If they are missing, handlers still work, without a schema.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ __all__ = ["HandlerOptions", "TypedSerde", "describe", "json_schema", "serde", "
 
 _log: Final = logging.getLogger(__name__)
 _PUBLIC_CODEC: Final = JsonCodec(round_trip=False)
-"""The answer of a handler, with computed fields, as the published schema says."""
+"""The codec for a handler's output, which has computed fields, as the published schema says."""
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -47,11 +46,11 @@ AnyService = Service | VirtualObject | Workflow
 
 
 class TypedSerde(Serde[T]):
-    """A ``Serde`` for one type; made by :func:`serde`.
+    """A ``Serde`` for one type; created by :func:`serde`.
 
     Attributes:
-        type: The type.
-        codec: What encodes and decodes.
+        type: The type of the values.
+        codec: The codec that encodes and decodes them.
     """
 
     def __init__(self, type: Any, codec: Codec, *, terminal: bool, verify: bool) -> None:
@@ -87,7 +86,7 @@ class TypedSerde(Serde[T]):
         return data
 
     def deserialize(self, buf: bytes) -> T | None:
-        """Decode a value; no bytes at all, as from a client that posts no body, are ``None`` if the type allows it.
+        """Decode a value; an empty body, as of a request without one, is ``None`` if the type allows it.
 
         Args:
             buf: The encoded value.
@@ -102,7 +101,7 @@ class TypedSerde(Serde[T]):
             if self._allows_none:
                 return None
             raise DecodeError(type_name(self.type), "there is no value: the body is empty", where="an empty body")
-        # The SDK's interface says that there may be no value, which is so for the types that include None.
+        # The SDK's interface allows for no value; here, only types that include None have none.
         return cast("T | None", self.codec.load(self.type, buf))
 
     @functools.cached_property
@@ -120,23 +119,23 @@ def serde(
 @overload
 def serde(type: Any, *, codec: Codec | None = ..., terminal: bool = ..., verify: bool = ...) -> TypedSerde[Any]: ...
 def serde(type: Any, *, codec: Codec | None = None, terminal: bool = True, verify: bool = False) -> TypedSerde[Any]:
-    """Make a ``restate.serde.Serde`` that returns values of a type unchanged.
+    """Return a ``restate.serde.Serde`` that restores values of a type unchanged.
 
-    It fits wherever the SDK takes a serde: ``ctx.get`` and ``ctx.set``, awakeables, promises, signals, generic calls,
+    Use it wherever the SDK takes a serde: ``ctx.get`` and ``ctx.set``, awakeables, promises, signals, generic calls,
     ``RunOptions(serde=...)``, and the ``input_serde`` and ``output_serde`` of a handler.
 
     Args:
-        type: Anything pydantic takes, such as ``list[Order]`` or ``Order | None``, or ``PLAIN_JSON``.
-        codec: What to encode and decode with, instead of the default.
-        terminal: Whether a value that cannot be encoded ends the invocation. It has to where a retry would repeat
-            something, as the body of a ``ctx.run``. With ``False`` the error is retryable.
-        verify: Decode every encoded value again, and refuse it if it is not the same.
+        type: Any type that pydantic supports, such as ``list[Order]`` or ``Order | None``, or ``PLAIN_JSON``.
+        codec: The codec to use instead of the default one.
+        terminal: Whether a value that cannot be encoded ends the invocation. It must do so where a retry would repeat
+            something, such as the body of a ``ctx.run``. With ``False``, the error is retryable.
+        verify: Decode every encoded value again, and raise if it has changed.
 
     Returns:
         The serde.
 
     Raises:
-        StepDefinitionError: Pydantic cannot handle the type.
+        StepDefinitionError: The codec cannot handle the type.
 
     Example:
         >>> numbers = serde(dict[str, float])
@@ -151,7 +150,7 @@ def serde(type: Any, *, codec: Codec | None = None, terminal: bool = True, verif
 
 
 class HandlerOptions(TypedDict, total=False):
-    """The options of the SDK's own decorators; those of one kind of service are refused by the others."""
+    """The options of the SDK's decorators; some exist for one kind of service only, and the others refuse them."""
 
     accept: str
     content_type: str
@@ -176,23 +175,23 @@ def typed_handler(
     codec: Codec | None = None,
     **options: Unpack[HandlerOptions],
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
-    """Register a handler whose input and output are what its annotations say.
+    """Register a handler whose input and output have the types of its annotations.
 
-    It stands in for ``@service.handler()`` and ``@workflow.main()``. Types the SDK treats as plain JSON (lists of
+    Use it instead of ``@service.handler()`` and ``@workflow.main()``. Types that the SDK treats as plain JSON (lists of
     models, unions, TypedDicts, datetimes) are decoded as annotated, and their JSON schema appears in discovery. Input
-    that does not fit is answered with status 400 and the places that do not fit. An answer that cannot be encoded is a
-    retryable error: nothing is repeated, and a redeploy fixes it.
+    that does not fit is rejected with status 400 and the places that do not fit. Output that cannot be encoded is a
+    retryable error: a retry repeats no step, and a redeploy can fix it.
 
     Args:
         service: The service, virtual object or workflow.
-        name: The name of the handler; that of the function by default.
+        name: The name of the handler; by default the name of the function.
         kind: ``"exclusive"`` (the default) or ``"shared"`` for a virtual object; ``"main"`` or ``"shared"`` (the
             default) for a workflow.
-        codec: What to encode and decode with, instead of the default.
-        **options: Passed on to the SDK's decorator.
+        codec: The codec to use instead of the default one.
+        **options: Options of the SDK's decorator.
 
     Returns:
-        A decorator, which keeps the type of the function.
+        A decorator that keeps the type of the function.
 
     Raises:
         StepDefinitionError: The annotations cannot be resolved or encoded, or ``kind`` does not fit the service.
@@ -215,7 +214,7 @@ def typed_handler(
             serdes["input_serde"] = _InputSerde(input_type, chosen, terminal=False, verify=False)
         if output_type is not _NOTHING:
             _check(chosen, output_type)
-            serdes["output_serde"] = _answering(TypedSerde[Any](output_type, chosen, terminal=False, verify=False))
+            serdes["output_serde"] = _for_output(TypedSerde[Any](output_type, chosen, terminal=False, verify=False))
         registered = register(name=name, **serdes, **options)(_checked(fn) if "input_serde" in serdes else fn)
         _publish(_handlers(service).get(name or fn.__name__), input_type, output_type)
         return cast("Callable[P, Coroutine[Any, Any, R]]", registered)
@@ -226,9 +225,9 @@ def typed_handler(
 def describe(*services: AnyService) -> None:
     """Publish the JSON schemas of handlers registered with ``input_serde=serde(T)`` or ``output_serde=serde(T)``.
 
-    From then on they behave like those of :func:`typed_handler`: answers are written as the schema says, with computed
-    fields, bad input is answered with status 400, and an answer that cannot be encoded is a retryable error. Call it
-    before the services are served.
+    After that, they behave like handlers of :func:`typed_handler`: output is encoded as the schema says, with computed
+    fields; input that does not fit is rejected with status 400; and output that cannot be encoded is a retryable error.
+    Call it before the services are served.
 
     Args:
         *services: Services, virtual objects and workflows.
@@ -254,26 +253,26 @@ def describe(*services: AnyService) -> None:
                     handler.fn = _checked(handler.fn)
             if isinstance(answer, TypedSerde):
                 output_type = answer.type
-                io.output_serde = _answering(cast("TypedSerde[object]", answer))
+                io.output_serde = _for_output(cast("TypedSerde[object]", answer))
             _publish(handler, input_type, output_type)
 
 
 def json_schema(type: Any, mode: JsonSchemaMode) -> Any:
-    """The JSON schema of a type as the codec writes it.
+    """Return the JSON schema of a type as the codec encodes it.
 
     Args:
-        type: Anything pydantic takes, or ``PLAIN_JSON``.
-        mode: ``"validation"`` for what is accepted, ``"serialization"`` for what is answered.
+        type: Any type that pydantic supports, or ``PLAIN_JSON``.
+        mode: ``"validation"`` for input, ``"serialization"`` for output.
 
     Returns:
-        The schema; ``True``, which allows everything, where there is none.
+        The schema; ``True``, which allows everything, if there is none.
     """
     if is_plain(type):
         return True
     try:
         return TypeAdapter(type).json_schema(mode=mode, schema_generator=_SchemaGenerator)
     except Exception:
-        # A type without a JSON schema still works; it must not keep a deployment from being registered.
+        # A type without a JSON schema still works; it must not prevent a deployment from being registered.
         _log.warning("there is no JSON schema for %s", type_name(type), exc_info=True)
         return True
 
@@ -284,31 +283,31 @@ class _SchemaGenerator(GenerateJsonSchema):
         config: Any = getattr(getattr(self, "_config", None), "config_dict", {})
         if "ser_json_bytes" in config or "val_json_bytes" in config:
             return found
-        # The codec writes base64 where a class says nothing; limits of length are about the bytes, not the text.
+        # The codec writes base64 unless a class says otherwise; length limits apply to the bytes, not to the text.
         return {"type": "string", "format": "base64url"}
 
     def encode_default(self, dft: Any) -> Any:
         if isinstance(dft, bytes):
             return json.loads(DEFAULT_CODEC.dump(bytes, dft))
         if isinstance(dft, float) and not math.isfinite(dft):
-            # A manifest is strict JSON, which has no number for it.
+            # A manifest is strict JSON, which cannot express it as a number.
             return str(dft)
         return super().encode_default(dft)
 
 
 _NOTHING: Final[Any] = object()
-"""No input, or no output."""
+"""Stands for no input or no output."""
 
 
 class _BadInput:
-    """Stands for input that does not fit, until the handler can refuse it with a status of its own."""
+    """Stands for input that does not fit, until the wrapped handler rejects it with status 400."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
 
 class _InputSerde(TypedSerde[Any]):
-    """Hands bad input on instead of raising, since the SDK would answer it as an internal error."""
+    """Return bad input instead of raising, because the SDK would report the error as an internal one."""
 
     def deserialize(self, buf: bytes) -> Any:
         try:
@@ -317,8 +316,8 @@ class _InputSerde(TypedSerde[Any]):
             return _BadInput(f"the input does not fit {error.type_name}: {error.reason}")
 
 
-def _answering(serde: TypedSerde[T]) -> TypedSerde[T]:
-    """The same serde for the output of a handler."""
+def _for_output(serde: TypedSerde[T]) -> TypedSerde[T]:
+    """Return the same serde for a handler's output."""
     codec = _PUBLIC_CODEC if serde.codec is DEFAULT_CODEC else serde.codec
     return TypedSerde(serde.type, codec, terminal=False, verify=False)
 
@@ -334,7 +333,7 @@ def _checked(fn: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]
 
 
 def _registrar(service: AnyService, kind: str | None) -> Callable[..., Callable[[Any], Any]]:
-    """Find the SDK's decorator for a kind of handler."""
+    """Return the SDK's decorator for a kind of handler."""
     if isinstance(service, VirtualObject) and kind in (None, "exclusive", "shared"):
         return functools.partial(service.handler, kind=cast("Any", kind or "exclusive"))
     if isinstance(service, Workflow) and kind in (None, "shared", "main"):
@@ -348,12 +347,12 @@ def _registrar(service: AnyService, kind: str | None) -> Callable[..., Callable[
 
 
 def _annotations(fn: Callable[..., Any]) -> tuple[Any, Any]:
-    """The types of a handler's input and output, or :data:`_NOTHING`."""
+    """Return the types of a handler's input and output, or :data:`_NOTHING`."""
     parameters = list(inspect.signature(fn).parameters.values())
     if len(parameters) not in (1, 2):
         raise StepDefinitionError(
-            f"the handler {fn.__qualname__} takes {len(parameters)} parameters: it has to take the context, and the "
-            "input if there is one."
+            f"the handler {fn.__qualname__} takes {len(parameters)} parameters. It must take the context, and "
+            "optionally the input."
         )
     try:
         hints = get_type_hints(fn, include_extras=True)
@@ -370,7 +369,7 @@ def _annotations(fn: Callable[..., Any]) -> tuple[Any, Any]:
 
 
 def _check(codec: Codec, type: Any) -> None:
-    # Codecs other than ours need not be able to judge a type.
+    # A custom codec need not have a check() method.
     check = getattr(codec, "check", None)
     if check is not None:
         check(type)
@@ -381,7 +380,7 @@ def _handlers(service: AnyService) -> dict[str, Any]:
 
 
 def _publish(handler: Any, input_type: Any, output_type: Any) -> None:
-    """Put JSON schemas where discovery looks for them."""
+    """Put JSON schemas where the SDK's discovery reads them."""
     try:
         from restate.handler import TypeHint
 

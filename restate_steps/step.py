@@ -1,4 +1,4 @@
-"""``durable_step``: a callable whose result Restate records, so that it is not called again after a crash."""
+"""Durable steps: callables whose results Restate records, so that a replay does not call them again."""
 
 from __future__ import annotations
 
@@ -75,11 +75,10 @@ Owner = TypeVar("Owner")
 Ts = TypeVarTuple("Ts")
 
 MAX_RESULT_BYTES: Final = 33_521_600
-"""The largest result that restate-server 1.7 takes with its default limits, in bytes.
+"""The largest result that restate-server 1.7 accepts with its default limits, in bytes.
 
-Measured: it records up to 33,816,576 bytes, but what is more than 32 MiB - 32 KiB, message around it included, it
-cannot send to an attempt any more: the invocation hangs, or is paused. The limit holds for each result; they do not
-add up.
+Measured: the server records up to 33,816,576 bytes. But it cannot send a message of more than 32 MiB - 32 KiB to an
+attempt, so the invocation hangs or is paused. The limit applies to each result on its own.
 """
 
 
@@ -96,10 +95,10 @@ class _Options(TypedDict, total=False):
 
 
 class DurableStep(Generic[P, T]):
-    """A callable whose calls are durable steps; made by :func:`durable_step`.
+    """A callable whose calls are durable steps; created by :func:`durable_step`.
 
-    Calling it inside a handler runs the body once and records the result; a replay hands the recorded result back.
-    Called inside another step it runs inline, as part of the outer one; called outside a handler it is a plain call.
+    Called inside a handler, it runs the body and records the result; a replay returns the recorded result. Called
+    inside another step, it runs inline, as part of the outer one. Called outside a handler, it is a plain call.
     """
 
     __name__: str
@@ -107,7 +106,7 @@ class DurableStep(Generic[P, T]):
 
     def __init__(self, function: Callable[P, Any], options: StepOptions, caller: types.FrameType | None) -> None:
         if isinstance(inner := innermost(function), DurableStep):
-            raise StepDefinitionError(f"{inner!r} is a step already; use with_options() for a copy with other options.")
+            raise StepDefinitionError(f"{inner!r} is already a step; use with_options() for a copy with other options.")
         reject_uncallable(function)
         namespace = None if caller is None else names_around(function, caller)
         copy_metadata(self, function, namespace)
@@ -117,16 +116,16 @@ class DurableStep(Generic[P, T]):
         self._is_async = is_async(function)
         self._default_name = self.__name__
         # Skip the annotation when `returns=` is given for one call: resolving it dominates the cost.
-        looked_for = options.returns is None or caller is not None
-        self._annotated = return_type(function, namespace) if looked_for else UNRESOLVED
-        self._settle()
+        needs_annotation = options.returns is None or caller is not None
+        self._annotated = return_type(function, namespace) if needs_annotation else UNRESOLVED
+        self._apply_options()
         mark_as_coroutine_function(self)
 
     def __repr__(self) -> str:
         return f"<durable_step {self._default_name}>"
 
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the function as a step, or plainly where no handler is running."""
+        """Call the function as a step, or plainly outside a handler and inside another step."""
         invocation = current_invocation()
         if invocation is None:
             return cast(T, await self._call_plainly(args, kwargs))
@@ -137,7 +136,7 @@ class DurableStep(Generic[P, T]):
         return await self._result(self._begin(invocation, args, kwargs))
 
     async def _call_alone(self, invocation: Invocation, args: tuple[Any, ...], kwargs: dict[str, Any]) -> T:
-        """Call it under ``restate.app``, where steps run one after another."""
+        """Call the function under ``restate.app``, where steps run one after another."""
         if invocation.awaiting is not None:
             error = plain_concurrency(invocation.awaiting)
             invocation.fail(error, pause=True)
@@ -184,7 +183,10 @@ class DurableStep(Generic[P, T]):
             raise ContextInStepError(f"{self._default_name}.start()", outer.name)
         invocation = current_invocation()
         if invocation is None:
-            raise RuntimeError(f"{self._default_name}.start() works inside a Restate handler, and none is running.")
+            raise RuntimeError(
+                f"{self._default_name}.start() was called while no Restate handler is running. Call it in a handler, "
+                f"or use await {self._default_name}(...), which works everywhere."
+            )
         return self._begin(invocation, args, kwargs)
 
     def with_options(self, **options: Unpack[_Options]) -> DurableStep[P, T]:
@@ -204,11 +206,11 @@ class DurableStep(Generic[P, T]):
         _check_known(options)
         changed = copy.copy(self)
         changed._options = dataclasses.replace(self._options, **options)
-        changed._settle()
+        changed._apply_options()
         return changed
 
-    # To a type checker a classmethod is a function here, so only the first parameter tells what is to be bound. Pyright
-    # looks at it; mypy does not, and takes the first overload that fits the arguments.
+    # Type checkers see a classmethod as a function here, so only the first parameter tells what gets bound. Pyright
+    # checks it; mypy ignores it, and takes the first overload that fits the arguments.
     @overload
     def __get__(
         self: DurableStep[Concatenate[Owner, Q], T], instance: None, owner: type[Owner], /
@@ -236,8 +238,8 @@ class DurableStep(Generic[P, T]):
             bound._receiver = (bound._function.__self__,)
         return bound
 
-    def _settle(self) -> None:
-        """Work out once what follows from the options."""
+    def _apply_options(self) -> None:
+        """Compute everything that depends on the options alone."""
         self._journal_name = journal_names(self._options.name, self._declared)
         if self._options.returns is not None or self._annotated is not UNRESOLVED:
             self._check_result_type()
@@ -252,7 +254,7 @@ class DurableStep(Generic[P, T]):
         )
 
     def _check_result_type(self) -> None:
-        # A codec may be able to tell beforehand what it cannot encode; ours does.
+        # A codec may have a check() method that rejects types it cannot encode; the default codec has one.
         check = getattr(self._options.codec, "check", None)
         if check is not None:
             try:
@@ -264,7 +266,7 @@ class DurableStep(Generic[P, T]):
         if self._options.returns is not None:
             return self._options.returns
         if self._annotated is UNRESOLVED:
-            # It may name something that is defined further down than the step.
+            # It may name something that is defined below the step.
             self._annotated = return_type(self._function, None)
             if self._annotated is UNRESOLVED:
                 raise StepDefinitionError(
@@ -292,7 +294,7 @@ class DurableStep(Generic[P, T]):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> RestateDurableFuture[T]:
-        # Asked for before anything runs: without it a result could not be recorded.
+        # Resolve the type before anything runs: without it, a result could not be recorded.
         self._result_type()
         name, key = self._journal_name(*self._receiver, *args, **kwargs), invocation.next_key()
 
@@ -302,14 +304,14 @@ class DurableStep(Generic[P, T]):
             except TerminalError:
                 raise
             except Exception:
-                # It fails the attempt, and with it the bodies that run beside this one.
+                # The error ends the attempt, and with it the bodies that run concurrently; let them end first.
                 await invocation.hold_back()
                 raise
 
         if not self._is_async:
             setattr(body, IN_THREAD, True)
-        # The SDK encodes with the serde what the body returns. Ours hands the bytes on, because an error in a serde
-        # makes the SDK run the body again (the result is encoded here, inside the body).
+        # The body encodes its result, and the serde passes the bytes on: an error in a serde makes the SDK run the body
+        # again.
         future = run_unwatched(invocation.context, name, cast(Any, body), self._run_options)
         if self._options.raises:
             map_failure(future, self._declared_failure)
@@ -332,7 +334,10 @@ class DurableStep(Generic[P, T]):
             raise
         except BaseException as error:
             # The SDK handles only subclasses of Exception, and would wait for this step forever.
-            raise RuntimeError(f"the body of step {info.name!r} raised {error!r}, which is not an Exception") from error
+            raise RuntimeError(
+                f"the body of step {info.name!r} raised {error!r}, which is not a subclass of Exception, so Restate "
+                "cannot handle it. Raise an Exception instead."
+            ) from error
         return self._encode(info, value)
 
     async def _attempt(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -345,8 +350,11 @@ class DurableStep(Generic[P, T]):
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-            # The SDK takes it for the end of the attempt, and would wait for this step forever.
-            raise RuntimeError(f"something that the body of step {info.name!r} waited for was cancelled") from error
+            # The SDK would take this for the end of the attempt, and wait for the step forever.
+            raise RuntimeError(
+                f"something that the body of step {info.name!r} awaited was cancelled, though the step was not. Catch "
+                "asyncio.CancelledError in the body, or find out what cancels it."
+            ) from error
 
     async def _call_within(
         self, timeout: timedelta, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -365,7 +373,7 @@ class DurableStep(Generic[P, T]):
         if self._is_async:
             return await function(*args, **kwargs)
         result = await asyncio.to_thread(function, *args, **kwargs)
-        # A lambda or a wrapper that returns somebody else's coroutine.
+        # A lambda or a wrapper may return a coroutine.
         return await result if inspect.isawaitable(result) else result
 
     def _encode(self, info: StepInfo, value: Any) -> bytes:
@@ -379,7 +387,7 @@ class DurableStep(Generic[P, T]):
         except Exception as error:
             raise StepResultError(info.name, f"its codec failed: {error!r}.") from error
         if not isinstance(data, bytes) or not data:
-            raise StepResultError(info.name, f"its codec returned {data!r} instead of bytes (at least one).")
+            raise StepResultError(info.name, f"its codec returned {data!r} instead of at least one byte.")
         if len(data) > MAX_RESULT_BYTES:
             raise ResultTooLargeError(info.name, len(data), MAX_RESULT_BYTES)
         return data
@@ -408,7 +416,7 @@ class DurableStep(Generic[P, T]):
 
 
 class _ResultSerde(Serde[Any]):
-    """Hands a step's bytes through on the way out, and decodes them on the way in, on the first run too."""
+    """Pass a step's encoded result on, and decode it when it comes back, on the first run too."""
 
     def __init__(self, step: DurableStep[Any, Any]) -> None:
         self._step = step
@@ -439,20 +447,20 @@ def durable_step(**options: Unpack[_Options]) -> _Decorator: ...
 def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
     """Make a callable a durable step: inside a handler its result is recorded, and a replay does not call it again.
 
-    Use it bare or with options. It takes anything callable: async functions, plain functions (they run in a thread,
-    with the caller's context variables), methods, partials, objects with a ``__call__``. Put it on top of
-    ``@classmethod`` and ``@staticmethod``. The signature, docstring and annotations stay, so a step is accepted
-    wherever its function was, for example as an agent's tool.
+    Use it with or without options, on any callable: async functions, plain functions (they run in a thread, with the
+    caller's context variables), methods, partials, objects with a ``__call__``. Put it above ``@classmethod`` and
+    ``@staticmethod``. The signature, docstring and annotations stay, so a step is accepted wherever its function was,
+    for example as an agent's tool.
 
     Args:
-        function: What to call.
-        **options: ``name``: text, a template of the arguments such as ``"charge {order.id}"``, or a function of them
-            (``self`` included); shown in Restate, and compared on replay. ``retry``: a :class:`RetryPolicy`; without
-            one the invocation's own policy applies. ``timeout``: limit of one attempt. ``returns``: the result's type,
-            where there is no annotation. ``raises``: exceptions that are recorded with their data and raised again as
-            themselves. ``codec``: how results become bytes. ``verify``: compare the result with what will come back
-            from the journal; by default wherever a result type is declared. ``retry_on`` / ``no_retry_on``: which
-            other exceptions are worth another attempt, as classes or a predicate; the rest is terminal.
+        function: The callable.
+        **options: ``name``: a string, a template of the arguments such as ``"charge {order.id}"``, or a function of
+            them (including ``self``); shown in Restate, and compared on replay. ``retry``: a :class:`RetryPolicy`; by
+            default the invocation's retry policy applies. ``timeout``: the time limit of one attempt. ``returns``: the
+            result type, if there is no annotation. ``raises``: exceptions that are recorded with their data and raised
+            again with their own class. ``codec``: encodes and decodes results. ``verify``: check that the result comes
+            back from the journal unchanged; by default if a result type is declared. ``retry_on`` / ``no_retry_on``:
+            which other exceptions to retry, as classes or a predicate; all others are terminal.
 
     Returns:
         The step. ``await step(...)`` calls it, ``step.start(...)`` starts it, ``step.with_options(...)`` copies it.
@@ -470,7 +478,10 @@ def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
     _check_known(options)
     if function is not None:
         if options:
-            raise StepDefinitionError("pass options to durable_step by name and decorate with what it returns.")
+            raise StepDefinitionError(
+                "durable_step() got a function and options in one call. Pass the options first, and decorate the "
+                "function with what it returns: durable_step(name=...)(function)."
+            )
         return DurableStep[..., Any](function, StepOptions(), _caller())
     checked = StepOptions(**options)
 
@@ -481,15 +492,15 @@ def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
 
 
 async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, **options: Unpack[_Options]) -> T:
-    """Call something as a durable step without decorating it.
+    """Call a function as a durable step without decorating it.
 
     Args:
-        function: What to call; for a plain function use :func:`durable_step`, which types it as well.
-        *args: Its arguments.
-        **options: As for :func:`durable_step`.
+        function: The async function; for a plain function, use :func:`durable_step`, which has types for it.
+        *args: The function's arguments.
+        **options: The options of :func:`durable_step`.
 
     Returns:
-        The result from the journal.
+        The recorded result.
 
     Raises:
         StepDefinitionError: An option or the callable cannot work.
@@ -505,7 +516,7 @@ async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, *
 
 
 def with_display_name(step: DurableStep[P, T], name: str) -> DurableStep[P, T]:
-    """Return a copy of a step that messages call by another name; its name in the journal does not change."""
+    """Return a copy of a step with another name in messages, and the same name in the journal."""
     copied = copy.copy(step)
     copied._default_name = name  # pyright: ignore[reportPrivateUsage]
     return copied
@@ -537,9 +548,9 @@ async def _observed(future: RestateDurableFuture[T], observer: Callable[[bool], 
 def _cancelled_locally(step: str) -> ConcurrencyError:
     return ConcurrencyError(
         f"step {step!r} was cancelled by a local timer or task (asyncio.timeout, asyncio.wait_for, Task.cancel) while "
-        "the handler waited for it. Under restate.app, when that happens depends on timing, so going on could not be "
-        "replayed. Serve the handler with restate_steps.app instead of restate.app, use restate_steps.wait_for for a "
-        "timeout, or the step's own timeout= option."
+        "the handler waited for it. Under restate.app, the moment of the cancellation depends on timing, so what "
+        "follows could not be replayed. Serve the handler with restate_steps.app instead of restate.app, use "
+        "restate_steps.wait_for for a timeout, or use the step's own timeout= option."
     )
 
 

@@ -177,7 +177,7 @@ async def test_a_body_outside_a_handler_knows_its_name_alone() -> None:
 
 async def test_step_info_needs_a_body() -> None:
     """Outside a body there is no step to tell about."""
-    with pytest.raises(RuntimeError, match=r"step_info\(\) works inside the body of a step"):
+    with pytest.raises(RuntimeError, match=r"step_info\(\) was called outside the body of a step"):
         step_info()
 
 
@@ -197,7 +197,8 @@ def test_step_info_in_the_handler_is_an_error(env_factory: Serve) -> None:
         except RuntimeError as error:
             return str(error)
 
-    assert env_factory(service).call("InfoInHandler", "run").startswith("step_info() works inside the body of a step")
+    answer = env_factory(service).call("InfoInHandler", "run")
+    assert answer.startswith("step_info() was called outside the body of a step")
 
 
 # --- the context ------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def test_restate_context_finds_the_handlers_context(env_factory: Serve) -> None:
 
 async def test_restate_context_needs_a_handler() -> None:
     """Outside a handler there is no context, and the error says so."""
-    with pytest.raises(RuntimeError, match=r"restate_context\(\) works inside a Restate handler, and none is running"):
+    with pytest.raises(RuntimeError, match=r"restate_context\(\) was called while no Restate handler is running"):
         restate_context()
 
 

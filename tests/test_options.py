@@ -38,7 +38,7 @@ async def async_answer(*given: Any) -> Any:
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-    ({"name": 5}, r"name must be text, a template such as 'charge \{order\.id\}', or a function .*; got 5"),
+    ({"name": 5}, r"name must be a string, a template such as 'charge \{order\.id\}', or a function .*; got 5"),
     ({"name": ""}, "name must not be empty"),
     ({"name": "  "}, "name must not be empty"),
     ({"name": "charge {ordre}"}, r"uses \{ordre\}, but charge has no parameter 'ordre' \(it has: order, amount\)"),
@@ -56,19 +56,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"timeout": timedelta(seconds=-1)}, "timeout must be longer than zero"),
     ({"raises": Declined}, "raises must be a tuple of exception classes, got <class .*Declined'>"),
     ({"raises": [Declined]}, "raises must be a tuple of exception classes"),
-    ({"raises": ("Declined",)}, "raises must hold exception classes, got 'Declined'"),
-    ({"raises": (KeyboardInterrupt,)}, "raises must hold exception classes, got <class 'KeyboardInterrupt'>"),
-    ({"raises": (Exception,)}, "raises must not hold Exception: it has a meaning of its own for Restate"),
-    ({"raises": (restate.TerminalError,)}, "raises must not hold TerminalError"),
-    ({"raises": (RetryableError,)}, "raises must not hold RetryableError"),
+    ({"raises": ("Declined",)}, "raises must contain exception classes, got 'Declined'"),
+    ({"raises": (KeyboardInterrupt,)}, "raises must contain exception classes, got <class 'KeyboardInterrupt'>"),
+    ({"raises": (Exception,)}, "raises must not contain Exception, which has a special meaning for Restate"),
+    ({"raises": (restate.TerminalError,)}, "raises must not contain TerminalError"),
+    ({"raises": (RetryableError,)}, "raises must not contain RetryableError"),
     ({"codec": object()}, r"codec must have a dump\(\) method"),
     ({"verify": "yes"}, "verify must be True, False or None, got 'yes'"),
     ({"retry_on": 5}, "retry_on must be an exception class, a tuple of them, or a function .*; got 5"),
     ({"retry_on": int}, "retry_on must be an exception class, .*; got <class 'int'>"),
     ({"retry_on": (ValueError, "x")}, "retry_on must be an exception class"),
     ({"no_retry_on": "ValueError"}, "no_retry_on must be an exception class, .*; got 'ValueError'"),
-    ({"name": async_answer}, "name must be a plain function, because its answer is needed at once"),
-    ({"retry_on": async_answer}, "retry_on must be a plain function, because its answer is needed at once"),
+    ({"name": async_answer}, "name must be a plain function, because its result is needed at once"),
+    ({"retry_on": async_answer}, "retry_on must be a plain function, because its result is needed at once"),
     ({"returns": Connection}, r"step 'charge': Connection cannot be encoded: .* codec="),
     ({"returns": 5}, "step 'charge'.* cannot be encoded"),
     ({"retries": 3}, "unknown option 'retries'. The options of a step are: name, retry, timeout, returns, raises,"),
@@ -107,19 +107,19 @@ async def test_run_step_refuses_what_the_decorator_refuses(options: dict[str, An
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_attempts": 0}, r"max_attempts must be a whole number of at least 1, .*; got 0"),
-        ({"max_attempts": 2**32}, "max_attempts must be a whole number of at least 1, and less than 4294967296"),
-        ({"max_attempts": 1.5}, "max_attempts must be a whole number"),
-        ({"max_attempts": True}, r"max_attempts must be a whole number of at least 1, .*; got True"),
+        ({"max_attempts": 0}, r"max_attempts must be an integer of at least 1 .*, got 0"),
+        ({"max_attempts": 2**32}, "max_attempts must be an integer of at least 1 and less than 4294967296"),
+        ({"max_attempts": 1.5}, "max_attempts must be an integer"),
+        ({"max_attempts": True}, r"max_attempts must be an integer of at least 1 .*, got True"),
         ({"max_duration": 5}, r"max_duration must be a datetime\.timedelta, got 5"),
         ({"max_duration": timedelta(0)}, "max_duration must be longer than zero"),
         ({"initial_retry_interval": 0.1}, r"initial_retry_interval must be a datetime\.timedelta, got 0\.1"),
         ({"max_retry_interval": "1s"}, r"max_retry_interval must be a datetime\.timedelta, got '1s'"),
-        ({"retry_interval_factor": 0.5}, r"retry_interval_factor must be a number of at least 1, got 0\.5"),
-        ({"retry_interval_factor": float("nan")}, "retry_interval_factor must be a number of at least 1, got nan"),
-        ({"retry_interval_factor": float("inf")}, "retry_interval_factor must be a number of at least 1, got inf"),
-        ({"retry_interval_factor": True}, "retry_interval_factor must be a number of at least 1, got True"),
-        ({"retry_interval_factor": "2"}, "retry_interval_factor must be a number of at least 1, got '2'"),
+        ({"retry_interval_factor": 0.5}, r"retry_interval_factor must be a finite number of at least 1, got 0\.5"),
+        ({"retry_interval_factor": float("nan")}, "retry_interval_factor must be a finite number .*, got nan"),
+        ({"retry_interval_factor": float("inf")}, "retry_interval_factor must be a finite number .*, got inf"),
+        ({"retry_interval_factor": True}, "retry_interval_factor must be a finite number of at least 1, got True"),
+        ({"retry_interval_factor": "2"}, "retry_interval_factor must be a finite number of at least 1, got '2'"),
     ],
     ids=str,
 )
@@ -144,7 +144,7 @@ def test_no_limit_is_set_unless_asked_for() -> None:
 
 def test_options_are_passed_by_name() -> None:
     """A function and options in one call are refused, because it would be decorated without them."""
-    with pytest.raises(StepDefinitionError, match="pass options to durable_step by name"):
+    with pytest.raises(StepDefinitionError, match="a function and options in one call"):
         durable_step(charge, name="charge")  # type: ignore[call-overload]
 
 
@@ -157,7 +157,7 @@ def test_what_cannot_be_called_is_refused(thing: Any) -> None:
 
 def test_a_step_is_not_decorated_twice() -> None:
     """Two decorators would be two steps in one, so the second is refused with the way to change options."""
-    with pytest.raises(StepDefinitionError, match=r"is a step already; use with_options\(\)"):
+    with pytest.raises(StepDefinitionError, match=r"is already a step; use with_options\(\)"):
         durable_step(durable_step(charge))
 
 

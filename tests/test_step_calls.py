@@ -149,7 +149,7 @@ def test_a_name_function_that_returns_no_name_is_refused(env_factory: Serve, ans
         except StepDefinitionError as error:
             raise restate.TerminalError(str(error)) from error
 
-    with pytest.raises(InvocationFailed, match=f"name function of step 'body' returned {answer!r}, not text"):
+    with pytest.raises(InvocationFailed, match=f"name function of step 'body' returned {answer!r}. It must return"):
         env_factory(service).call("NoNames", "run")
     assert [] == ran
 
@@ -305,7 +305,7 @@ def test_started_steps_run_at_the_same_time(env_factory: Serve) -> None:
 
 async def test_start_needs_a_handler() -> None:
     """There is no durable future outside a handler, and the error says so."""
-    with pytest.raises(RuntimeError, match=r"echo\.start\(\) works inside a Restate handler, and none is running"):
+    with pytest.raises(RuntimeError, match=r"echo\.start\(\) was called while no Restate handler is running"):
         echo.start("a")
 
 
@@ -558,7 +558,7 @@ def test_a_plain_timeout_around_a_step_is_refused_under_restate_app(
 
     assert "step 'slow' was cancelled by a local timer or task" in failure
     assert "Serve the handler with restate_steps.app instead of restate.app" in failure
-    assert "use restate_steps.wait_for for a timeout, or the step's own timeout= option" in failure
+    assert "use restate_steps.wait_for for a timeout, or use the step's own timeout= option" in failure
 
 
 @pytest.mark.parametrize("app", [restate.app, restate_steps.app], ids=["restate.app", "restate_steps.app"])

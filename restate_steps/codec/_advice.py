@@ -25,7 +25,7 @@ __all__ = [
 _USE_FITTING_TYPE: Final = (
     "Return a value of the declared type, or declare the type that is returned, in the annotation or with returns=."
 )
-_OWN_CODEC: Final = "or give codec= an object with dump and load of your own"
+_OWN_CODEC: Final = "or pass a codec of your own, an object with dump and load, as codec="
 _VALUE_FIXES: Final[tuple[tuple[str, str], ...]] = (
     (
         "surrogates not allowed",
@@ -38,7 +38,7 @@ _VALUE_FIXES: Final[tuple[tuple[str, str], ...]] = (
     ),
     (
         "Circular reference",
-        "JSON is a tree: replace the reference back by an identifier.",
+        "JSON cannot hold a reference cycle: replace the reference that closes it with an identifier.",
     ),
     (
         "Unable to serialize unknown type",
@@ -75,14 +75,14 @@ def fix_for_load(error: DecodeError) -> str:
         return "Allow it in the type: Annotated[Decimal, Field(allow_inf_nan=True)]."
     if "missing" in kinds:
         return (
-            "A field is left out of the encoded form (Field(exclude=True) or a serializer of its own): give it a "
+            "A field is left out of the encoded form (by Field(exclude=True) or a custom serializer): give it a "
             "default, or include it."
         )
     if "extra_forbidden" in kinds:
         return "A serializer adds a field that the type forbids: leave it out of the encoded form, or allow it."
     return (
-        "Make the type accept what it is written as (its serializers and validators must be each other's inverse), "
-        "or return a value that satisfies the type's own validation."
+        "Make the type accept its own encoded form (its serializers and validators must be each other's inverse), or "
+        "return a value that passes the type's validation."
     )
 
 
@@ -97,13 +97,13 @@ def fix_for_difference(difference: Difference) -> str:
         case "type":
             return (
                 "Convert the value to the declared type, declare the type that is returned (in the annotation or with "
-                "returns=), or where members of a union look alike in JSON, tell them apart by a discriminator, "
+                "returns=), give a union whose members look alike in JSON a discriminator, "
                 f"{leave}."
             )
         case "iterator":
             return "Return a list, tuple or set, and declare it."
         case "excluded":
-            return f"Remove exclude=True from the field, give the value back outside the step, {leave}."
+            return f"Remove exclude=True from the field, set it outside the step, {leave}."
         case "missing":
             return (
                 "Declare what is returned in full (a field for it, or extra='allow' in the configuration of the "
@@ -120,13 +120,13 @@ def fix_for_difference(difference: Difference) -> str:
                     "return it as str."
                 )
             return (
-                "Make serializers and validators of the type each other's inverse, return the value the validation "
-                f"makes of it, {leave}."
+                "Make the type's serializers and validators each other's inverse, return the value as validation "
+                f"changes it, {leave}."
             )
 
 
 def tidy(message: str) -> str:
-    """Pydantic's text without its frame: several lines become one."""
+    """Return pydantic's message on one line, without what surrounds it."""
     for prefix in ("Error serializing to JSON: ", "Pydantic serializer warnings:"):
         message = message.removeprefix(prefix)
     lines = [line.strip().rstrip(".") for line in message.strip().splitlines()]
@@ -148,10 +148,10 @@ def explain_load(error: Exception) -> str:
     if not isinstance(error, ValidationError):
         return f"{type(error).__name__}: {first_line(error)}"
     errors = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"at {_location(item['loc'])}: {item['msg']}" for item in errors[:3]]
+    parts = [f"at {_location(item['loc'])}: {item['msg']}" for item in errors[:3]]
     if len(errors) > 3:
-        told.append(f"and {len(errors) - 3} more")
-    return "; ".join(told)
+        parts.append(f"and {len(errors) - 3} more")
+    return "; ".join(parts)
 
 
 def path_of(error: BaseException | None) -> str:
@@ -161,5 +161,5 @@ def path_of(error: BaseException | None) -> str:
 
 
 def _location(loc: tuple[int | str, ...]) -> str:
-    # Pydantic marks an error in a key by a last item of this text.
+    # Pydantic marks an error in a key with this last item.
     return format_path(item for item in loc if item != "[key]")

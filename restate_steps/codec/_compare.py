@@ -1,7 +1,7 @@
 """Compare a value with its round-tripped copy and report the first difference.
 
-The comparison runs on every result of every step, so the order of the tests is the order of likelihood: the same
-object, then types whose ``==`` is exact, then one function per class, chosen once and remembered.
+The comparison runs on every result of every step, so the likeliest case is checked first: the same object, then types
+whose ``==`` is exact, then one function per class, chosen once and cached.
 
 What counts as equal:
 
@@ -42,12 +42,12 @@ Kind: TypeAlias = Literal["type", "subclass", "value", "missing", "excluded", "i
 
 
 class Difference(NamedTuple):
-    """One place where a decoded value is not what was encoded.
+    """A place where a decoded value differs from the value that was encoded.
 
     Attributes:
-        path: Where, for example ``$.items[3].price``.
+        path: The place, for example ``$.items[3].price``.
         reason: What changed there.
-        kind: The sort of change.
+        kind: The kind of change.
     """
 
     path: str
@@ -84,10 +84,10 @@ _Comparator: TypeAlias = Callable[[Any, Any, _Walk], _Found | None]
 
 _MISSING: Final = object()
 _EXACT: Final[frozenset[type]] = frozenset({str, int, bool, NoneType, bytes, bytearray, date, timedelta})
-"""Types whose ``==``, between two instances of the very same type, is all there is to know."""
+"""Types whose ``==`` is exact between two instances of the same type."""
 
 _LONG: Final = 32
-"""From this many elements on, it pays to look for a way to compare them without a loop."""
+"""The number of elements from which comparing without a loop is worth trying."""
 
 _CACHE_LIMIT: Final = 4096
 _flat: Final = chain.from_iterable
@@ -101,12 +101,12 @@ def find_difference(original: object, decoded: object, *, widen: bool = False) -
 
     Args:
         original: The value that was encoded.
-        decoded: What decoding it gave.
+        decoded: The value that was decoded from it.
         widen: Accept an ``int`` that came back as the ``float`` of the same value. A type checker lets a function
             declared ``-> float`` return ``1``, and the declared type is what its caller expects.
 
     Returns:
-        The first difference, or ``None`` where there is none.
+        The first difference, or ``None`` if there is none.
 
     Example:
         >>> find_difference({"price": 1}, {"price": True})
@@ -115,7 +115,7 @@ def find_difference(original: object, decoded: object, *, widen: bool = False) -
     try:
         found = _compare(original, decoded, _Walk(widen, None))
     except RecursionError:
-        # Only a value that refers to itself, or one of absurd depth, pays for the bookkeeping.
+        # Only a value that refers to itself, or one of extreme depth, pays for the bookkeeping.
         try:
             found = _compare(original, decoded, _Walk(widen, set()))
         except RecursionError:
@@ -143,14 +143,14 @@ def _compare(a: object, b: object, walk: _Walk) -> _Found | None:
 
 
 def _compare_items(keys: Iterable[Any], a: Any, b: Any, walk: _Walk) -> _Found | None:
-    """Compare ``a[key]`` with ``b[key]`` for every key; where most of the time is spent."""
+    """Compare ``a[key]`` with ``b[key]`` for every key; most of the time is spent here."""
     for key in keys:
         x: object = a[key]
         y: object = b[key]
         if x is y:
             continue
         cls = type(x)
-        # The commonest types by name, which is faster than to look them up. Only a zero needs a look at its sign.
+        # Name the most common types, which is faster than looking them up. Only a zero's sign needs a comparison.
         if cls is type(y) and (cls is str or cls is int or (cls is float and x) or cls in _EXACT) and x == y:
             continue
         found = _compare(x, y, walk)
@@ -168,7 +168,7 @@ def _remember(cls: type) -> _Comparator:
 
 
 def _comparator_for(cls: type[Any]) -> _Comparator:
-    """Choose how to compare two instances of ``cls``; the order matters, from the most particular to the least."""
+    """Choose how to compare two instances of ``cls``; the order matters, from the most specific to the least."""
     if issubclass(cls, Enum):
         return _compare_identity
     if issubclass(cls, BaseModel):
@@ -203,7 +203,7 @@ def _compare_floats(a: float, b: float, walk: _Walk) -> _Found | None:
 def _compare_datetimes(a: datetime, b: datetime, walk: _Walk) -> _Found | None:
     if a.tzinfo is b.tzinfo:
         return None if a == b else _changed(a, b)
-    # Clock reading and offset instead of ==, which is slower, and never true for two zones inside a repeated hour.
+    # Compare clock reading and offset: == is slower, and never true for two zones inside a repeated hour.
     same = a.date() == b.date() and a.time() == b.time() and a.utcoffset() == b.utcoffset()
     return None if same else _changed(a, b)
 
@@ -276,10 +276,10 @@ def _same_bits(a: Iterable[Any], b: Iterable[Any]) -> bool:
 
 
 def _surely_equal(a: Collection[Any], b: Collection[Any]) -> bool:
-    """Compare many values of one simple class, or of one class of models, by columns, where C does the work.
+    """Compare many values of one simple class, or of one class of models, column by column, at the speed of C.
 
     Returns:
-        ``True`` if they are equal. ``False`` says nothing: comparing them one by one will tell, and tell where.
+        ``True`` if they are equal; ``False`` if they have to be compared one by one.
     """
     kinds = set(map(type, a))
     if not kinds.issuperset(map(type, b)):
@@ -338,7 +338,7 @@ def _pair_up(noun: str, a: Any, b: Any, walk: _Walk) -> tuple[list[tuple[Any, An
             pairs.append((key, other))
         else:
             unmatched.append(key)
-    # What is left is not equal by hash: NaN, things that contain one, and real differences.
+    # The rest has no equal by hash: NaN, values that contain NaN, and real differences.
     left = list(rest.values())
     for key in unmatched:
         for index, other in enumerate(left):
@@ -349,7 +349,7 @@ def _pair_up(noun: str, a: Any, b: Any, walk: _Walk) -> tuple[list[tuple[Any, An
         else:
             return pairs, _lost(noun, key, left)
     if left:
-        return pairs, _Found("value", f"the {noun} {shorten(left[0])} appears, which was not there")
+        return pairs, _Found("value", f"the {noun} {shorten(left[0])} would be added")
     return pairs, None
 
 
@@ -374,7 +374,7 @@ def _model_comparator(cls: type[BaseModel]) -> _Comparator:
         try:
             found = _compare_items(names, a.__dict__, b.__dict__, walk)
         except KeyError:
-            # Made by model_construct, with a field left out.
+            # model_construct may leave out a field.
             found = _compare_items(names, _lookup(a, names), _lookup(b, names), walk)
         if found is not None:
             if len(found.segments) == 1 and fields[found.segments[0]].exclude:
@@ -400,7 +400,7 @@ def _attributes_comparator(cls: type, names: tuple[str, ...]) -> _Comparator:
             try:
                 return _compare_items(names, a.__dict__, b.__dict__, walk)
             except KeyError:
-                # A default that was not set on the instance, or a property.
+                # A field may be a class attribute or a property.
                 pass
         return _compare_items(names, _lookup(a, names), _lookup(b, names), walk)
 
@@ -460,7 +460,7 @@ def _mismatch(a: object, b: object, walk: _Walk) -> _Found | None:
         reason += f" of another class ({type(a).__module__}.{type(a).__qualname__} and "
         reason += f"{type(b).__module__}.{type(b).__qualname__})"
     kept = set(_field_names(b))
-    # A class that came back as a dict has lost its type only.
+    # A class that came back as a dict with all its fields has lost only its type.
     dropped = [name for name in _field_names(a) if name not in kept]
     if dropped:
         fields = "field" if len(dropped) == 1 else "fields"

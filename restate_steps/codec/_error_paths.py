@@ -1,7 +1,7 @@
 """Find the part of a value that cannot be encoded; pydantic says what is wrong, but seldom where.
 
-The core schema and the value are walked together, down to the smallest part that still fails alone. This encodes each
-part on the way, which is acceptable because it happens only before an error.
+The search walks the core schema and the value together, down to the smallest part that still fails alone. It encodes
+each part on the way, which is acceptable because it happens only before an error.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ def locate(schema: CoreSchema, value: object, error: Exception, round_trip: bool
     Args:
         schema: The core schema of the whole value.
         value: The value that failed to encode.
-        error: How it failed.
-        round_trip: How the value was encoded.
+        error: The error that it raised.
+        round_trip: The ``round_trip`` that the value was encoded with.
 
     Returns:
-        The path of the part, and the error that part gives by itself.
+        The path of the part, and the error that this part raises by itself.
     """
     search = _Search(schema, round_trip)
     try:
         return search.run(schema, value, error)
     except Exception:
-        # The path is a courtesy; failing to find it must not hide the error.
+        # Failing to find the path must not hide the error.
         return format_path(search.segments), error
 
 
@@ -52,7 +52,7 @@ def colliding_keys(value: object) -> tuple[str, tuple[Any, Any]] | None:
     """Find a dictionary with two keys that are the same text once encoded, such as ``1`` and ``"1"``.
 
     Args:
-        value: A value without a declared type; dictionaries, lists, tuples and sets in it are searched.
+        value: A value without a declared type; the dictionaries, lists and tuples in it are searched.
 
     Returns:
         The path of the dictionary and its colliding keys, or ``None``.
@@ -78,7 +78,7 @@ def _collision(mapping: dict[object, object]) -> tuple[Any, Any] | None:
         return None
     texts: dict[bytes, Any] = {}
     for key in mapping:
-        # The encoder itself says what text a key becomes.
+        # Only the encoder knows what text a key becomes.
         text = _ENCODE({key: None})
         if text in texts:
             return texts[text], key
@@ -97,7 +97,7 @@ class _Search:
         self._definitions: dict[str, Any] = {}
         self._define(schema)
         self._config: Any = None
-        # Each schema is kept beside its serializer, so that its id cannot come to mean another one.
+        # Each schema is stored beside its serializer, so that its id is not reused for another one.
         self._serializers: dict[tuple[int, int], tuple[Any, SchemaSerializer]] = {}
         self._seen: set[int] = set()
         self._tried = 0
@@ -105,10 +105,10 @@ class _Search:
     def run(self, schema: Any, value: Any, error: Exception) -> tuple[str, Exception]:
         while id(value) not in self._seen:
             self._seen.add(id(value))
-            worse = self._failing_part(schema, value)
-            if worse is None:
+            failing = self._failing_part(schema, value)
+            if failing is None:
                 break
-            (segment, schema, value), error = worse
+            (segment, schema, value), error = failing
             if isinstance(segment, _Key):
                 self.segments.append(segment.value)
                 break
@@ -141,11 +141,11 @@ class _Search:
         return None
 
     def _parts(self, schema: Any, value: Any) -> Iterable[_Part]:
-        """The direct parts of a value, each with its schema."""
+        """Return the direct parts of a value, each with its schema."""
         schema = self._resolve(schema, value)
         kind = schema["type"]
         if kind in ("model", "dataclass", "typed-dict"):
-            # Like pydantic: inside a class only the configuration of that class counts.
+            # As in pydantic, only a class's own configuration applies inside it.
             self._config = schema.get("config") or {}
             if schema.get("root_model"):
                 return [("root", schema["schema"], value.root)]
@@ -161,7 +161,7 @@ class _Search:
         return ()
 
     def _resolve(self, schema: Any, value: Any) -> Any:
-        """Look through whatever wraps the schema that says what the parts are."""
+        """Unwrap a schema, down to the one that describes the parts."""
         while True:
             kind = schema["type"]
             if kind == "definition-ref":

@@ -1,4 +1,4 @@
-"""The codec itself: one pass from a value to JSON, one pass back, and a comparison of the two values."""
+"""The JSON codec, and the check that a value comes back unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _cached: Final = CACHE.get
 
 
 class Codec(Protocol):
-    """Turns values into bytes and back.
+    """Converts values to bytes and back.
 
     Both methods must depend on their arguments alone: recorded values are decoded again on every replay, possibly by
     another process.
@@ -40,7 +40,7 @@ class Codec(Protocol):
         """Encode a value.
 
         Args:
-            type: Its declared type, or :data:`PLAIN_JSON`.
+            type: The declared type, or :data:`PLAIN_JSON`.
             value: The value.
 
         Returns:
@@ -55,8 +55,8 @@ class Codec(Protocol):
         """Decode a value.
 
         Args:
-            type: Its declared type, or :data:`PLAIN_JSON`.
-            data: What :meth:`dump` returned.
+            type: The declared type, or :data:`PLAIN_JSON`.
+            data: The bytes that :meth:`dump` returned.
 
         Returns:
             The value.
@@ -68,7 +68,7 @@ class Codec(Protocol):
 
 
 class JsonCodec:
-    r"""Encodes as JSON by pydantic, in one pass to bytes and one pass from bytes.
+    r"""Encodes values as JSON with pydantic, in one pass to bytes and one pass from bytes.
 
     It has no state: adapters are cached per type for the whole process, and all codecs share them.
 
@@ -95,7 +95,7 @@ class JsonCodec:
         """Encode a value as JSON.
 
         Args:
-            type: Anything pydantic takes, or :data:`PLAIN_JSON`.
+            type: Any type that pydantic supports, or :data:`PLAIN_JSON`.
             value: The value.
 
         Returns:
@@ -132,7 +132,7 @@ class JsonCodec:
         """Decode JSON.
 
         Args:
-            type: Anything pydantic takes, or :data:`PLAIN_JSON`.
+            type: Any type that pydantic supports, or :data:`PLAIN_JSON`.
             data: UTF-8 JSON.
 
         Returns:
@@ -157,7 +157,7 @@ class JsonCodec:
         A type that refers to an undefined name passes: it is checked again on first use.
 
         Args:
-            type: Anything.
+            type: The type.
 
         Raises:
             StepDefinitionError: Pydantic cannot handle the type, or decodes it lazily.
@@ -188,7 +188,7 @@ class JsonCodec:
 
 
 DEFAULT_CODEC: Final = JsonCodec()
-"""The codec of every step that is not given another."""
+"""The codec of steps that do not name another one."""
 
 
 def verify(codec: Codec, type: Any, value: Any, data: bytes) -> Any:

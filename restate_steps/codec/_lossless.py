@@ -3,7 +3,7 @@
 Pydantic's defaults lose three things that JSON can hold: bytes that are not UTF-8, NaN and the infinities, and fields
 whose output name their own validator rejects. They also write sets in an order that differs between processes.
 Configuration fixes only part of this, because the configuration of a ``TypeAdapter`` does not reach into classes. So
-the schema is copied and completed. Settings that a class makes itself stay.
+this module copies the schema and completes it. A class's own settings stay.
 
 Only this module and ``_error_paths`` know the layout of a core schema. If it changes, building from the copy fails, and
 the original schema is used.
