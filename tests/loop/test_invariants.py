@@ -1201,7 +1201,9 @@ async def test_a_deadlock_is_reported() -> None:
         async with lock, lock:
             pass
 
-    with pytest.raises(ConcurrencyError, match=r"no task of the handler can go on.*'handler' waits for Lock\.acquire"):
+    with pytest.raises(
+        ConcurrencyError, match=r"no task of the handler can continue.*'handler' waits for Lock\.acquire"
+    ):
         await run(code, port)
     assert len(port.failed) == 1
 
@@ -1218,7 +1220,7 @@ async def test_a_handler_that_waits_for_another_in_vain_is_refused(monkeypatch: 
 
     beside = asyncio.create_task(run(other))
     await asyncio.sleep(0)
-    with pytest.raises(ConcurrencyError, match="no task of the handler can go on"):
+    with pytest.raises(ConcurrencyError, match="no task of the handler can continue"):
         await run(code)
     assert beside.done()
 

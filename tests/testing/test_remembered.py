@@ -9,6 +9,7 @@ import pytest
 
 import restate_steps
 from restate_steps.testing import Nondeterminism, check_deterministic, simulate
+from restate_steps.testing._determinism.memory import changed, remember
 
 from . import remembering
 
@@ -128,3 +129,10 @@ def test_without_other_interpreters() -> None:
     place = f"{FILE}:{remembering.line_of('caches_the_time')}"
     expected = f"clock: datetime.now at {place}, whose value stays in memory, since no other interpreters are asked for"
     assert expected in report.not_checked
+
+
+NOT_A_NUMBER = float("nan")
+
+
+def test_a_number_that_differs_from_itself_has_not_changed() -> None:
+    assert not [name for name in changed(remember(), remember()) if "NOT_A_NUMBER" in name]

@@ -32,7 +32,8 @@ def remember() -> Memory:
 
 def changed(before: Memory, after: Memory) -> list[str]:
     """Return the names of what has changed, sorted."""
-    return sorted(name for name in before.keys() | after.keys() if before.get(name, ...) != after.get(name, ...))
+    # In lists, because NaN differs from itself, and a list that has it does not.
+    return sorted(name for name in before.keys() | after.keys() if [before.get(name, ...)] != [after.get(name, ...)])
 
 
 def changed_generators(before: Memory, after: Memory) -> list[str]:
