@@ -31,7 +31,7 @@ from restate_steps._loop._asyncio import waiting_on
 from restate_steps._loop._driver import Driver
 from restate_steps._loop._execution import Execution
 from restate_steps._loop._local import LocalOperations
-from restate_steps._loop._ready import ReadyQueue
+from restate_steps._loop._ready import ReadyQueue, owner_of
 from restate_steps._loop._timers import DurableTimer, Timers
 from restate_steps.concurrency._scope import Scope
 from restate_steps.testing import Report, Simulator, simulate
@@ -373,8 +373,20 @@ def tasks_are_hashed_by_identity(patch: Patch) -> None:
 
 
 def cancellations_are_unordered(patch: Patch) -> None:
-    """R3: tasks that anyio cancels in the order of a set go on in that order."""
-    patch.setattr(_ready, "_sorted", lambda turn: turn)
+    """R3: tasks that anyio cancels in the order of a set continue in that order, which another attempt reverses."""
+    attempts: dict[Any, bool] = {}
+
+    def in_the_order_of_the_attempt(turn: list[asyncio.Handle]) -> list[asyncio.Handle]:
+        [execution] = {owner.execution for owner in map(owner_of, turn) if isinstance(owner, HandlerTask)}
+        places = [at for at, handle in enumerate(turn) if getattr(handle, "order", None) is not None]
+        handles = [turn[at] for at in places]
+        if attempts.setdefault(execution, len(attempts) % 2 == 1):
+            handles.reverse()
+        for at, handle in zip(places, handles, strict=True):
+            turn[at] = handle
+        return turn
+
+    patch.setattr(_ready, "_sorted", in_the_order_of_the_attempt)
 
 
 def as_completed_is_unordered(patch: Patch) -> None:
