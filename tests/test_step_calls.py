@@ -621,7 +621,7 @@ def test_tasks_that_outlive_the_call_are_refused_under_restate_app(
     for coro in given:
         coro.close()
 
-    assert f"{name} works in a handler only on the handler loop" in failure
+    assert f"{name} was used in a handler outside the handler loop" in failure
     assert "Serve the handler with restate_steps.app instead of restate.app" in failure
     assert {inspect.CORO_CLOSED} == set(states)
 

@@ -1,29 +1,31 @@
 """The private names of restate-sdk that this package uses, and why.
 
-No other package uses any, but ``restate_steps.testing._observe`` for the testing kit.
+The only other module that uses private names of the SDK is ``restate_steps.testing._observe``, for the testing kit.
 
-What is used, and what happens if a later SDK no longer has it:
+The names, and what happens if a later SDK no longer has one:
 
 * ``ServerInvocationContext.create_poll_or_cancel_coroutine`` is the method through which every await of the SDK goes.
   :class:`_LoopContext` overrides it, so that raw SDK awaits are ordered like steps. Missing: running a handler on the
   handler loop is refused (:func:`check_supported`); single steps under ``restate.app`` work.
 * ``ServerInvocationContext.take_and_send_output``, ``must_take_notification``, ``create_future``,
   ``create_sleep_future``, ``create_call_future`` and ``ServerSendHandle``, ``ServerDurablePromise`` are overridden or
-  wrapped there as well: nothing can be sent from the handler loop, and a durable future may be awaited by several
-  tasks, each of which may be cancelled. Missing: a future whose first awaiter was cancelled cannot be awaited again.
+  wrapped there as well. Nothing can be sent from the handler loop, and several tasks may await a durable future, each
+  of which may be cancelled. Missing: a future whose first awaiter was cancelled cannot be awaited again.
 * ``PyVM.do_progress`` with a ``PyUnresolvedFuture`` that is built once per wait. The public wrapper converts the
-  whole set on every call, which makes a fan-out quadratic, and takes its time for a single step too.
+  whole set on every call, which makes a fan-out quadratic and slows down a single step.
 * ``VMWrapper`` is the single place where commands enter the journal; :func:`guard_commands` puts a check there.
   The same goes for ``ServerInvocationContext.random_instance``, whose state is part of what a replay must repeat.
   Missing: misuse is no longer refused, correct code is unaffected.
-* ``VMWrapper.take_output`` and ``notify_error``: the error message that the VM writes has no way to ask for a pause, so
-  :func:`fail_attempt` adds it. Missing: an error that only a change of code can fix is retried before Restate pauses.
-* ``restate.server`` keeps the service it calls in a local variable ``service``, the one place where its mark for
+* ``VMWrapper.take_output`` and ``notify_error``: the VM cannot request a pause in the error message that it writes, so
+  :func:`fail_attempt` adds the request. Missing: an error that only a code change can fix is retried before Restate
+  pauses.
+* ``restate.server`` has the service that it calls in a local variable ``service``, the one place where its mark for
   explicit recovery can be read. Missing: a service with that mark is no longer refused.
-* ``LazyFuture.async_def`` makes the coroutine that fetches the value, which :func:`result_of` awaits without a task.
+* ``LazyFuture.async_def`` creates the coroutine that fetches the value, which :func:`result_of` awaits without a task.
   Missing: the future itself is awaited, which takes longer.
-* ``ReceiveChannel._queue`` tells whether more has arrived, so that one question to the VM covers it, and takes what
-  wakes the driver up. Missing: the driver asks the VM after every message, and a refusal waits for the next one.
+* ``ReceiveChannel._queue`` shows whether more messages have arrived, so that the VM is polled once for all of them, and
+  a message put there wakes the driver. Missing: the driver polls the VM after every message, and a refusal takes effect
+  with the next one.
 
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """

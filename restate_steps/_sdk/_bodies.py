@@ -20,10 +20,10 @@ IN_THREAD: Final = "_restate_steps_in_thread"
 
 
 class _Bodies(dict[int, Callable[[], Awaitable[None]]]):
-    """The SDK's bodies that are to run, each told where it runs before it does.
+    """The bodies that the SDK will run, each of which calls ``enter`` first.
 
     Attributes:
-        watched: Whether that goes for those that are added now.
+        watched: Whether bodies that are added now call it.
     """
 
     watched = True
@@ -50,7 +50,7 @@ def watch_bodies(context: ServerInvocationContext, enter: Callable[[int], None])
 def run_unwatched(
     context: ServerInvocationContext, name: str, body: Callable[[], Awaitable[T]], options: RunOptions[T]
 ) -> RestateDurableFuture[T]:
-    """Call ``ctx.run_typed`` for a body that marks itself, which :func:`watch_bodies` would do only to be overruled."""
+    """Call ``ctx.run_typed`` for a body that marks itself, so that :func:`watch_bodies` need not."""
     bodies = cast(_Bodies, context.run_coros_to_execute)
     bodies.watched = False
     try:
@@ -65,7 +65,7 @@ def has_body(future: Any) -> bool:
 
 
 def running_body() -> int | None:
-    """Return the handle of the ``ctx.run`` in whose body the caller runs, if the SDK started that body itself."""
+    """Return the handle of the ``ctx.run`` whose body is the current task, if the SDK itself started it."""
     task = asyncio.current_task()
     coro: Any = task.get_coro() if task is not None else None
     if getattr(coro, "__qualname__", None) != f"ServerInvocationContext.{AWAIT_HOOK}.<locals>.wrapper":

@@ -58,7 +58,7 @@ def uses_explicit_recovery(context: ServerInvocationContext) -> bool:
         return True
     if (mark := getattr(context.handler, _EXPLICIT_RECOVERY, None)) is not None:
         return bool(mark)
-    # The mark of a whole service is handed to the VM, which does not tell.
+    # The SDK passes the mark of a whole service to the VM, where it cannot be read.
     frame: FrameType | None = sys._getframe()  # pyright: ignore[reportPrivateUsage]
     while frame is not None:
         if frame.f_globals.get("__name__") == "restate.server" and (service := frame.f_locals.get("service")):
@@ -68,32 +68,32 @@ def uses_explicit_recovery(context: ServerInvocationContext) -> bool:
 
 
 def note_explicit_recovery(handler: Any, service: Any) -> None:
-    """Spare :func:`uses_explicit_recovery` the search for the service of a handler."""
+    """Record whether a handler's service uses explicit recovery, so that :func:`uses_explicit_recovery` can tell."""
     setattr(handler, _EXPLICIT_RECOVERY, bool(getattr(service, "explicit_recovery", False)))
 
 
 def check_supported() -> None:
-    """Refuse the handler loop on an SDK whose waits go another way.
+    """Refuse the handler loop if the SDK lacks the method through which every await goes.
 
     Raises:
-        ConcurrencyError: The installed restate-sdk has no such method.
+        ConcurrencyError: The installed restate-sdk lacks it.
     """
     if not hasattr(ServerInvocationContext, AWAIT_HOOK):
         raise ConcurrencyError(
-            f"the installed restate-sdk has no ServerInvocationContext.{AWAIT_HOOK}, so what handlers await cannot be "
-            "ordered. Install a restate-sdk version that this release of restate-steps was tested with."
+            f"the installed restate-sdk has no ServerInvocationContext.{AWAIT_HOOK}, so the tasks of a handler cannot "
+            "be put in order. Install a restate-sdk version that this release of restate-steps was tested with."
         )
 
 
 def state_of(context: ServerInvocationContext) -> Any:
-    """Return what :func:`keep_state` has kept, or None."""
+    """Return the state that :func:`keep_state` has stored, or None."""
     return vars(context).get(_STATE)
 
 
 def keep_state(context: ServerInvocationContext, state: Any) -> None:
-    """Keep this package's state of the invocation; its ``__close__`` is called when the handler has ended.
+    """Store this package's state of the invocation; the SDK calls its ``__close__`` when the handler has ended.
 
-    It hangs on the context itself: the SDK's extension data is gone when the handler's context managers exit, and a
+    It is stored on the context itself. The SDK's extension data is gone when the handler's context managers exit, and a
     new state would give their steps the idempotency keys of the handler's first ones.
     """
     vars(context)[_STATE] = state

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 async def result_of(future: RestateDurableFuture[T]) -> T:
-    """Await a durable future that nothing else awaits, without what sharing it costs."""
+    """Await a durable future that nothing else awaits, without the cost of sharing it."""
     durable = cast(Any, future)
     shared = getattr(durable, "future", None)
     if not isinstance(shared, _SharedResult):
@@ -33,7 +33,7 @@ async def result_of(future: RestateDurableFuture[T]) -> T:
     if not durable.is_completed():
         context = durable.context
         if (execution := context.execution) is not None:
-            # A body that has to run is not there yet.
+            # A body that has to run has no result yet, so the VM need not be polled for it.
             if durable.handle in context.run_coros_to_execute or not execution.has(durable.handle):
                 await execution.wait(SingleUnresolvedFuture(durable.handle))
         else:
@@ -42,7 +42,7 @@ async def result_of(future: RestateDurableFuture[T]) -> T:
 
 
 async def _wait_alone(context: Any, handle: int) -> None:
-    """Wait for one future as the SDK does, but without translating every question to the VM and its answer."""
+    """Wait for one future as the SDK does, but without converting what the VM takes and returns."""
     vm, check = context.vm.vm, getattr(context.vm, "_check", None)
     awaited = native.PyUnresolvedFuture.single(handle)
     while True:
@@ -56,12 +56,12 @@ async def _wait_alone(context: Any, handle: int) -> None:
             raise TerminalError("cancelled", 409)
         if isinstance(progress, native.PyDoProgressExecuteRun):
             body = context.run_coros_to_execute.pop(progress.handle)
-            context.tasks.add(asyncio.create_task(_run_and_tell(context, body)))
+            context.tasks.add(asyncio.create_task(_run_and_notify(context, body)))
         else:
             take(vm, await context.receive())
 
 
-async def _run_and_tell(context: Any, body: Callable[[], Awaitable[None]]) -> None:
+async def _run_and_notify(context: Any, body: Callable[[], Awaitable[None]]) -> None:
     try:
         await body()
     finally:
@@ -69,7 +69,7 @@ async def _run_and_tell(context: Any, body: Callable[[], Awaitable[None]]) -> No
 
 
 def map_failure(future: Any, convert: Callable[[TerminalError], BaseException]) -> None:
-    """Make ``await future`` raise ``convert(error)`` where it would raise a ``TerminalError``."""
+    """Make ``await future`` raise ``convert(error)`` instead of a ``TerminalError``."""
     if not isinstance(future, ServerDurableFuture):
         return
     lazy = cast(Any, future).future
@@ -82,16 +82,16 @@ def map_failure(future: Any, convert: Callable[[TerminalError], BaseException]) 
             converted = convert(error)
             if converted is error:
                 raise
-            # Its cause stays: by it the SDK recognizes that an uncaught exception is terminal.
+            # Leave its cause, which tells the SDK that an uncaught exception is terminal.
             raise converted  # noqa: B904
 
     lazy.async_def = fetch_and_convert
 
 
 class _SharedResult(Generic[T]):
-    """Stands in for the SDK's ``LazyFuture``: several may await it, and each may be cancelled without the others.
+    """A ``LazyFuture`` that several tasks may await, each of which may be cancelled without the others.
 
-    The SDK makes a task for the first awaiter and shares it; when that awaiter is cancelled, the future can never be
+    The SDK creates a task for the first awaiter and shares it. When that awaiter is cancelled, the future can never be
     awaited again.
     """
 
@@ -104,7 +104,7 @@ class _SharedResult(Generic[T]):
         self._waiting: list[tuple[asyncio.Future[None], LocalOperation | None, Any]] | None = None
 
     def done(self) -> bool:
-        """Return whether the result is there."""
+        """Return whether the result is available."""
         return self._outcome is not None
 
     async def get(self) -> T:
@@ -131,7 +131,7 @@ class _SharedResult(Generic[T]):
         try:
             self._outcome = (await self.async_def(), None)
         except Cancelled:
-            # Those who wait now are told; the future itself may still be awaited.
+            # Raise it in every task that waits now; the future itself may still be awaited.
             for each, operation, task in waiting:
                 if not each.done():
                     if operation is not None:
@@ -166,7 +166,7 @@ class _LoopContext(ServerInvocationContext):
             await super().create_poll_or_cancel_coroutine(unresolved_future)
 
     async def take_and_send_output(self) -> None:
-        # On the handler loop nothing can be sent; the driver does it.
+        # The driver sends: on the handler loop nothing can be sent.
         if self.execution is None or self.execution.loop.driving is None:
             await super().take_and_send_output()  # type: ignore[no-untyped-call]
 
@@ -193,10 +193,10 @@ class _LoopContext(ServerInvocationContext):
 
 
 class _DecodingContext(_LoopContext):
-    """With a journal codec: decoding may be interrupted, and the VM hands out a result once."""
+    """A context with a journal codec: decoding may be interrupted, and the VM returns each result only once."""
 
     taken: dict[int, Any]
-    """The results that the VM has handed out, by handle, not decoded yet."""
+    """The results that the VM has returned, by handle, before decoding."""
 
     async def create_poll_or_cancel_coroutine(self, unresolved_future: UnresolvedFuture) -> None:
         if not isinstance(unresolved_future, SingleUnresolvedFuture) or unresolved_future.handle not in self.taken:
@@ -222,7 +222,7 @@ def _shared(future: Any) -> Any:
 
 
 def share_future(future: Any) -> None:
-    """Let a durable future of the SDK's be awaited by several, unless it is awaited already."""
+    """Let several tasks await a durable future of the SDK, unless it is being awaited already."""
     lazy = getattr(future, "future", None)
     if isinstance(lazy, _server.LazyFuture) and cast(Any, lazy).task is None:
         _shared(future)
@@ -236,7 +236,7 @@ def _with_shared_waits(
 
 
 def share_waits(context: ServerInvocationContext) -> None:
-    """Let every wait on this context go through :attr:`execution`, once :func:`set_execution` has set one."""
+    """Let every wait on this context go through the execution that :func:`set_execution` sets."""
     if isinstance(context, _LoopContext):
         return
     has_codec = context.journal_codec is not None
@@ -248,12 +248,12 @@ def share_waits(context: ServerInvocationContext) -> None:
 
 
 def set_execution(context: ServerInvocationContext, execution: Execution | None) -> None:
-    """Let an execution order everything that is awaited on this context."""
+    """Set the execution that orders everything awaited on this context, or None."""
     cast(Any, context).execution = execution
 
 
 class _LocalCodec:
-    """A journal codec that decodes on the server's loop, where it may talk to the network."""
+    """A journal codec that decodes on the server's event loop, where it may use the network."""
 
     def __init__(self, context: ServerInvocationContext) -> None:
         self._codec: Any = context.journal_codec

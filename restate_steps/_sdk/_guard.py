@@ -15,11 +15,11 @@ __all__ = ["fail_attempt", "guard_commands"]
 
 
 class _GuardedVM(VMWrapper):
-    """The SDK's VM wrapper with a check before each command; instances become one by class assignment."""
+    """The SDK's VM wrapper with a check before each command; assigned as the class of an existing instance."""
 
     _check: Callable[[str], None]
 
-    # What every step needs, several times, is written out: passing on arguments of any kind takes as long as the check.
+    # The methods that every step calls are written out, because forwarding *args takes as long as the check.
     def sys_run(self, name: str) -> Any:
         self._check("sys_run")
         return super().sys_run(name)
@@ -40,7 +40,7 @@ def _guarded(name: str) -> Callable[..., Any]:
     return command
 
 
-# What reads the input or ends the attempt is the SDK's own doing, never the user's.
+# Only the SDK itself reads the input and ends the attempt.
 _UNGUARDED: Final = frozenset({"sys_input", "sys_end", "sys_write_output_success", "sys_write_output_failure"})
 
 for _name in sorted(dir(VMWrapper)):
@@ -49,7 +49,7 @@ for _name in sorted(dir(VMWrapper)):
 
 
 class _GuardedRandom(random.Random):
-    """The context's random numbers with a check before each: a body that is not run again would draw none."""
+    """The context's random numbers with a check before each: a replay skips bodies, and the numbers they draw."""
 
     _check: Callable[[str], None]
 
@@ -63,7 +63,7 @@ class _GuardedRandom(random.Random):
 
 
 def guard_commands(context: ServerInvocationContext, check: Callable[[str], None]) -> None:
-    """Call ``check(operation)`` before every command that the invocation issues; it refuses by raising."""
+    """Call ``check(operation)`` before every command that the invocation issues; ``check`` raises to refuse it."""
     guarded: list[tuple[object, type, type]] = [
         (context.vm, VMWrapper, _GuardedVM),
         (getattr(context, "random_instance", None), random.Random, _GuardedRandom),
@@ -83,13 +83,13 @@ _PAUSE: Final = b"\x48\x01"
 def fail_attempt(context: ServerInvocationContext, error: BaseException, *, pause: bool = False) -> None:
     """Fail the attempt with a retryable error, even if the handler catches the error.
 
-    The VM takes no output after that. So a handler that catches the error cannot end with an answer that rests on it.
+    After that, the VM accepts no output, so a handler that catches the error cannot return a result.
 
     Args:
         context: The SDK's context.
         error: The error.
-        pause: Whether Restate is to pause the invocation at once, until it is resumed, because a retry of the same code
-            would fail as well. Understood by restate-server 1.7; others retry.
+        pause: Whether Restate should pause the invocation at once, until it is resumed, because a retry of the same
+            code would fail as well. restate-server 1.7 does so; a server that does not know of it retries.
     """
     vm = context.vm
     if not pause:
@@ -97,11 +97,11 @@ def fail_attempt(context: ServerInvocationContext, error: BaseException, *, paus
         return
     before = bytes(vm.take_output() or b"")
     vm.notify_error(f"{type(error).__name__}: {error}", "")
-    _give_back(vm, before + _asking_to_pause(bytes(vm.take_output() or b"")))
+    _give_back(vm, before + _with_pause(bytes(vm.take_output() or b"")))
 
 
-def _asking_to_pause(output: bytes) -> bytes:
-    """Add the wish to pause to the VM's error message, if that is what it wrote."""
+def _with_pause(output: bytes) -> bytes:
+    """Add the request to pause to the VM's output, if that is an error message."""
     if len(output) < _FRAME.size:
         return output
     kind, flags, size = _FRAME.unpack_from(output)
@@ -111,7 +111,7 @@ def _asking_to_pause(output: bytes) -> bytes:
 
 
 def _give_back(vm: VMWrapper, output: bytes) -> None:
-    """Let the SDK take output that was taken from the VM, as the next it takes."""
+    """Make output that was taken from the VM the next output that the SDK takes."""
 
     def take_output() -> bytes:
         vars(vm).pop("take_output", None)

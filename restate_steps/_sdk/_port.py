@@ -37,13 +37,13 @@ HOLD_BACK_SECONDS: Final = 60.0
 
 
 class _Group:
-    """Some waits, each with what the VM takes for it.
+    """A group of waits, which the VM gets as one future.
 
-    All waits are handed to the VM each time, a group as one future, so that only groups that have changed are built.
+    The VM gets all waits on each poll. With groups, only the groups that have changed are converted again.
 
     Attributes:
-        waits: The waits.
-        built: What the VM takes for all of them; None after a change.
+        waits: The waits, each with its VM future.
+        built: The VM future of the whole group; None after a change.
     """
 
     __slots__ = ("built", "waits")
@@ -53,17 +53,17 @@ class _Group:
         self.built: Any = None
 
     def any(self) -> Any:
-        """Return the future that is completed as soon as one of the waits is."""
+        """Return the VM future that completes with the first of the waits."""
         if self.built is None:
             self.built = native.PyUnresolvedFuture.first_completed(list(self.waits.values()))
         return self.built
 
 
 class SdkPort:
-    """Polls the SDK's VM for a set of waits; the only code of this package that does.
+    """Polls the SDK's VM for a set of waits.
 
-    One instance serves one invocation. It starts the bodies of the runs that are waited for, sends what the VM has
-    to say, and feeds it what the server answers, as ``create_poll_or_cancel_coroutine`` does for a single future.
+    One instance serves one invocation. It starts the bodies of awaited runs, sends the VM's output to the server, and
+    passes the server's messages to the VM, as ``create_poll_or_cancel_coroutine`` does for a single future.
     """
 
     def __init__(self, context: ServerInvocationContext, loop: asyncio.AbstractEventLoop) -> None:
@@ -77,11 +77,11 @@ class SdkPort:
         self._awaited_alone: Any = None
         self._groups: list[_Group] = []
         self._by_handle: dict[int, list[Wait]] = {}
-        # What is left to wait for of each wait that combines several futures. A future that has completed must be
-        # taken out while it can be seen: to the VM, one whose value was taken by another branch is not completed.
+        # The pending part of each wait that combines several futures. A completed future must be removed while this
+        # shows: once another task has taken its value, the VM no longer reports it as completed.
         self._composites: dict[Wait, UnresolvedFuture] = {}
         self._sending = asyncio.Lock()
-        # Bodies that have been started and have not ended, and those of them that hold their failure back.
+        # The number of running bodies, and those of them that hold their failure back.
         self._working = 0
         self._held: list[asyncio.Future[None]] = []
 
@@ -94,11 +94,11 @@ class SdkPort:
         return bool(self._waits)
 
     def waits(self) -> list[Any]:
-        """Return what is polled for, in the order in which it was added."""
+        """Return the waits, in the order in which they were added."""
         return list(self._waits)
 
     def add(self, wait: Wait) -> None:
-        """Poll for ``wait`` from now on."""
+        """Start polling for ``wait``."""
         if not self._waits and isinstance(wait.source, SingleUnresolvedFuture):
             self._lone = wait
             self._awaited_alone = _convert(wait.source)
@@ -122,7 +122,7 @@ class SdkPort:
             self._by_handle.setdefault(handle, []).append(wait)
 
     def discard(self, wait: Wait) -> None:
-        """Poll no longer for ``wait``."""
+        """Stop polling for ``wait``."""
         group = self._waits.pop(wait, None)
         if wait is self._lone:
             self._lone = None
@@ -140,16 +140,16 @@ class SdkPort:
         self._composites.pop(wait, None)
 
     def ask(self) -> list[Wait] | None:
-        """Let the VM advance to the next completion that is waited for.
+        """Let the VM advance to the next awaited completion, and start the bodies that have to run.
 
-        It goes through what the server sent in journal order, and stops there. Bodies that are to run are started.
+        The VM processes the server's messages in journal order, and stops at that completion.
 
         Returns:
             The waits that this completion ends (more than one if they share a future), in the order in which they
-            were added; empty if the server has to send something first; None when the invocation was cancelled.
+            were added; empty if the server has to send something first; None if the invocation was cancelled.
 
         Raises:
-            SuspendedException: The server asked the attempt to end; it will be resumed.
+            SuspendedException: The server suspends the attempt, and will resume the invocation.
             SdkInternalException: The attempt failed, for example because a step's body raised.
         """
         lone = self._lone
@@ -163,15 +163,17 @@ class SdkPort:
                     return [lone]
                 if done := self._done():
                     return done
-                # One of several futures that a wait waits for together: it needs the rest.
+                # A wait that combines several futures still needs the others.
             else:
                 return None if isinstance(progress, native.PyDoProgressCancelSignalReceived) else []
 
     def ask_for(self, handle: int) -> bool | None:
-        """Ask once for the only future that is waited for: as :meth:`ask`, without the cost of a wait if it is there.
+        """Poll once for a single future, as :meth:`ask` does, but without the cost of adding a wait.
+
+        It must be the only awaited future, and not that of a body that has to run.
 
         Returns:
-            Whether it is there; None when the invocation was cancelled. It must not be a body that has to run.
+            Whether it is completed; None if the invocation was cancelled.
 
         Raises:
             BaseException: As :meth:`ask`.
@@ -187,7 +189,7 @@ class SdkPort:
         return native.PyUnresolvedFuture.first_completed([group.any() for group in self._groups])
 
     def sleep(self, seconds: float) -> UnresolvedFuture:
-        """Begin a durable sleep, and return what to poll for."""
+        """Start a durable sleep, and return the future to poll for."""
         # The SDK rounds down, and a timer must not end early.
         delay = timedelta(milliseconds=math.ceil(round(seconds * 1000, 3)))
         return SingleUnresolvedFuture(cast(Any, self._context.sleep(delay)).handle)
@@ -199,15 +201,15 @@ class SdkPort:
             arrived.put_nowait({"type": "restate.run_completed", "data": None})
 
     async def wait(self) -> None:
-        """Send what the VM has to say, and wait until the server has sent something or a body has ended.
+        """Send the VM's output, and wait until the server has sent something or a body has ended.
 
         Raises:
-            DisconnectedException: The connection to the server is gone.
+            DisconnectedException: The connection to the server was closed.
         """
         receive = self._context.receive
         await self.flush()
         take(self._vm, await receive())
-        # All that is there: asking the VM takes time in proportion to what is waited for.
+        # Take everything that has arrived: polling the VM takes time in proportion to the number of waits.
         arrived: asyncio.Queue[Any] | None = getattr(receive, "_queue", None)
         while arrived is not None and not arrived.empty():
             take(self._vm, await receive())
@@ -215,7 +217,7 @@ class SdkPort:
     def _done(self) -> list[Wait]:
         is_completed = self._vm.is_completed
         if not self._composites:
-            # No loop in Python: completions may come in any order, so this may look at all of them.
+            # Avoid a loop in Python: completions may come in any order, so this may check every handle.
             return list(self._by_handle[next(filter(is_completed, self._by_handle))])
         done: list[Wait] = []
         for wait in list(self._waits):
@@ -230,7 +232,7 @@ class SdkPort:
         return done
 
     def _rest(self, source: UnresolvedFuture) -> UnresolvedFuture | None:
-        """Return what is left to wait for of ``source``; None if it is done."""
+        """Return the pending part of ``source``; None if it is done."""
         if isinstance(source, SingleUnresolvedFuture):
             return None if self._vm.is_completed(source.handle) else source
         rests = [self._rest(child) for child in source.children]
@@ -252,9 +254,9 @@ class SdkPort:
         fail_attempt(self._context, error, pause=pause)
 
     def _start_siblings(self) -> None:
-        # The VM asks for one body per call, and a call costs time in proportion to what it is given. It has just
-        # said that nothing it received is left to hand out, and it receives nothing before the next await: until
-        # then asking for single handles cannot change the order of completions.
+        # The VM returns one body per call, and a call takes time in proportion to the handles it is given. The VM has
+        # just reported that it has no completion left, and it receives nothing before the next await. Until then,
+        # polling for single handles cannot change the order of completions.
         if not self._by_handle:
             return
         for handle in list(self._context.run_coros_to_execute):
@@ -265,50 +267,50 @@ class SdkPort:
 
     def _start_body(self, handle: int) -> None:
         run = self._context.run_coros_to_execute.pop(handle)
-        # A body sees the context variables of the branch that asked for it first, not those of whoever polls.
+        # A body has the context variables of the task that first awaited it, not those of the driver.
         wait = self._lone if self._lone is not None else self._by_handle[handle][0]
         context = wait.context.copy()
         self._working += 1
-        # Not by create_task: the running loop is the handler's, or a task factory may start the body at once.
+        # Not create_task: the running loop is the handler's, or a task factory may start the body at once.
         self._tasks.add(asyncio.Task(self._run_body(run), loop=self._loop, context=context))
 
     async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
         try:
             await run()
-            # The result leaves at once: if it waited for the next poll, a crash in between would repeat the body. What
-            # ends in the same turn of the event loop leaves with it, as sending is most of what a short step costs.
+            # Send the result at once: if it waited for the next poll, a crash in between would repeat the body. Results
+            # of the same turn of the event loop leave together, because sending is most of a short step's cost.
             if self._working > 1:
                 await asyncio.sleep(0)
             await self.flush()
         finally:
             self._working -= 1
-            self._let_go()
+            self._release_held()
             await self._context.receive.enqueue_restate_event({"type": "restate.run_completed", "data": None})
 
     async def hold_back(self) -> None:
-        """Wait, in a body that is about to fail, until the bodies beside it have ended and their results have left.
+        """Wait, in a body that is about to fail, until the other bodies have ended and their results are sent.
 
-        The failure ends the attempt, and what has no result by then runs again in the next one.
+        The failure ends the attempt, and a body whose result was not sent runs again in the next one.
         """
         if self._working - len(self._held) <= 1:
             return
         loop = asyncio.get_running_loop()
         held: asyncio.Future[None] = loop.create_future()
         self._held.append(held)
-        limit = loop.call_later(HOLD_BACK_SECONDS, watchdog(functools.partial(_settle, held)))
+        limit = loop.call_later(HOLD_BACK_SECONDS, watchdog(functools.partial(_resume, held)))
         try:
             await held
         finally:
             limit.cancel()
             self._held.remove(held)
 
-    def _let_go(self) -> None:
+    def _release_held(self) -> None:
         if self._held and self._working == len(self._held):
             for held in self._held:
-                _settle(held)
+                _resume(held)
 
 
-def _settle(future: asyncio.Future[None]) -> None:
+def _resume(future: asyncio.Future[None]) -> None:
     """Resume the awaiter of a future, unless it is done already."""
     if not future.done():
         future.set_result(None)

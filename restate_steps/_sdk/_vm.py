@@ -1,4 +1,4 @@
-"""Ask the SDK's virtual machine (VM) for progress, and hand it what the server sent."""
+"""Poll the SDK's virtual machine (VM), and pass it the server's messages."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ __all__ = ["native", "progress_of", "take"]
 
 logger = logging.getLogger("restate_steps")
 
-# The compiled half of the SDK comes without type information.
+# The SDK's compiled part has no type information.
 native: Any = importlib.import_module("restate._internal")
 
 
 def progress_of(vm: Any, awaited: Any) -> Any:
-    """Let the VM advance to the next completion of an awaited future, and return its answer."""
+    """Let the VM advance to the next completion of an awaited future, and return its progress."""
     try:
         progress = vm.do_progress(awaited)
     except native.VMException as error:
@@ -30,7 +30,7 @@ def progress_of(vm: Any, awaited: Any) -> Any:
 
 
 def take(vm: Any, event: Any) -> None:
-    """Hand an event of the connection to the VM."""
+    """Pass an event of the connection to the VM."""
     if event.get("type") == "restate.run_completed":
         return
     if event.get("type") == "http.disconnect":

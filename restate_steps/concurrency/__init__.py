@@ -1,4 +1,4 @@
-"""Replay-safe concurrency: asyncio's names and meanings, in an order that the journal decides."""
+"""Replay-safe concurrency: asyncio's functions, in an order that the journal determines."""
 
 from restate_steps._public import publish
 from restate_steps.concurrency._api import AsCompleted, TaskGroup, as_completed, gather, map, race, wait_for

@@ -1,7 +1,7 @@
-"""``gather`` and its kin: thin conveniences over asyncio's tasks, with two choices of their own.
+"""``gather`` and similar functions, thin conveniences over asyncio's tasks.
 
-A failing task cancels its siblings and waits for them, so that nothing continues unseen; and the caller gets the user's
-own exception, never an ``ExceptionGroup``.
+They differ from asyncio in two ways. A failing task cancels its siblings and waits for them, so that none continues in
+the background. And the caller gets the task's own exception, never an ``ExceptionGroup``.
 """
 
 from __future__ import annotations
@@ -49,32 +49,33 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 
 async def _on_handler_loop(function: Callable[[], Coroutine[Any, Any, T]], awaitables: Iterable[Awaitable[Any]]) -> T:
-    """Run a function on the handler loop in a handler, and where the caller is elsewhere."""
+    """Run a function on the handler loop inside a handler, and on the caller's event loop elsewhere."""
     invocation = current_invocation()
     if invocation is None:
         return await function()
     try:
         return await invocation.on_handler_loop(function)
     finally:
-        # If that was refused, they have not been awaited, and Python complains about coroutines then.
+        # If the call was refused, Python would warn about coroutines that were never awaited.
         _close(awaitables)
 
 
 def _close(awaitables: Iterable[Awaitable[Any]]) -> None:
-    """Close the coroutines that have not begun."""
+    """Close the coroutines that have not started."""
     for awaitable in awaitables:
         if inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) == inspect.CORO_CREATED:
             awaitable.close()
 
 
 def _refuse_under_restate_app(what: str) -> None:
-    """Refuse tasks that outlive the call that starts them, where the handler does not run on the handler loop."""
+    """Refuse tasks that outlive the call that starts them, in a handler that is not on the handler loop."""
     invocation = current_invocation()
     if invocation is None or (invocation.execution is not None and running_operation() is None):
         return
     error = ConcurrencyError(
-        f"{what} works in a handler only on the handler loop. Serve the handler with restate_steps.app instead of "
-        "restate.app, which takes the same arguments, and use it outside of restate_steps.local."
+        f"{what} was used in a handler outside the handler loop, where it is not replay-safe. Serve the handler with "
+        "restate_steps.app instead of restate.app, which takes the same arguments, and use it outside "
+        "restate_steps.local."
     )
     invocation.fail(error, pause=True)
     raise error
@@ -91,8 +92,8 @@ def _coroutine(awaitable: Awaitable[T]) -> Coroutine[Any, Any, T]:
 
 
 def _start(awaitables: Iterable[Awaitable[Any]], *, fail_fast: bool) -> Scope:
-    """Open a scope with a task for each awaitable; if that is refused, close what was given, or Python complains."""
-    # As in asyncio, an awaitable that is given twice is run once.
+    """Open a scope with a task for each awaitable; if that fails, close the coroutines, or Python would warn."""
+    # As in asyncio, an awaitable that is given twice runs once.
     given = list({id(awaitable): awaitable for awaitable in awaitables}.values())
     started = 0
     try:
@@ -172,8 +173,8 @@ async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -
 
     Args:
         *awaitables: Coroutines, durable futures or other awaitables.
-        return_exceptions: Cancel nothing, and return exceptions in place of results. Suspension and other control flow
-            of the SDK is never returned.
+        return_exceptions: Cancel nothing, and return exceptions in place of results. The SDK's control flow, such as
+            suspension, is never returned.
 
     Returns:
         The results, as a list. Typed as a tuple for up to six awaitables, so that each keeps its own type.
@@ -232,7 +233,7 @@ async def race(*awaitables: Awaitable[T]) -> T:
         The result of the first to finish.
 
     Raises:
-        ValueError: Nothing was given.
+        ValueError: No awaitable was given.
         BaseException: The exception of the first to finish, if it failed.
 
     Example:
@@ -256,14 +257,14 @@ async def _race(awaitables: tuple[Awaitable[T], ...]) -> T:
 
 
 async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -> T:
-    """Wait for an awaitable, for no longer than a durable timer runs.
+    """Wait for an awaitable, with a durable timeout.
 
-    The timer lives in the journal: it continues while the handler is suspended, and a crash does not restart it. Unlike
-    the ``timeout=`` of a step, which limits one attempt of the body, it limits all attempts together.
+    The timer is in the journal: it continues while the handler is suspended, and a crash does not restart it. It limits
+    all attempts of a step together, unlike the ``timeout=`` of a step, which limits one attempt of the body.
 
     Args:
         awaitable: A coroutine, durable future or other awaitable.
-        timeout: Seconds, or a timedelta; None to wait without limit.
+        timeout: Seconds, or a timedelta; None to wait without a limit.
 
     Returns:
         The result of the awaitable, even if it arrives while the awaitable is being cancelled.
@@ -287,7 +288,7 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -
 
 async def _wait_for(awaitable: Awaitable[T], timeout: float | timedelta) -> T:
     timer = _Timer(timeout)
-    # The timer comes first: if the awaitable never waits for anything, the journal is the same all the same.
+    # Start the timer first, so that it is in the journal even if the awaitable never waits for anything.
     scope = _start((timer.run(), awaitable), fail_fast=False)
     work = scope.tasks[1]
     try:
@@ -298,7 +299,7 @@ async def _wait_for(awaitable: Awaitable[T], timeout: float | timedelta) -> T:
     finally:
         await scope.abort()
     if not work.cancelled():
-        # In time, or while it was being cancelled: what it did is done, and the caller is to know.
+        # It ended in time, or while it was being cancelled. Either way it has an outcome, which the caller needs.
         return cast(T, work.result())
     if timer.error is not None:
         raise timer.error
@@ -311,9 +312,9 @@ class _Timer:
     """A durable timer in a handler, a plain one elsewhere.
 
     Attributes:
-        seconds: How long it runs.
+        seconds: The duration.
         ended: Whether the time is up, or the invocation was cancelled meanwhile.
-        error: What told it.
+        error: The error that reported the cancellation, or None.
     """
 
     def __init__(self, timeout: float | timedelta) -> None:
@@ -327,7 +328,7 @@ class _Timer:
         try:
             await (asyncio.sleep(delay.total_seconds()) if context is None else context.sleep(delay))
         except TerminalError as error:
-            # Whatever is timed may hear of it too, and clean up; its caller decides.
+            # The awaitable may receive the cancellation too, and clean up; the caller decides.
             self.error = error
             raise
         finally:
@@ -337,9 +338,9 @@ class _Timer:
 class TaskGroup:
     """Tasks that end together: an ``asyncio.TaskGroup`` that raises the user's own exception.
 
-    The block ends when every task has ended. If a task fails, or the block does, the others are cancelled, and the
-    user's own exception is raised (not an ``ExceptionGroup``; ``except*`` catches it all the same). Under
-    ``restate.app`` it is refused.
+    The block ends when every task has ended. If a task or the block fails, the other tasks are cancelled, and the
+    user's own exception is raised (not an ``ExceptionGroup``; ``except*`` catches it as well). Under ``restate.app`` it
+    is refused.
 
     Example:
         ```python
@@ -356,7 +357,7 @@ class TaskGroup:
 
     async def __aenter__(self) -> TaskGroup:
         if self._scope is not None:
-            raise RuntimeError("this TaskGroup has been entered before: make a new one.")
+            raise RuntimeError("this TaskGroup has already been entered. Create a new one.")
         _refuse_under_restate_app("restate_steps.TaskGroup")
         self._scope = Scope(fail_fast=True, interrupts=True)
         return self
@@ -369,7 +370,7 @@ class TaskGroup:
             name: A name for messages.
 
         Returns:
-            A handle to await, cancel, or ask for the result.
+            A handle to the task: await it, cancel it, or read its result.
 
         Raises:
             RuntimeError: The group has not been entered, or is ending.
@@ -377,7 +378,7 @@ class TaskGroup:
         if self._scope is None or self._closed or self._scope.closing:
             coro.close()
             state = "has not been entered" if self._scope is None else "is ending"
-            raise RuntimeError(f"this TaskGroup {state}, so it takes no new task.")
+            raise RuntimeError(f"this TaskGroup {state}, so it cannot start a task.")
         return self._scope.spawn(_coroutine(coro), name)
 
     async def __aexit__(
@@ -452,10 +453,10 @@ class AsCompleted(Generic[T]):
 
 
 def as_completed(awaitables: Iterable[Awaitable[T]], *, timeout: float | timedelta | None = None) -> AsCompleted[T]:
-    """Run awaitables concurrently and hand them out as they finish.
+    """Run awaitables concurrently and yield them as they finish.
 
     As with :func:`asyncio.as_completed`, ``for`` yields awaitables of the next result, and ``async for`` (as in Python
-    3.13, here on every version) yields the finished tasks. The order is that of the journal, so a replay sees the same.
+    3.13, here on every version) yields the finished tasks. The order comes from the journal, so a replay repeats it.
     Tasks that are left when the handler ends are cancelled. Under ``restate.app`` it is refused.
 
     Args:
@@ -463,10 +464,10 @@ def as_completed(awaitables: Iterable[Awaitable[T]], *, timeout: float | timedel
         timeout: Seconds or a timedelta for all of them together, on a durable timer.
 
     Returns:
-        Something to iterate over once.
+        An object to iterate over once.
 
     Raises:
-        TimeoutError: From the iteration, when the time is up; what has not finished is cancelled.
+        TimeoutError: From the iteration, when the time is up; tasks that have not finished are cancelled.
 
     Example:
         ```python
@@ -483,10 +484,10 @@ async def map(
     """Apply an async function to every item, at most ``limit`` at a time.
 
     Args:
-        function: Called with one item each, for example a step.
+        function: Called with one item at a time; for example a step.
         items: The items. An async iterable is read before the first call, because reading takes time that is not in
             the journal.
-        limit: How many calls run at once; None for all of them.
+        limit: The maximum number of calls that run at once; None for no limit.
 
     Returns:
         The results, in the order of the items.

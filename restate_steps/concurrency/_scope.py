@@ -1,7 +1,7 @@
-"""Scopes: a set of tasks opened together, that end together.
+"""Scopes: sets of tasks that start together and end together.
 
-Inside a handler the tasks run on the handler loop, in an order that the journal decides; elsewhere they are plain
-asyncio tasks. The functions in ``_api`` are built on this.
+Inside a handler, the tasks run on the handler loop, in an order that the journal determines; elsewhere they are plain
+asyncio tasks. The functions in ``_api`` are built on scopes.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ T = TypeVar("T")
 
 
 class Task(Generic[T]):
-    """A coroutine that runs beside others; what :meth:`TaskGroup.create_task` returns.
+    """A handle to a running coroutine; returned by :meth:`TaskGroup.create_task`.
 
-    It has the methods of :class:`asyncio.Task` that matter to those who wait for it, and can be awaited by any task.
+    It has the methods of :class:`asyncio.Task` that concern the outcome, and any task may await it.
     """
 
     def __init__(self, task: asyncio.Task[T]) -> None:
         self._task = task
 
     def done(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the task has ended."""
         return self._task.done()
 
     def cancelled(self) -> bool:
-        """Return whether it ended by cancellation."""
+        """Return whether the task was cancelled."""
         return self._task.cancelled()
 
     def result(self) -> T:
-        """Return its result.
+        """Return the task's result.
 
         Raises:
-            asyncio.InvalidStateError: It has not ended.
-            BaseException: What it raised.
+            asyncio.InvalidStateError: The task has not ended.
+            BaseException: The exception that the task raised.
         """
         return self._task.result()
 
     def exception(self) -> BaseException | None:
-        """Return what it raised, or None.
+        """Return the exception that the task raised, or None.
 
         Raises:
-            asyncio.InvalidStateError: It has not ended.
-            asyncio.CancelledError: It was cancelled.
+            asyncio.InvalidStateError: The task has not ended.
+            asyncio.CancelledError: The task was cancelled.
         """
         return self._task.exception()
 
     def cancel(self, msg: Any = None) -> bool:
-        """Have it receive :class:`asyncio.CancelledError` at its next turn; return False if it has ended."""
+        """Raise :class:`asyncio.CancelledError` in the task at its next turn; return False if it has ended."""
         return self._task.cancel(msg)
 
     def get_name(self) -> str:
-        """Return its name."""
+        """Return the task's name."""
         return self._task.get_name()
 
     @property
     def undoing(self) -> bool:
-        """True while it handles the cancellation of the invocation."""
+        """True while the task handles the cancellation of the invocation."""
         return isinstance(self._task, HandlerTask) and self._task.undoing and not self._task.done()
 
     def __await__(self) -> Generator[Any, Any, T]:
@@ -70,25 +70,25 @@ class Task(Generic[T]):
 
 
 async def _join(task: asyncio.Task[T]) -> T:
-    # Whoever waits may be cancelled without the task.
+    # Cancelling the awaiter must not cancel the task.
     if not task.done():
         await asyncio.wait([task])
     return task.result()
 
 
 class Scope:
-    """Tasks opened together.
+    """A set of tasks that start together and end together.
 
     Args:
-        fail_fast: Whether the first failure cancels the others.
-        interrupts: Whether it also cancels the code that opened the scope, when that waits elsewhere.
+        fail_fast: Whether the first failure cancels the other tasks.
+        interrupts: Whether it also cancels the code that opened the scope, unless that waits for the scope.
 
     Attributes:
-        finished: The tasks that ended, in the order in which they did.
-        failure: What the first of them to fail raised; cancellation is not a failure.
-        others: What further tasks raised after that.
-        live: How many have not ended.
-        interrupted: Whether the code that opened the scope has been cancelled.
+        finished: The tasks that have ended, in the order in which they did.
+        failure: The exception of the first task that failed; cancellation is not a failure.
+        others: The exceptions of the tasks that failed after that.
+        live: The number of tasks that have not ended.
+        interrupted: Whether a failure has cancelled the code that opened the scope.
     """
 
     def __init__(self, *, fail_fast: bool, interrupts: bool = False) -> None:
@@ -106,7 +106,7 @@ class Scope:
         self._wake: asyncio.Future[None] | None = None
 
     def spawn(self, coro: Coroutine[Any, Any, T], name: str | None = None) -> Task[T]:
-        """Open a task."""
+        """Start a task."""
         plain = asyncio.get_running_loop().create_task(coro, name=name)
         task = Task(plain)
 
@@ -120,11 +120,11 @@ class Scope:
 
     @property
     def closing(self) -> bool:
-        """True if its tasks are being cancelled, so that it accepts no new one."""
+        """True once the tasks are being cancelled, so that new ones are not accepted."""
         return self._cancelled
 
     def cancel(self) -> None:
-        """Cancel every task that has not ended, once: a task that cleans up already is left to it."""
+        """Cancel every task that has not ended, once, so that a task that cleans up is not interrupted."""
         if self._cancelled:
             return
         self._cancelled = True
@@ -160,9 +160,9 @@ class Scope:
         await self.join()
 
     def raise_if_cancelled(self) -> None:
-        """Raise the error that tells of the invocation's cancellation, if a task has ended with it.
+        """Raise the error of the invocation's cancellation, if a task has ended with it.
 
-        Restate tells it once. A task whose outcome is discarded must not swallow it.
+        Restate reports the cancellation once. A task whose outcome is discarded must not swallow it.
         """
         for task in self.finished:
             error = None if task.cancelled() else task.exception()
@@ -170,7 +170,7 @@ class Scope:
                 raise error
 
     def accept_interruption(self) -> None:
-        """Take note that the opener has received its cancellation, so that it is not taken for another's."""
+        """Uncancel the code that opened the scope, once it has received the scope's cancellation."""
         if self._opener is not None:
             self._opener.uncancel()
 

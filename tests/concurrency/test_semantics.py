@@ -436,7 +436,7 @@ async def test_a_group_that_is_ending_takes_no_task_from_its_tasks(run: Any) -> 
         except KeyError:
             return said
 
-    assert await run(body) == ["this TaskGroup is ending, so it takes no new task."]
+    assert await run(body) == ["this TaskGroup is ending, so it cannot start a task."]
 
 
 async def test_a_step_in_the_body_of_a_raw_run_is_part_of_it() -> None:
