@@ -1,4 +1,4 @@
-"""The event loop of handlers: plain asyncio in an order that the journal decides."""
+"""The event loop of handlers: plain asyncio in an order that the journal determines."""
 
 from restate_steps._loop._cancellation import undo
 from restate_steps._loop._driver import Driver

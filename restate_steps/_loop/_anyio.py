@@ -1,9 +1,9 @@
-"""Threads of anyio in handler code.
+"""anyio's threads in handler code.
 
-anyio hands work to threads of its own, and they wake the event loop when they please. On the handler loop its function
-runs as a local operation instead, on the server's loop. That needs one private name, the method
-``AsyncIOBackend.run_sync_in_worker_thread``; everywhere but on the handler loop it does what it did. If it is renamed,
-``anyio.to_thread.run_sync`` in handler code is refused as a wake-up from a thread; ``asyncio.to_thread`` works.
+anyio has its own threads, which wake the event loop at any time. On the handler loop, such a call is a local operation
+instead, on the server's event loop. This needs one private name, the method
+``AsyncIOBackend.run_sync_in_worker_thread``, which behaves as before everywhere else. If it is renamed,
+``anyio.to_thread.run_sync`` in handler code is refused as a wake-up from a thread; ``asyncio.to_thread`` still works.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _adapted = False
 
 
 def adapt_anyio() -> None:
-    """Let anyio's threads be local operations on the handler loop, once anyio is imported."""
+    """Make anyio's threads local operations on the handler loop, if anyio is imported."""
     global _adapted
     if _adapted or "anyio" not in sys.modules:
         return
     _adapted = True
-    # anyio itself imports it at its first use, which may be in the middle of a handler.
+    # anyio imports its backend on first use, which may be in the middle of a handler.
     backend: Any = importlib.import_module("anyio._backends._asyncio").AsyncIOBackend
     methods = cast("dict[str, Any]", vars(backend))
     if _METHOD not in methods:

@@ -1,8 +1,8 @@
-"""The async generators of a handler.
+"""A handler's async generators.
 
-A generator that is dropped half way is closed, as asyncio does it, and closing may run steps. When the reference count
-says so, that is at a place that every attempt repeats. When the garbage collector does, it is not: such a generator is
-closed when the handler ends, like one that is never collected.
+As in asyncio, a generator that is dropped before its end is closed, and closing it may run steps. A reference count
+that drops to zero does this at the same place in every attempt. The garbage collector does not. So a generator that it
+finds is closed when the handler ends, like one that is never collected.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def _note_collection(phase: str, info: dict[str, int]) -> None:
 
 
 class AsyncGenerators:
-    """The generators of one execution that have begun, in that order.
+    """The async generators that one execution has started, in that order.
 
     Attributes:
-        hooks: What to give to :func:`sys.set_asyncgen_hooks` while code of the execution runs.
+        hooks: The arguments of :func:`sys.set_asyncgen_hooks` while code of the execution runs.
     """
 
     def __init__(self, execution: Execution) -> None:
@@ -57,7 +57,7 @@ class AsyncGenerators:
             execution.create_task(_close(generator), name=None, context=None)
 
     def take_first(self) -> AsyncGenerator[Any, Any] | None:
-        """Return the first generator that is still open, and forget it; None if there is none."""
+        """Remove and return the first generator that is still open; None if there is none."""
         if not self._alive and not self._collected:
             return None
         open_generators = dict(self._collected)

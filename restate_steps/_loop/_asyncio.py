@@ -1,20 +1,21 @@
-"""The private names of asyncio that the handler loop needs, and what happens if one moves.
+"""The private names of asyncio that the handler loop needs, and what happens if one is renamed.
 
 * ``events._set_running_loop`` and ``_get_running_loop``: documented for authors of event loops.
-* ``tasks._swap_current_task``: asyncio keeps one current task per thread from Python 3.14 on, and one per loop before.
-  The loop runs inside the server's task, so that task steps aside for as long as handler code runs. So does the task
-  that makes another which starts eagerly.
+* ``tasks._swap_current_task``: asyncio has one current task per thread from Python 3.14 on, and one per loop before.
+  The handler loop runs inside the server's task, which therefore steps aside while handler code runs. So does a task
+  that creates another one which starts eagerly.
 * ``futures._set_result_unless_cancelled``: the callback by which ``asyncio.sleep`` wakes up. If it is renamed, a
-  cancelled invocation hears of it at its next durable wait instead of in ``asyncio.sleep``.
-* ``Task._fut_waiter``: what a suspended task waits for; used for messages, and to tell a task that waits for nothing
-  durable that the invocation was cancelled.
-* ``Task._must_cancel``: whether the running task was cancelled and will be told when it next waits. If it is renamed,
-  each wait takes its time, as one does that has to wait.
+  cancelled invocation is notified at its next durable wait instead of in ``asyncio.sleep``.
+* ``Task._fut_waiter``: the future that a suspended task waits for. It is used for messages, and to deliver the
+  invocation's cancellation to a task that waits for nothing durable.
+* ``Task._must_cancel``: whether the running task was cancelled and will receive that at its next wait. If it is
+  renamed, awaiting a recorded result takes as long as awaiting one that has yet to arrive.
 * ``Lock._wake_up_first``, and anyio's ``Lock._waiters`` and ``Semaphore._waiters``: when the invocation is cancelled, a
-  task that waits for a lock receives an error that is no ``CancelledError``, and locks put their queue in order for
-  that only. If one is renamed, a lock that such a task waited for may not be passed on.
-* ``TaskGroup._on_task_done`` and ``TaskGroup._exiting``: a failing group cancels its own task to end the body, even if
-  that has ended. If one is renamed, a task that undoes something after its group may be cancelled by that group.
+  task that waits for a lock receives an error that is not a ``CancelledError``, but locks clean up their queue only for
+  that one. If one is renamed, a lock that such a task waited for may not be passed on.
+* ``TaskGroup._on_task_done`` and ``TaskGroup._exiting``: a failing group cancels its parent task to end the body of the
+  ``async with`` block, even if the body has ended. If one is renamed, such a group may cancel a task that undoes
+  something while it waits for the group.
 """
 
 from __future__ import annotations
@@ -57,12 +58,12 @@ def waiting_on(task: asyncio.Task[Any]) -> asyncio.Future[Any] | None:
 
 
 def must_cancel(task: asyncio.Task[Any]) -> bool:
-    """Return whether a running task was cancelled, and will receive that when it next waits."""
+    """Return whether a running task was cancelled, and will receive that at its next wait."""
     return bool(getattr(task, "_must_cancel", True))
 
 
 def is_cancelled_by_its_group(caller: Any, task: asyncio.Task[Any]) -> bool:
-    """Return whether a task is being cancelled by a task group whose end it waits for, which tells it nothing.
+    """Return whether a task is being cancelled by a task group whose end it awaits already.
 
     Args:
         caller: The frame that calls ``task.cancel()``.
@@ -75,7 +76,7 @@ def is_cancelled_by_its_group(caller: Any, task: asyncio.Task[Any]) -> bool:
 def swap_current_task(
     loop: asyncio.AbstractEventLoop | None, task: asyncio.Task[Any] | None
 ) -> asyncio.Task[Any] | None:
-    """Make a task the current one of a loop, and return the one that was (from Python 3.12 on)."""
+    """Make a task the current one of a loop, and return the previous one (from Python 3.12 on)."""
     return cast("asyncio.Task[Any] | None", _tasks._swap_current_task(loop, task))
 
 
@@ -84,10 +85,11 @@ _condition_wait: Final = asyncio.Condition.wait.__code__
 
 
 def leave_primitive(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> bool:
-    """Take a task out of the queue of the lock that it waits for, as the lock does for a ``CancelledError`` only.
+    """Remove a task from the queue of the lock that it waits for; the lock does so only for a ``CancelledError``.
 
     Returns:
-        False if the task must not be told: it takes the lock of a condition back, and has to hold it afterwards.
+        False if the task must not receive an error: it is acquiring the lock of a condition again, and must hold it
+        afterwards.
     """
     frames = frames_of(task.get_coro())
     if not frames:
@@ -97,12 +99,12 @@ def leave_primitive(task: asyncio.Task[Any], future: asyncio.Future[Any]) -> boo
         if len(frames) > 1 and frames[-2].f_code is _condition_wait:
             return False
         lock: Any = frame.f_locals["self"]
-        # After the task itself, which takes its future out of the queue.
+        # This runs after the task, which removes its future from the queue.
         future.add_done_callback(lambda _: None if lock.locked() else lock._wake_up_first())
     elif frame.f_code.co_name == "acquire" and str(frame.f_globals.get("__name__")).startswith("anyio."):
         waiters: Any = getattr(frame.f_locals.get("self"), "_waiters", ())
         for waiter in list(waiters):
-            # A semaphore has futures in its queue, and a lock pairs of a task and a future.
+            # The queue of a semaphore holds futures, and that of a lock holds pairs of a task and a future.
             if waiter is future or (hasattr(waiter, "index") and future in waiter):
                 waiters.remove(waiter)
     return True

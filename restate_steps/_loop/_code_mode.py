@@ -1,11 +1,11 @@
-"""Code mode of pydantic-ai-harness in handler code.
+"""pydantic-ai-harness's code mode in handler code.
 
-Its sandbox, Monty, runs in a thread of its own and wakes the event loop from there, which no replay could repeat. For
-Temporal, whose event loop has the same limit, the harness calls the sandbox through a blocking portal; it does so on
-the handler loop as well. That needs one private name, the function ``in_temporal_workflow`` of ``_monty_exec`` and of
-the modules that import it. If it is renamed, code mode in a handler is refused as a deadlock.
+Its sandbox, Monty, runs in its own thread and wakes the event loop from there, which a replay could not repeat. For
+Temporal, whose event loop has the same limit, the harness calls the sandbox through a blocking portal. This module
+makes it do so on the handler loop, too. This needs one private name, the function ``in_temporal_workflow`` of
+``_monty_exec`` and of the modules that import it. If it is renamed, code mode in a handler is refused as a deadlock.
 
-While the sandbox runs code between two calls of tools, it blocks the server's event loop.
+While the sandbox runs code between two tool calls, it blocks the server's event loop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAME: Final = "in_temporal_workflow"
 
 
 def adapt_code_mode() -> None:
-    """Let code mode call its sandbox through a portal on the handler loop, once it is imported."""
+    """Make code mode call its sandbox through a portal on the handler loop, if code mode is imported."""
     if "pydantic_ai_harness._monty_exec" not in sys.modules:
         return
     for name in _MODULES:

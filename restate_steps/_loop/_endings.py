@@ -1,4 +1,4 @@
-"""Errors with which handlers end."""
+"""Classify the errors that end a handler."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ __all__ = ["again", "causes_of", "ends_the_invocation", "terminal_cause"]
 def again(error: BaseException) -> BaseException:
     """Return a copy of an exception, to be raised in another place.
 
-    The same exception raised in several places gets a context that leads back to itself, and code that follows it, such
-    as :class:`contextlib.AsyncExitStack`, never comes to an end.
+    An exception that is raised in several places gets a ``__context__`` that leads back to itself, and code that
+    follows it, such as :class:`contextlib.AsyncExitStack`, never ends.
     """
     copied = type(error).__new__(type(error), *error.args)
     copied.args = error.args
@@ -24,7 +24,7 @@ def again(error: BaseException) -> BaseException:
 
 
 def causes_of(error: BaseException) -> list[BaseException]:
-    """Return an error and its causes; cut a chain that leads back to itself, which the SDK would follow without end."""
+    """Return an error and its causes; break a cycle among them, which the SDK would follow forever."""
     chain = [error]
     while (cause := chain[-1].__cause__) is not None:
         if any(cause is each for each in chain):
@@ -35,9 +35,9 @@ def causes_of(error: BaseException) -> list[BaseException]:
 
 
 def terminal_cause(error: BaseException) -> BaseException | None:
-    """Return what makes an error that leaves the handler end the invocation; None if Restate retries it.
+    """Return the cause by which an error that leaves the handler ends the invocation; None if Restate retries it.
 
-    The SDK goes along the causes, and the first that is terminal or retryable decides. Where there is none, a group of
+    The SDK follows the causes, and the first that is terminal or retryable decides. If there is none, a group of
     terminal errors is terminal.
     """
     chain = causes_of(error)

@@ -17,8 +17,8 @@ _PLUMBING: Final = frozenset({"anyio", "asyncio", "restate", "restate_steps"})
 def frames_of(awaitable: Any) -> list[FrameType]:
     """Return the frames of a suspended coroutine, outermost first, down to the one that waits.
 
-    ``coroutine_wrapper`` (what ``coro.__await__()`` returns) and the awaitables of async generators have no
-    attribute that leads on; the collector's referents do, in constant time.
+    ``coroutine_wrapper`` (the result of ``coro.__await__()``) and the awaitables of async generators have no attribute
+    for the next frame. The garbage collector's referents lead there, in constant time.
     """
     frames: list[FrameType] = []
     seen = 0
@@ -43,7 +43,7 @@ def frames_of(awaitable: Any) -> list[FrameType]:
 
 
 def describe(awaitable: Any) -> str:
-    """Say where a suspended coroutine waits: `` for Event.wait in pay at app.py:31``."""
+    """Describe where a suspended coroutine waits: `` for Event.wait in pay at app.py:31``."""
     frames = frames_of(awaitable)
     if not frames:
         return ""
@@ -55,7 +55,7 @@ def describe(awaitable: Any) -> str:
 
 
 def user_line() -> str:
-    """Say which line of the user's code the caller was called from: ``app.py:31 (pay)``."""
+    """Return the line of the user's code from which the caller was called: ``app.py:31 (pay)``."""
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     nearest: FrameType | None = None
     while frame is not None:

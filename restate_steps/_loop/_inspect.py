@@ -13,12 +13,12 @@ __all__ = ["frames_above", "handler_tasks"]
 
 
 def handler_tasks(server_loop: asyncio.AbstractEventLoop) -> list[HandlerTask]:
-    """Return the tasks of all handlers that run on a server's loop, and have not ended."""
+    """Return the tasks that have not ended, of all handlers that run on a server's event loop."""
     return [task for execution in loop_for(server_loop).executions for task in execution.live_tasks()]
 
 
 def frames_above() -> list[FrameType]:
-    """Return where the tasks wait that made the running one, outermost first: its callers, in a way."""
+    """Return the frames in which the parents of the running task wait, outermost first, as if they were its callers."""
     execution = EXECUTION.get()
     task = execution.current_task() if execution is not None else None
     frames: list[FrameType] = []

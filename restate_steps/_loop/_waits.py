@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 __all__ = ["CANCELLED", "Cancelled", "DurableWait", "Port", "Wait"]
 
 CANCELLED: Final = 409
-"""Status code of the error that tells of the invocation's cancellation, as in the SDK."""
+"""The status code of the error for the invocation's cancellation, as in the SDK."""
 
 
 class Cancelled(TerminalError):
-    """Tells code that waits of the invocation's cancellation."""
+    """The invocation was cancelled; raised in code that waits."""
 
     def __init__(self) -> None:
         super().__init__("cancelled", CANCELLED)

@@ -1,4 +1,4 @@
-"""Timers that only watch."""
+"""Timers that only check for stalls."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def watchdog(callback: F) -> F:
-    """Mark a timer's callback that only checks for stalls: by itself, it never resumes a handler.
+    """Mark the callback of a timer that only checks for stalls: by itself, it never resumes a handler.
 
-    The simulator must know, because it asks whether anything can happen.
+    The simulator needs the mark to decide whether anything can still happen.
     """
     marked = cast(Any, callback)
     getattr(marked, "__func__", marked).watchdog = True

@@ -1,4 +1,4 @@
-"""Test durable handlers: play the server in-process in virtual time, explore every crash, or run a real server."""
+"""Test durable handlers: simulate the server in virtual time, explore every crash, or run a real server."""
 
 from restate_steps._public import publish
 from restate_steps.testing._both import BothOutcomes, on_both

@@ -23,18 +23,18 @@ class BothOutcomes:
     """The outcome of one scenario on the simulator and on a real server.
 
     Attributes:
-        simulated: In the simulator.
-        real: On a real server.
+        simulated: The outcome on the simulator.
+        real: The outcome on a real server.
     """
 
     simulated: Outcome
     real: Outcome
 
     def assert_same(self) -> None:
-        """Fail unless both are the same.
+        """Fail unless both outcomes are equal.
 
         Raises:
-            AssertionError: They are not.
+            AssertionError: They differ.
         """
         __tracebackhide__ = True
         if self.simulated != self.real:
@@ -51,19 +51,19 @@ async def on_both(
 ) -> BothOutcomes:
     """Run a scenario on the simulator and on a real server.
 
-    On a server time is real, and what happens between two actions of the client is up to chance. So use it for
-    scenarios with one outcome, to see that the simulator tells the truth about your handlers.
+    On a real server, time is real, and the order of events between two actions of the client varies. So use this
+    function for scenarios with a single outcome, to check that the simulator behaves like a server for your handlers.
 
     Args:
         app: The application, as ``restate_steps.app(...)`` returns it.
-        scenario: What a client does: a coroutine function that is given a :class:`Simulator`, or a
-            :class:`ServerEnvironment`, which has the same methods.
+        scenario: The client: a coroutine function that takes a :class:`Simulator`, or a :class:`ServerEnvironment`,
+            which has the same methods.
         setup: Called before each of the two runs, to reset what steps have changed.
-        always_replay: Whether handlers are suspended at every wait.
+        always_replay: Suspend handlers at every wait.
         journal_value_codec: The codec of the application, if it has one.
 
     Returns:
-        What the client ended up with in each; see :meth:`BothOutcomes.assert_same`.
+        The outcomes for the client; see :meth:`BothOutcomes.assert_same`.
 
     Example:
         >>> import restate, restate_steps

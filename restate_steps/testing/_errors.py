@@ -1,4 +1,4 @@
-"""What can go wrong in a simulation, besides a handler that fails."""
+"""Errors of the testing kit, apart from those that handlers raise."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ __all__ = [
 
 
 class SimulationError(StepsError):
-    """A simulation was used in a way that cannot work, or has come to a point from which it cannot go on."""
+    """A simulation was used in a way that cannot work, or cannot continue."""
 
 
 class StuckError(SimulationError):
-    """Nothing more can happen, and what was waited for has not: the handler waits for something nobody will do.
+    """Something is awaited that will never happen, because no event is left.
 
-    On a real server the invocation would hang.
+    On a real server, the invocation would hang.
     """
 
 
 class OutOfTimeError(SimulationError):
-    """The time that was given for an exploration or a check was used up within a run."""
+    """The time limit of an exploration or a check was reached in the middle of a run."""
 
 
 class InvocationEndedError(SimulationError):
-    """An invocation returned while something was waited for that it should have done.
+    """An invocation returned before it did what the client waits for.
 
     Attributes:
-        value: What it returned.
+        value: The value that it returned.
     """
 
     def __init__(self, reason: str, value: object) -> None:
@@ -44,11 +44,11 @@ class InvocationEndedError(SimulationError):
 
 
 class InvocationPausedError(SimulationError):
-    """The invocation has failed too often and is paused, as a server does it; an operator would have to look.
+    """The invocation failed too often and is paused, as on a server; an operator would have to act.
 
     Attributes:
-        code: The status code of its last error.
-        reason: The message of its last error.
+        code: The status code of the last error.
+        reason: The message of the last error.
     """
 
     def __init__(self, target: str, attempts: int, code: int, reason: str) -> None:
@@ -58,28 +58,28 @@ class InvocationPausedError(SimulationError):
 
 
 class JournalMismatchError(InvocationPausedError):
-    """A replay asked for something else than what is in the journal: the handler is not deterministic.
+    """A replay does not match the journal: the handler is not deterministic.
 
-    On a real server the invocation would be wedged: it is retried, and no retry can mend it.
+    On a real server, the invocation would be stuck: it is retried, but no retry can succeed.
     """
 
 
 class NotReplaySafeError(StepsError, AssertionError):
-    """A handler was explored, and does not survive everything; the message tells where, and how to see it again."""
+    """An explored handler fails in some run; the message has the schedule that reproduces it."""
 
 
 class NotDeterministicError(StepsError, AssertionError):
-    """A handler depends on something that is not in its journal; the message says on what, and how to mend it."""
+    """The handler is not deterministic; the message names the cause and the fix."""
 
 
 class ReplayDifferenceError(NotReplaySafeError):
-    """Today's code does not go the way of a recorded journal; the message shows where, and what can be done.
+    """Today's code diverges from a recorded journal; the message shows where, and how to fix it.
 
     Attributes:
         journal: The file, or the id of the invocation.
-        entry: The index of the first entry of the journal that today's code does not repeat; None where there is none.
-        recorded: What the journal has there, in words.
-        today: What today's code does instead, in words.
+        entry: The index of the first entry that today's code does not repeat; None if there is no such entry.
+        recorded: A description of what the journal has there.
+        today: A description of what today's code does instead.
     """
 
     def __init__(self, message: str, *, journal: str, entry: int | None, recorded: str, today: str) -> None:

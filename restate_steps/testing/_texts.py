@@ -1,4 +1,4 @@
-"""Texts that are shown next to each other, cut where they are equal."""
+"""Shorten texts for comparison, leaving out what they share."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def cut_apart(one: str, other: str, width: int) -> tuple[str, str]:
     equal = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     if equal < width - _BEFORE:
         return cut(one, width), cut(other, width)
-    # The beginning says what it is; then comes what is just before the difference.
+    # Show the beginning, which says what the text is, and then what is just before the difference.
     head = max(min(width // 3, equal), 1) if width >= 3 * _BEFORE else width // 2 - 1
     tail = min(_BEFORE, width // 2 - 1)
     start = max(equal - tail, head)

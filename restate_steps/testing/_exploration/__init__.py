@@ -1,1 +1,1 @@
-"""Exploration: schedules, runs under them, and the search for those that go wrong."""
+"""Exploration: schedules, runs under a schedule, and the search for runs that fail."""
