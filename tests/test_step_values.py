@@ -382,7 +382,7 @@ LOST: dict[str, tuple[Any, Any, str]] = {
     "a Decimal that is no number": (Decimal, Decimal("NaN"), r"Decimal: at \$: .*finite number.*allow_inf_nan=True"),
     "an object": (Any, {"a": [Opaque()]}, r"plain JSON: at \$\.a\[0\]: Unable to serialize unknown type: .*Opaque"),
     "an object deep inside": (Page[Any], Page[Any](items=[Opaque()]), r"Page\[Any\]: at \$\.items\[0\]: Unable to "),
-    "a circle": (list[Any], circular(), r"list\[Any\]: at \$.*: Circular reference .* JSON is a tree"),
+    "a circle": (list[Any], circular(), r"list\[Any\]: at \$.*: Circular reference .* hold a reference cycle"),
     "keys that would meet": (Any, {1: "a", "1": "b"}, r"plain JSON: at \$: the keys 1 and '1' become the same text"),
     "a secret": (SecretStr, SecretStr("hunter2"), r"SecretStr: at \$: .* secret is masked"),
     "a tuple in a list of anything": (list[Any], [(1, 2)], r"list\[Any\]: at \$\[0\]: .*tuple.*list.* declare"),

@@ -252,7 +252,7 @@ async def test_task_group_takes_no_task_when_it_is_over(run: Any) -> None:
             pass
         with pytest.raises(RuntimeError, match="is ending"):
             group.create_task(step(1))
-        with pytest.raises(RuntimeError, match="entered before"):
+        with pytest.raises(RuntimeError, match="has already been entered"):
             await group.__aenter__()
         return "refused"
 
