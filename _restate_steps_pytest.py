@@ -1,10 +1,8 @@
-"""The plugin of pytest: fixtures, a marker and options.
+"""The pytest plugin: fixtures, a marker and options. ``restate_steps.testing._exploration.marked`` implements them.
 
-What they do is in ``restate_steps.testing._exploration.marked``.
-
-It stands outside of the package because pytest imports it wherever the package is installed, in every run of tests, and
-importing anything from the package imports the SDK and pydantic, which takes most of a second. So nothing but pytest is
-imported here until a test needs it.
+The module is outside the package because pytest imports it in every test run, wherever the package is installed.
+Importing anything from the package imports the SDK and pydantic, which takes most of a second. So this module imports
+only pytest until a test needs more.
 """
 
 from __future__ import annotations
@@ -25,8 +23,8 @@ _MARKER: Final = "every_crash_point"
 EXPLORED: Final = "restate_explored"
 
 _NO_APP: Final = """\
-The fixture 'simulator' simulates the application that the fixture 'restate_app' returns, and there is no such fixture.
-Define it in the module of the test, or in conftest.py:
+The fixture 'simulator' needs the application from the fixture 'restate_app', which is not defined.
+Define it in the test module, or in conftest.py:
 
     @pytest.fixture
     def restate_app():
@@ -35,7 +33,7 @@ Define it in the module of the test, or in conftest.py:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What ``@pytest.mark.every_crash_point(...)`` asks for; see :func:`restate_steps.testing.explore`."""
+    """The arguments of ``@pytest.mark.every_crash_point(...)``; see :func:`restate_steps.testing.explore`."""
 
     crashes: int = 1
     cancel: bool = False
@@ -49,19 +47,19 @@ class Plan:
     mode: Literal["bidirectional", "request_response"] = "bidirectional"
 
     def __post_init__(self) -> None:
-        """Check what no type checker sees, since marks are untyped."""
+        """Check the arguments at runtime, because marks are untyped."""
         whole = {"crashes": (self.crashes, 0), "max_runs": (self.max_runs, 1)}
         if self.orders != "all":
             whole["orders"] = (self.orders, 1)
         for name, (value, least) in whole.items():
             if not isinstance(value, int) or value < least:
                 also = "'all' or " if name == "orders" else ""
-                raise ValueError(f"{name} is {also}a whole number from {least}, not {value!r}")
+                raise ValueError(f"{name} must be {also}an integer of at least {least}, not {value!r}")
         if self.mode not in ("bidirectional", "request_response"):
-            raise ValueError(f"mode is 'bidirectional' or 'request_response', not {self.mode!r}")
+            raise ValueError(f"mode must be 'bidirectional' or 'request_response', not {self.mode!r}")
         for name, function in (("setup", self.setup), ("forget", self.forget)):
             if function is not None and not callable(function):
-                raise ValueError(f"{name} is a function without arguments, not {function!r}")
+                raise ValueError(f"{name} must be a function without arguments, not {function!r}")
 
 
 _simulator: Final = pytest.StashKey["Simulator"]()
@@ -78,24 +76,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--restate-explore",
         type=_count,
         metavar="N",
-        help=f"Run each test that is marked with {_MARKER} up to N times, whatever its marker says; 0 runs it once, "
-        "without a crash.",
+        help=f"Run each test marked with {_MARKER} up to N times, overriding its marker; 0 runs it once, without a "
+        "crash.",
     )
     group.addoption(
         "--restate-schedule",
         metavar="SCHEDULE",
-        help=f"Run each test that is marked with {_MARKER} once, under this schedule, as a failure has printed it.",
+        help=f"Run each test marked with {_MARKER} once, under this schedule, as printed by a failure.",
     )
     group.addoption(
         "--restate-server",
         metavar="PATH",
-        help="The binary of restate-server to test with; it is found, or fetched, if this is left out.",
+        help="The restate-server binary to test with; by default, it is found or downloaded.",
     )
 
 
 def _count(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of runs")
+        raise argparse.ArgumentTypeError(f"the number of runs must be a non-negative integer, not {text!r}")
     return int(text)
 
 
@@ -104,8 +102,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
         f"{_MARKER}(*, crashes=1, cancel=False, orders='all', max_runs=2000, max_seconds=60, seed=0, setup=None, "
-        "forget=None, version=6, mode='bidirectional'): run the test again and again, each time with a crash of its "
-        "handlers at another point, or another order of events. The test uses the fixture 'simulator'. The arguments "
+        "forget=None, version=6, mode='bidirectional'): run the test many times, each with a crash of its handlers at "
+        "a different point, or a different order of events. The test must use the fixture 'simulator'. The arguments "
         "are those of restate_steps.testing.explore.",
     )
     if (schedule := config.getoption("restate_schedule")) is not None:
@@ -119,14 +117,14 @@ def pytest_configure(config: pytest.Config) -> None:
         path = config.invocation_params.dir / server
         if not path.is_file():
             raise pytest.UsageError(f"--restate-server: there is no file {str(path)!r}.")
-        # The variable holds for whatever looks for a server: the fixtures, blocks of server(), and other processes.
+        # Everything that looks for a server reads this variable: the fixtures, server(), and child processes.
         patch = pytest.MonkeyPatch()
         config.add_cleanup(patch.undo)
         patch.setenv("RESTATE_SERVER", str(path))
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
-    """Say which of the options are set."""
+    """Report the options that are set."""
     names = ("restate_explore", "restate_schedule", "restate_server")
     given = {name.removeprefix("restate_"): config.getoption(name) for name in names}
     shown = ", ".join(f"{name}={value}" for name, value in given.items() if value is not None)
@@ -138,7 +136,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 @pytest.fixture(scope="session")
 def restate_server() -> Iterator[RestateServer]:
-    """A real restate-server for the whole session: a restate_steps.server.RestateServer, started at its first use."""
+    """A real restate-server for the session: a restate_steps.server.RestateServer, started on first use."""
     from restate_steps.server import RestateServer
 
     with RestateServer() as server:
@@ -147,7 +145,7 @@ def restate_server() -> Iterator[RestateServer]:
 
 @pytest.fixture(scope="session")
 def restate_replay_server() -> Iterator[RestateServer]:
-    """The same as restate_server, but it suspends a handler at every wait, so that each goes on by replay."""
+    """Like restate_server, but the server suspends handlers at every wait, so that each continues by replay."""
     from restate_steps.server import RestateServer
 
     with RestateServer(always_replay=True) as server:
@@ -156,13 +154,13 @@ def restate_replay_server() -> Iterator[RestateServer]:
 
 @pytest.fixture
 def restate_app() -> Any:
-    """The application that the fixture simulator simulates. Define your own: it returns restate.app([...])."""
+    """The application for the fixture simulator. Define your own, which returns restate.app([...])."""
     pytest.fail(_NO_APP, pytrace=False)
 
 
 @pytest.fixture
 def simulator(request: pytest.FixtureRequest, restate_app: Any) -> Iterator[Simulator]:
-    """Plays the server for the application that the fixture restate_app returns: a restate_steps.testing.Simulator."""
+    """A restate_steps.testing.Simulator, which plays the server for the application of the fixture restate_app."""
     from restate_steps.testing import simulate
 
     plan = request.node.stash.get(_plan, Plan())
@@ -190,14 +188,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(f"{_MARKER}: {wrong}", pytrace=False)
     if "simulator" not in getattr(item, "fixturenames", ()):
         pytest.fail(
-            f"{item.name} is marked with {_MARKER}, and does not use the fixture 'simulator': it calls no handler that "
-            "could crash. Add the argument 'simulator' and call the handler with it, or take the marker away.",
+            f"{item.name} is marked with {_MARKER}, but does not use the fixture 'simulator', so it calls no handler "
+            "that could crash. Add the argument 'simulator' and call the handler with it, or remove the marker.",
             pytrace=False,
         )
     if getattr(getattr(item, "obj", None), "is_hypothesis_test", False):
         pytest.fail(
-            f"{item.name} is marked with {_MARKER}, and draws examples with hypothesis: it would not do the same "
-            "twice, so no schedule could be followed. Use pytest.mark.parametrize, or explore in the test: "
+            f"{item.name} is marked with {_MARKER}, but draws examples with hypothesis. Its runs would differ, so it "
+            "could not follow a schedule. Use pytest.mark.parametrize, or explore in the test: "
             "restate_steps.testing.explore(...).assert_replay_safe().",
             pytrace=False,
         )
@@ -205,9 +203,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
-    """Run a marked test under one schedule after the other, in place of once.
+    """Run a marked test under many schedules, instead of once.
 
-    Each run goes through the item's own ``runtest``, and so through the plugin that runs its coroutine.
+    Each run calls the item's own ``runtest``, and so the plugin that runs its coroutine.
     """
     __tracebackhide__ = True
     plan = item.stash.get(_plan, None)
@@ -216,8 +214,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     held = item.stash.get(_simulator, None)
     if held is None:
         pytest.fail(
-            f"{item.name} is marked with {_MARKER}, and its fixture 'simulator' is not the one of restate_steps, whose "
-            "crashes could be chosen. Give yours another name, or define the fixture 'restate_app' instead.",
+            f"{item.name} is marked with {_MARKER}, but its fixture 'simulator' is not that of restate_steps, so the "
+            "plugin cannot make it crash. Rename yours, or define the fixture 'restate_app' instead.",
             pytrace=False,
         )
     from restate_steps.testing._exploration import marked as _pytest
@@ -234,7 +232,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Add to a failure what has happened in the simulator, unless the error itself says so."""
+    """Add the simulator's timeline to a failure, unless the error already has it."""
     report = yield
     held = item.stash.get(_simulator, None)
     if held is not None and call.when == "call" and call.excinfo is not None and report.failed:
@@ -247,7 +245,7 @@ def pytest_runtest_makereport(
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say of every marked test how much was explored."""
+    """Report how much was explored, for every marked test."""
     found: dict[str, dict[str, Any]] = {}
     for reports in terminalreporter.stats.values():
         for report in reports:

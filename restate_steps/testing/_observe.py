@@ -1,11 +1,11 @@
 """Observe attempts: which bodies run, what the handler asks of the VM, and how long its sleeps are.
 
-Two private names of restate-sdk are used here:
+This module uses two private names of restate-sdk:
 
-* ``restate.server.ServerInvocationContext`` is the class of every handler's context. :func:`allow_observers` lets the
-  testing kit put a subclass in its place, for attempts that it makes itself. Missing: the simulator says so.
-* ``VMWrapper.vm`` is the compiled VM; for an observer that asks for it, it is wrapped, so that a replay can say what
-  the handler asked for, and where. Missing: recorded journals cannot be replayed.
+* ``restate.server.ServerInvocationContext`` is the class of every handler's context. :func:`allow_observers` replaces
+  it by a subclass, for the attempts of the testing kit only. If it is missing, the simulator raises an error.
+* ``VMWrapper.vm`` is the compiled VM. It is wrapped for observers of commands, so that a replay can report which
+  command the handler issued, and where. If it is missing, recorded journals cannot be replayed.
 """
 
 from __future__ import annotations
@@ -27,43 +27,43 @@ class AttemptObserver(Protocol):
     """Observes an attempt, and decides when bodies start."""
 
     def run_requested(self, handle: int, name: str) -> None:
-        """A step was asked for, now or in an earlier attempt."""
+        """Note that the handler issued a step, now or in an earlier attempt."""
         ...
 
     def delay_requested(self, milliseconds: int) -> None:
-        """A sleep, or a call that is to be made later, was asked for."""
+        """Note that the handler issued a sleep or a delayed call."""
         ...
 
     def awakeable_made(self, awakeable_id: str) -> None:
-        """An awakeable was asked for, now or in an earlier attempt."""
+        """Note that the handler made an awakeable, now or in an earlier attempt."""
         ...
 
     def call_requested(self, handle: int, name: str) -> None:
-        """Another handler is called, and its result has this handle."""
+        """Note that the handler calls another handler, whose result has this handle."""
         ...
 
     def result_read(self, handle: int) -> None:
-        """The handler takes the result of this handle."""
+        """Note that the handler reads the result of this handle."""
         ...
 
     async def body_starts(self, handle: int, in_thread: bool) -> None:
-        """Wait until a body may run; ``in_thread`` says that all of it runs in a thread, which cannot be cancelled."""
+        """Wait until a body may run; ``in_thread`` is True if all of it runs in a thread, which cannot be cancelled."""
         ...
 
     def body_ended(self, handle: int) -> None:
-        """A body has ended, well or badly, and its result was handed to the VM."""
+        """Note that a body has returned or failed, and that the VM has its result."""
         ...
 
 
 class CommandObserver(AttemptObserver, Protocol):
-    """Observes what the handler asks of the VM as well: its commands and its waits."""
+    """Observes the handler's calls to the VM as well: its commands and its waits."""
 
     def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
-        """The VM is about to be asked for something, by the name of its method; seen from the task that asks."""
+        """Note that the current task is about to call a method of the VM, named ``operation``."""
         ...
 
     def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
-        """The VM has refused what it was asked for."""
+        """Note that a call to the VM has failed."""
         ...
 
 
@@ -72,7 +72,7 @@ observing: Final[contextvars.ContextVar[AttemptObserver | None]] = contextvars.C
 
 
 class _WatchedVM:
-    """The native VM, which also tells an observer what it is asked for."""
+    """A wrapper of the native VM that reports calls to an observer."""
 
     def __init__(self, vm: Any, observer: CommandObserver) -> None:
         self._vm, self._observer = vm, observer
@@ -94,10 +94,10 @@ class _WatchedVM:
 
 
 class _ObservedContext(ServerInvocationContext):
-    """The SDK's context, which also tells an observer what the wire does not say, or says in real time.
+    """The SDK's context, reporting to an observer what the messages do not contain.
 
-    Which body a handle belongs to, when a body starts, and how long a sleep was to last: the VM sends the moment at
-    which it ends, by the real clock.
+    They lack which body a handle belongs to, when a body starts, and how long a sleep lasts: the VM sends only its
+    end, by the real clock.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -166,11 +166,11 @@ def _make_context(*args: Any, **options: Any) -> ServerInvocationContext:
 
 
 def allow_observers() -> None:
-    """Let attempts be observed from now on; attempts without an observer are made as before."""
+    """Allow attempts to be observed from now on; attempts without an observer are not affected."""
     server = importlib.import_module("restate.server")
     if not hasattr(server, "ServerInvocationContext"):
         raise RuntimeError(
-            "the installed restate-sdk makes the contexts of handlers elsewhere, so they cannot be observed. Install "
-            "a restate-sdk version that this release of restate-steps was tested with."
+            "restate.server has no ServerInvocationContext in the installed restate-sdk, so handlers cannot be "
+            "observed. Install a restate-sdk version that this release of restate-steps was tested with."
         )
     cast(Any, server).ServerInvocationContext = _make_context

@@ -1,11 +1,10 @@
-"""Run a test against a real restate-server that an earlier test has left ready.
+"""Run tests against a real restate-server, and reuse the server from one test to the next.
 
-1. While a block is open, it has a server to itself. Blocks that are open together never see each other's services,
-   state or crashes, whatever their services are called.
-2. A server is handed on only after it was seen to be empty: no invocation, no state, no deployment. One that cannot be
-   emptied, or was killed, is stopped instead, and the next block starts another.
-3. The event loop is never blocked. What runs in a thread is waited for even when its caller is cancelled, so that no
-   server and no application is left without somebody who ends it.
+1. An open block has a server to itself. Blocks that are open at the same time never see each other's services, state
+   or crashes, even if their services have the same names.
+2. A server is reused only after a check that it is empty: no invocation, no state, no deployment. A server that cannot
+   be emptied, or was killed, is stopped instead, and the next block starts another.
+3. The event loop is never blocked. Threads are joined even on cancellation, so that no server and no application leaks.
 4. Nothing outlives the process: idle servers are stopped when the interpreter exits, and the guards of
    :mod:`restate_steps.server` end everything when the process is killed.
 """
@@ -54,24 +53,24 @@ _START_APP_WITHIN = 60.0
 _CUT_WITHIN = 0.05
 _POLL_EVERY = 0.02
 _FOLLOW_EVERY = 0.1
-# Emptying a server takes about 2 ms for each invocation it remembers, and starting another takes half a second.
+# Emptying a server takes about 2 ms for each invocation, and starting another takes half a second.
 _EMPTY_AT_MOST = 250
-# Those who open many blocks at once do it rarely; a server takes some 150 MB.
+# Few tests open more blocks at once, and a server takes about 150 MB.
 _IDLE_AT_MOST = 4
 
-# Where an entry of a journal keeps bytes that a codec has encoded.
+# The fields of a journal entry that hold bytes encoded by a codec.
 _ENCODED = ("Success", "payload", "value")
 
 
 class ServerEnvironment(HarnessEnvironment, ServerClient):
-    """A server and the application it runs, for the length of a test; :func:`server` makes it.
+    """A server and its application, for the duration of a test; made by :func:`server`.
 
-    It is a ``restate.types.HarnessEnvironment``, so what was written for the SDK's own harness takes it as it is.
+    It is a ``restate.types.HarnessEnvironment``, so code written for the SDK's own harness accepts it.
 
     Attributes:
-        ingress_url: Where calls go.
-        admin_api_url: Where the admin API is.
-        client: The SDK's client, connected to the ingress. An answer may take a minute.
+        ingress_url: The URL of the ingress, which takes calls.
+        admin_api_url: The URL of the admin API.
+        client: The SDK's client, connected to the ingress. An answer may take up to a minute.
 
     Example:
         >>> import restate, restate_steps
@@ -101,23 +100,23 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
 
     @property
     def server(self) -> RestateServer:
-        """The server itself, whose methods block; it has its log, its process id, and what is missing here."""
+        """The server itself, with its log, its process id, and methods that this class lacks. Its methods block."""
         return self._block.server
 
     def serve_signals(self) -> None:
-        """Serve what sends signals for clients, once."""
+        """Serve the application that sends signals for clients, once."""
         if not self._serves_signals:
             self._serves_signals = True
             self._block.serve_beside(signals_app())
 
     @property
     def app_url(self) -> str:
-        """Where the application is served; it stays the same when the application is served again."""
+        """The URL of the application; it does not change when the application restarts."""
         return self._block.app.url
 
     @property
     def deployment_id(self) -> str:
-        """The id that the application was registered as."""
+        """The id of the application's deployment."""
         return self._block.deployment_id
 
     @property
@@ -126,53 +125,54 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
         return self._block.services
 
     async def kill_app(self) -> None:
-        """End the application as a crash would. Does nothing if it does not run.
+        """Kill the application as a crash would. Does nothing if it is not running.
 
-        An application that was given as an import string is a process, and gets SIGKILL: no handler cleans up. One
-        that was given as an object runs in this process: its connections are cut, so that the server hears nothing
-        more of it, then its handlers are cancelled; a thread that works for one goes on to its end. In both cases
-        Restate tries the invocations again, unless retries are disabled.
+        An application given as an import string is a process, and is killed with SIGKILL: no handler cleans up. One
+        given as an object runs in this process. Its connections are cut, so that the server receives nothing more from
+        it, and then its handlers are cancelled; a thread of a handler runs to its end. In both cases Restate retries
+        the invocations, unless retries are disabled.
 
         Raises:
-            ServerError: If a handler blocks the event loop of an application in this process.
+            ServerError: A handler blocks the event loop of an application in this process.
         """
         await _in_thread(self._block.kill_app)
 
     async def restart_app(self) -> None:
-        """Serve the application again, at the same URL; one that runs is killed first.
+        """Start the application again at the same URL; kill it first if it is running.
 
-        Invocations that wait for their next attempt are tried at once, however long the application was dead.
+        Invocations that wait for their next attempt are retried immediately.
 
         Raises:
-            ServerError: If the application does not start.
+            ServerError: The application does not start.
         """
         await _in_thread(self._block.restart_app)
 
     async def kill_server(self) -> None:
-        """End the server with SIGKILL, and keep its data and ports. Does nothing if it does not run."""
+        """Kill the server with SIGKILL, and keep its data and ports. Does nothing if it is not running."""
         await _in_thread(self._block.kill_server)
 
     async def restart_server(self) -> None:
-        """Start the server again, on the same data and ports; one that runs is asked to end first.
+        """Start the server again with the same data and ports; stop it first if it is running.
 
-        The client and the URLs stay valid; calls that were open fail.
+        The client and the URLs stay valid; open calls fail.
 
         Raises:
-            ServerError: If the server is not ready in time.
+            ServerError: The server is not ready in time.
         """
         await _in_thread(self._block.restart_server)
 
     async def invocation(self, invocation_id: str) -> dict[str, Any]:
-        """Look an invocation up.
+        """Look up an invocation.
 
         Args:
-            invocation_id: Its id, which starts with ``inv_``.
+            invocation_id: The invocation's id, which starts with ``inv_``.
 
         Returns:
-            Its row of ``sys_invocation``: ``status``, ``target``, ``retry_count``, ``last_failure`` and more.
+            The invocation's row of ``sys_invocation``: ``status``, ``target``, ``retry_count``, ``last_failure`` and
+            more.
 
         Raises:
-            ServerError: If the server cannot be reached, or does not know the invocation.
+            ServerError: The server cannot be reached, or does not know the invocation.
         """
         return await _in_thread(self.server.invocation, invocation_id)
 
@@ -184,20 +184,20 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
         key: str | None = None,
         status: str | None = None,
     ) -> list[str]:
-        """Find the invocations of a service or a handler, among all of this block.
+        """Find the invocations in this block that match all arguments.
 
         Args:
-            service: The name of the service; of any if left out.
-            handler: The name of the handler; of any if left out.
-            key: The key of the object or the workflow; of any if left out.
-            status: What ``sys_invocation`` calls their status, for example ``running``, ``suspended``,
-                ``backing-off`` or ``completed``; any if left out.
+            service: The name of the service; any by default.
+            handler: The name of the handler; any by default.
+            key: The key of the object or the workflow; any by default.
+            status: The status in ``sys_invocation``, for example ``running``, ``suspended``, ``backing-off`` or
+                ``completed``; any by default.
 
         Returns:
-            Their ids, the oldest first.
+            The invocations' ids, the oldest first.
 
         Raises:
-            ServerError: If the server cannot be reached.
+            ServerError: The server cannot be reached.
         """
         wanted = {
             "target_service_name": service,
@@ -214,13 +214,13 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
         """Read the journal of an invocation, with the codec of this block if it has one.
 
         Args:
-            invocation_id: Its id, which starts with ``inv_``.
+            invocation_id: The invocation's id, which starts with ``inv_``.
 
         Returns:
-            Its entries in order, with decoded values; none if the server does not know the invocation.
+            The entries in order, with decoded values; empty if the server does not know the invocation.
 
         Raises:
-            ServerError: If the server cannot be reached, or the id is malformed.
+            ServerError: The server cannot be reached, or the id is malformed.
         """
         if self.codec is None:
             return await _in_thread(self.server.journal, invocation_id)
@@ -234,25 +234,25 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
         return read_journal(rows)
 
     async def attach(self, invocation_id: str, *, timeout: float = _CALL_WITHIN) -> Any:
-        """Wait until an invocation that was sent before has ended.
+        """Wait until an invocation ends, and return its result.
 
         Args:
-            invocation_id: Its id, for example that of the handle that ``client.service_send`` returns.
+            invocation_id: The invocation's id, for example from the handle that ``client.service_send`` returns.
             timeout: How long to wait, in seconds.
 
         Returns:
-            What the handler returned, decoded from JSON, or as ``bytes`` if it is not JSON.
+            The handler's return value, decoded from JSON, or as ``bytes`` if it is not JSON.
 
         Raises:
-            restate.HttpError: If the handler failed, or the server does not know the invocation.
-            TimeoutError: If it has not ended in time.
+            restate.HttpError: The handler failed, or the server does not know the invocation.
+            TimeoutError: The invocation did not end in time.
         """
         import httpx
 
         try:
             answer = await self.http.get(f"/restate/invocation/{invocation_id}/attach", timeout=timeout)
         except httpx.TimeoutException as error:
-            raise TimeoutError(f"the invocation {invocation_id} has not ended within {timeout:g} s.") from error
+            raise TimeoutError(f"the invocation {invocation_id} did not end within {timeout:g} s.") from error
         if answer.is_error:
             raise HttpError(answer.status_code, answer.reason_phrase, answer.text)
         return await output_of(answer.content, None, self.codec)
@@ -268,35 +268,35 @@ def server(
     *,
     http1: bool = False,
 ) -> AbstractAsyncContextManager[ServerEnvironment]:
-    """Run an application on a real restate-server, until the block ends.
+    """Run an application on a real restate-server for the duration of a block.
 
-    It takes the place of the SDK's ``restate.create_test_harness``, with the same arguments in the same order, and
-    needs no Docker. The first block starts a server; later ones find it ready, and empty: when a block ends, what is
-    left of its invocations is killed, and its results, state and services are forgotten. Blocks that are open
-    together have a server each.
+    A replacement for the SDK's ``restate.create_test_harness`` with the same arguments in the same order, without
+    Docker. The first block starts a server, and later blocks reuse it. When a block ends, its open invocations are
+    killed, and its results, state and services are removed. Each of several blocks that are open at the same time has
+    its own server.
 
     Use it in any test that runs on asyncio: under pytest-asyncio, under anyio's asyncio backend, or in
     ``asyncio.run``. Needs the ``server`` extra: ``pip install 'restate-steps[server]'``.
 
     Args:
-        app: The application, such as ``restate_steps.app(...)`` returns, which is served from a thread; or an import
-            string, ``"module:app"``, which is served by a process of its own. That process finds the modules that
-            this one finds.
-        follow_logs: Whether to print the server's log while the block is open.
-        restate_image: Not supported, since there is no image: leave it out. Another version of the server is chosen
-            with the environment variable ``RESTATE_SERVER``, which names its binary.
-        always_replay: Whether the server shall suspend a handler at every wait, so that each goes on by replay. It
-            finds code that does not behave the same way twice.
-        disable_retries: Whether the first failed attempt ends an invocation.
+        app: The application, as ``restate_steps.app(...)`` returns it, which is served from a thread; or an import
+            string, ``"module:app"``, which is served from a separate process. That process finds the same modules as
+            this one.
+        follow_logs: Print the server's log while the block is open.
+        restate_image: Not supported, because there is no image: omit it. To use another version of the server, set the
+            environment variable ``RESTATE_SERVER`` to the path of its binary.
+        always_replay: Suspend handlers at every wait, so that each continues by replay. This finds nondeterministic
+            code.
+        disable_retries: End an invocation at the first failed attempt.
         journal_value_codec: The codec of the application, if it has one, for the client and for reading journals.
-        http1: Whether to serve the application over HTTP/1.1, so that Restate uses its request/response mode.
+        http1: Serve the application over HTTP/1.1, so that Restate uses its request/response mode.
 
     Returns:
         A context manager that yields the :class:`ServerEnvironment`.
 
     Raises:
-        TypeError: If there is an image, or the application is none.
-        ServerError: If the server or the application does not start (when the block is entered).
+        TypeError: An image was passed, or ``app`` is neither an application nor an import string.
+        ServerError: The server or the application does not start (raised on entering the block).
 
     Example:
         >>> import restate, restate_steps
@@ -308,17 +308,17 @@ def server(
         ...     await env.client.service_call(greet, "Ada")
         'hello Ada'
     """
-    # Both are checked for callers without a type checker; restate_image comes from tests for the SDK's harness.
+    # Tests written for the SDK's harness pass restate_image, and not all callers use a type checker.
     image = cast("object", restate_image)
     if image is not None:
         raise TypeError(
             f"server() runs restate-server without a container, so it cannot use restate_image={image!r}. Leave the "
-            "argument out. To test with another version of the server, let the environment variable RESTATE_SERVER "
-            "name its binary."
+            "argument out. To test with another version of the server, set the environment variable RESTATE_SERVER to "
+            "the path of its binary."
         )
     if isinstance(app, str):
         if not all(app.partition(":")):
-            raise TypeError(f"server() cannot serve {app!r}: write an import string as 'module:app'.")
+            raise TypeError(f"server() cannot serve {app!r}, which is not an import string. Write it as 'module:app'.")
         return _serve(_AppProcess(app, http1=http1), follow_logs, always_replay, disable_retries, journal_value_codec)
     if not callable(app):
         raise TypeError(
@@ -329,10 +329,10 @@ def server(
 
 
 def close_servers() -> None:
-    """Stop the servers that wait for the next block; one that a block is using is stopped when the block ends.
+    """Stop idle servers now, and each server in use when its block ends.
 
-    There is no need to call it, since they end with the interpreter. It frees what they hold before that, some 150 MB
-    each.
+    Calling this is optional, because all servers stop when the interpreter exits. It frees their memory earlier, about
+    150 MB each.
 
     Example:
         >>> close_servers()
@@ -368,10 +368,10 @@ class _App(Protocol):
 
 
 class _AppThread:
-    """An application in a thread of this process, which falls silent at once when it is stopped.
+    """An application in a thread of this process, which sends nothing more once it is stopped.
 
-    Handlers are cancelled when their connections have been cut, and before Hypercorn is: the other way round, what they
-    send in their last moments meets task groups that have ended, and each time an error is logged.
+    Handlers are cancelled after their connections are cut and before Hypercorn stops. Otherwise, what they send while
+    they clean up would reach task groups that have ended, and each would log an error.
     """
 
     def __init__(self, app: ASGIApp, *, http1: bool) -> None:
@@ -392,7 +392,7 @@ class _AppThread:
 
     def start(self) -> None:
         if self._server is None:
-            # A port of the system's choice could be that of somebody's outgoing connection when it is needed again.
+            # An ephemeral port could be taken by an outgoing connection before the application restarts on it.
             [port] = free_ports(1)
             self._server = AppServer(self._run, http1=self._http1, port=port)
         self._silent = False
@@ -402,7 +402,7 @@ class _AppThread:
     def stop(self) -> None:
         self._silent = True
         for task, loop in list(self._handlers.items()):
-            # The loop may have ended by itself.
+            # The loop may already be closed.
             with suppress(RuntimeError):
                 loop.call_soon_threadsafe(_cancel_soon, loop, task)
         if self._server is not None:
@@ -427,7 +427,7 @@ def _cancel_soon(loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any]) -> No
 
 
 class _AppProcess:
-    """An application in a process of its own."""
+    """An application in a separate process."""
 
     def __init__(self, target: str, *, http1: bool) -> None:
         self._target = target
@@ -452,7 +452,7 @@ class _AppProcess:
                 *("--host", LOOPBACK, "--port", str(self._port), "--quiet"),
                 *(["--http1"] if self._http1 else []),
             ],
-            # A test runner has put the folders of the tests there.
+            # The test runner has added the folders of the tests to sys.path.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         )
         self._process = process
@@ -461,14 +461,16 @@ class _AppProcess:
             if (code := process.poll()) is not None:
                 self.stop()
                 raise ServerError(
-                    f"the process that should serve {self._target!r} at {self.url} ended with exit code {code}; it "
-                    "has said why on stderr."
+                    f"the process that should serve {self._target!r} at {self.url} ended with exit code {code}. Its "
+                    "stderr says why."
                 )
             with suppress(OSError), socket.create_connection((LOOPBACK, self._port), timeout=1):
                 return
             time.sleep(_POLL_EVERY)
         self.stop()
-        raise ServerError(f"the process that should serve {self._target!r} did not do so in {_START_APP_WITHIN:g} s.")
+        raise ServerError(
+            f"the process that should serve {self._target!r} did not accept connections within {_START_APP_WITHIN:g} s."
+        )
 
     def stop(self) -> None:
         process, self._process = self._process, None
@@ -478,7 +480,7 @@ class _AppProcess:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What a server is told when it starts, and so what one block must have in common with the next."""
+    """The settings that a server starts with; only blocks with equal settings can reuse it."""
 
     always_replay: bool
     disable_retries: bool
@@ -493,7 +495,7 @@ class _Kind:
 
 
 class _Lease:
-    """A server that is in use."""
+    """A server in use."""
 
     def __init__(self, kind: _Kind, server: RestateServer, generation: int) -> None:
         self.kind = kind
@@ -511,7 +513,7 @@ class _Pool:
         self._generation = 0
 
     def take(self, kind: _Kind) -> _Lease:
-        """Take an idle server, or start one; not under the lock, so that others need not wait for it."""
+        """Take an idle server, or start one without holding the lock, so that others need not wait."""
         while True:
             with self._lock:
                 idle = self._idle.get(kind)
@@ -525,7 +527,7 @@ class _Pool:
             found.stop()
 
     def give_back(self, lease: _Lease) -> None:
-        """Keep a server for the next block if it is as good as new, and stop it otherwise."""
+        """Keep a server for the next block if it is clean, and stop it otherwise."""
         if lease.reusable:
             with self._lock:
                 idle = self._idle.setdefault(lease.kind, [])
@@ -535,7 +537,7 @@ class _Pool:
         lease.server.stop()
 
     def retire(self) -> None:
-        """Stop idle servers, and those in use when they come back."""
+        """Stop idle servers now, and those in use when they are given back."""
         with self._lock:
             idle = [server for servers in self._idle.values() for server in servers]
             self._idle.clear()
@@ -548,7 +550,7 @@ _pool = _Pool()
 
 
 def _disown() -> None:
-    """Start with no servers in a forked process: they are those of its parent, which still uses them."""
+    """Start a forked process without servers: they belong to its parent, which still uses them."""
     global _pool
     _pool = _Pool()
 
@@ -572,11 +574,14 @@ class _Block:
     @property
     def server(self) -> RestateServer:
         if self._lease is None:
-            raise ServerError("this block of server() has ended, and its server may be that of another block by now.")
+            raise ServerError(
+                "this block of server() has ended, and another block may use its server now. Use the environment "
+                "inside its block only."
+            )
         return self._lease.server
 
     def open(self) -> None:
-        """Get a server, serve the application, and register it; :meth:`close` undoes what was done."""
+        """Take a server, serve the application, and register it; :meth:`close` undoes what was done."""
         pool = _pool
         lease = self._lease = pool.take(self._kind)
         self._cleanup.callback(pool.give_back, lease)
@@ -584,13 +589,13 @@ class _Block:
             self._cleanup.callback(_Follower(lease.server.log_path).stop)
         self._cleanup.callback(_clean, lease)
         self.app.start()
-        # Before the rest is killed: an application that is gone starts nothing new meanwhile.
+        # Stop the application before the server is cleaned, so that it starts nothing new meanwhile.
         self._cleanup.callback(self.app.stop)
         self.deployment_id = lease.server.register(self.app.url, http1=self.app.http1)
         self.services = tuple(lease.server.services(self.deployment_id))
 
     def serve_beside(self, app: ASGIApp) -> None:
-        """Serve another application to the same server."""
+        """Serve another application on the same server."""
         beside = AppServer(app)
         beside.start()
         self._cleanup.callback(beside.stop)
@@ -598,7 +603,7 @@ class _Block:
 
     def close(self) -> None:
         with self._lock:
-            # Whoever still has the environment must not reach the server of another block with it.
+            # An environment that outlives its block must not reach the server, which another block may use.
             self._lease = None
             self._cleanup.close()
 
@@ -614,7 +619,7 @@ class _Block:
             if not server.running:
                 return
             for row in server.query("SELECT id FROM sys_invocation WHERE status = 'backing-off'"):
-                # It may have been tried again by itself.
+                # The server may already have retried it.
                 with suppress(ServerError):
                     server.resume(row["id"])
 
@@ -632,13 +637,13 @@ def _clean(lease: _Lease) -> None:
 
 
 def _emptied(server: RestateServer) -> bool:
-    """End and forget all there is on a server, and tell whether that was possible.
+    """Remove everything from a server, and return whether that was possible.
 
-    Each round looks first and then acts, so that the last one sees that nothing is left.
+    Each round queries first and then acts, so that the last round verifies that nothing is left.
     """
     import httpx
 
-    # One connection for everything, and no certificates: loading those takes longer than all the rest.
+    # Use one connection, and no certificates: loading those takes longer than everything else.
     with (
         suppress(httpx.HTTPError),
         httpx.Client(base_url=server.admin_url, timeout=_CLEAN_WITHIN, trust_env=False, verify=False) as admin,
@@ -649,7 +654,7 @@ def _emptied(server: RestateServer) -> bool:
                 if len(invocations) > _EMPTY_AT_MOST:
                     return False
                 for row in invocations:
-                    # A refusal means that it has just ended; the next round sees it.
+                    # A refusal means that it has just ended; the next round handles it.
                     verb = "purge" if row["status"] == "completed" else "kill"
                     admin.patch(f"/invocations/{row['id']}/{verb}")
             elif state := _rows(admin, "SELECT DISTINCT service_name, service_key FROM state"):
@@ -660,7 +665,7 @@ def _emptied(server: RestateServer) -> bool:
                 for row in deployments:
                     admin.delete(f"/deployments/{row['id']}", params={"force": "true"})
             else:
-                # Promises go with the workflow they belong to; those of one that never ran cannot be removed.
+                # Promises are removed with their workflow; those of a workflow that never ran cannot be removed.
                 return not _rows(admin, "SELECT key FROM sys_promise LIMIT 1")
             time.sleep(_CLEAN_EVERY)
     return False
@@ -673,7 +678,7 @@ def _rows(admin: httpx.Client, sql: str) -> list[dict[str, Any]]:
 
 
 class _Follower:
-    """Prints what is added to a file, from a thread."""
+    """Prints what is appended to a file, from a thread."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open(errors="replace")
@@ -701,30 +706,30 @@ def _http_client(ingress_url: str) -> httpx.AsyncClient:
     except ImportError as error:
         raise missing_extra("httpx", "call handlers") from error
 
-    # The SDK's own factory for clients gives up after five seconds, queues calls above a hundred, and lets a proxy
-    # come between this process and a server on loopback.
+    # Clients from the SDK's own factory time out after five seconds, queue calls above a hundred, and use a proxy even
+    # for a server on loopback.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     return httpx.AsyncClient(base_url=ingress_url, timeout=_CALL_WITHIN, limits=limits, trust_env=False, verify=False)
 
 
 async def _in_thread(work: Callable[..., T], *arguments: Any) -> T:
-    """Run a blocking function in a thread, and do not leave before it has ended."""
-    # As a future of the executor and not as a task, because a task can be cancelled while its thread goes on.
+    """Run a blocking function in a thread, and wait until it has ended, even on cancellation."""
+    # A future of the executor, not a task, because a task can be cancelled while its thread continues.
     working = asyncio.get_running_loop().run_in_executor(None, functools.partial(work, *arguments))
     try:
         return await asyncio.shield(working)
     except asyncio.CancelledError:
         while not working.done():
-            # anyio cancels again and again.
+            # anyio repeats a cancellation until the task has ended.
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({working})
-        # Looked at, so that asyncio does not report it: whoever cancelled does not wait for it any more.
+        # Retrieve the exception, so that asyncio does not report it: after a cancellation, no caller wants it.
         working.exception()
         raise
 
 
 async def _decode(node: Any, codec: JournalValueCodec) -> None:
-    """Decode, in place, all bytes in an entry of a journal that the codec has encoded; they are lists of integers."""
+    """Decode, in place, all bytes of a journal entry that the codec has encoded; they are lists of integers."""
     if not isinstance(node, dict):
         return
     body = cast("dict[str, Any]", node)

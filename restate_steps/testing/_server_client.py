@@ -1,7 +1,7 @@
 """A client of a real server, with the methods of the simulator.
 
-It lets one scenario run on both: see :func:`restate_steps.testing.on_both`. Time is real, and what only the simulator
-can count, such as effects, is missing.
+The same scenario can run on both: see :func:`restate_steps.testing.on_both`. Time is real, and what only the simulator
+knows, such as effects, is missing.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _signals = restate.Service(_SIGNALS)
 
 @_signals.handler()
 async def send(ctx: restate.Context, what: list[Any]) -> None:
-    """Send a signal, which only handlers can."""
+    """Send a signal on behalf of a client: only handlers can send signals."""
     invocation_id, name, value = what
     ctx.resolve_signal(invocation_id, name, value)
 
@@ -55,10 +55,10 @@ def signals_app() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class ServerResult(Generic[T]):
-    """How a call ended that succeeded.
+    """The result of a successful call.
 
     Attributes:
-        value: What the handler returned, decoded with the handler's own serde.
+        value: The handler's return value, decoded with the handler's own serde.
         invocation_id: The id of the invocation.
     """
 
@@ -74,32 +74,32 @@ class ServerInvocation(Generic[T]):
 
     @property
     def status(self) -> str:
-        """Its status in ``sys_invocation``. Reading it sends a query to the server, and blocks for the answer."""
+        """The status in ``sys_invocation``. Each read queries the server, and blocks until it answers."""
         return str(self._client.server.invocation(self.id)["status"])
 
     async def result(self) -> ServerResult[T]:
-        """Wait until it ends.
+        """Wait until the invocation ends, and return its result.
 
         Raises:
-            restate.TerminalError: It failed.
+            restate.TerminalError: The invocation failed.
         """
         answer = await self._client.http.get(f"/restate/invocation/{self.id}/attach")
         return ServerResult(await self._client.value_of(answer, self._handler), self.id)
 
     async def cancel(self) -> None:
-        """Ask it to end: what it waits for raises a ``TerminalError`` with the status 409."""
+        """Cancel the invocation: its current wait raises a ``TerminalError`` with the status 409."""
         self._client.server.cancel(self.id)
 
     async def kill(self) -> None:
-        """Kill it and the invocations that it waits for; the handler is not notified."""
+        """Kill the invocation and those that it waits for; the handler is not notified."""
         self._client.server.kill_invocation(self.id)
 
     async def resume(self) -> None:
-        """Try it again, if it is paused."""
+        """Resume the invocation if it is paused."""
         self._client.server.resume(self.id)
 
     async def signal(self, name: str, value: Any = None) -> None:
-        """Send it a named signal, with a value that is encoded as JSON."""
+        """Send the invocation a named signal, with a value that is encoded as JSON."""
         self._client.serve_signals()
         await self._client.call(f"{_SIGNALS}/send", [self.id, name, value])
 
@@ -108,10 +108,10 @@ class ServerInvocation(Generic[T]):
 
 
 class ServerClient(ABC):
-    """A client of a real server, whose methods are those of the simulator.
+    """A client of a real server with the methods of the simulator.
 
     Attributes:
-        http: A client of the ingress.
+        http: The HTTP client of the ingress.
     """
 
     http: httpx.AsyncClient
@@ -138,7 +138,7 @@ class ServerClient(ABC):
         """Call a handler and wait for its answer; see :meth:`Simulator.call`.
 
         Raises:
-            restate.TerminalError: The handler ended with it, or the ingress refused the call.
+            restate.TerminalError: The handler failed with it, or the ingress refused the call.
         """
         known, answer = await self._post(handler, arg, key, idempotency_key, headers, "")
         return ServerResult(await self.value_of(answer, known), answer.headers.get("x-restate-id", ""))
@@ -179,7 +179,7 @@ class ServerClient(ABC):
         answer.raise_for_status()
 
     async def awakeable(self, invocation: ServerInvocation[Any], n: int = 0) -> str:
-        """Return the id of an awakeable; the server keeps an answer until the handler makes it."""
+        """Return the id of the ``n``-th awakeable; the server keeps an answer until the handler makes the awakeable."""
         return awakeable_id(raw_id(invocation.id), FIRST_AWAKEABLE + n)
 
     async def until(
@@ -207,7 +207,7 @@ class ServerClient(ABC):
                 result = await invocation.result()
                 raise InvocationEndedError(f"{invocation!r} has ended before the condition held", result.value)
             if time.monotonic() > end:
-                raise StuckError(f"the condition does not hold within {timeout}.")
+                raise StuckError(f"the condition did not hold within {timeout}.")
             await asyncio.sleep(_EVERY)
 
     async def advance(self, by: timedelta) -> None:
@@ -215,15 +215,15 @@ class ServerClient(ABC):
         await asyncio.sleep(by.total_seconds())
 
     async def settle(self) -> None:
-        """Let other clients of this event loop continue; a server does not tell when it has nothing more to do."""
+        """Let other clients of this event loop continue; a server does not report when it is idle."""
         await asyncio.sleep(0)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Start another client, which acts while the caller does something else."""
+        """Start another client, which runs concurrently with the caller."""
         return asyncio.get_running_loop().create_task(coroutine)
 
     def state(self, service: str, key: str) -> dict[str, Any]:
-        """Return the state of a key of a Virtual Object or workflow. It blocks until the server has answered."""
+        """Return the state of a key of a Virtual Object or workflow. Blocks until the server answers."""
         query = (
             "SELECT key, value FROM state "
             f"WHERE service_name = {quoted(service)} AND service_key = {quoted(key)} ORDER BY key"
@@ -253,7 +253,7 @@ class ServerClient(ABC):
         return known, await self.http.post(path + what, content=body, headers=sent)
 
     async def value_of(self, answer: httpx.Response, handler: Handler[Any, Any] | None) -> Any:
-        """Return the value of an answer, or raise the failure that it is."""
+        """Return the value of an answer, or raise its failure."""
         if answer.is_error:
             raise _failure(answer)
         return await output_of(answer.content, handler, self.codec)

@@ -404,13 +404,13 @@ def test_bad_input() -> None:
     async def waits(sim: Simulator) -> None:
         await asyncio.sleep(1)
 
-    with pytest.raises(SimulationError, match="give a handler, or a scenario"):
+    with pytest.raises(SimulationError, match="pass a handler or a scenario"):
         explore(app)
     with pytest.raises(SimulationError, match="waits for something that is not the simulator"):
         explore(app, scenario=waits)
     with pytest.raises(SimulationError, match="no handler Explored/missing"):
         explore(app, "Explored/missing")
-    with pytest.raises(SimulationError, match="is no schedule"):
+    with pytest.raises(SimulationError, match="is not a schedule"):
         explore(app, three_steps, schedule="one.two")
 
 

@@ -55,10 +55,10 @@ def test_a_scenario_that_forgets_to_await_is_told_of() -> None:
 @pytest.mark.parametrize(
     ("limit", "message"),
     [
-        ({"crashes": -1}, "crashes is a whole number from 0, not -1"),
-        ({"max_runs": 0}, "max_runs is a whole number from 1, not 0"),
-        ({"orders": 0}, "orders is 'all' or a whole number from 1, not 0"),
-        ({"orders": "some"}, "orders is 'all' or a whole number from 1, not 'some'"),
+        ({"crashes": -1}, "crashes must be an integer of at least 0, not -1"),
+        ({"max_runs": 0}, "max_runs must be an integer of at least 1, not 0"),
+        ({"orders": 0}, "orders must be 'all' or an integer of at least 1, not 0"),
+        ({"orders": "some"}, "orders must be 'all' or an integer of at least 1, not 'some'"),
     ],
 )
 def test_limits_that_cannot_be(limit: dict[str, Any], message: str) -> None:

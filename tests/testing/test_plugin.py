@@ -159,7 +159,7 @@ def test_simulator_says_how_to_define_the_app(pytester: pytest.Pytester) -> None
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
         [
-            "The fixture 'simulator' simulates the application that the fixture 'restate_app' returns, and there is *",
+            "The fixture 'simulator' needs the application from the fixture 'restate_app', which is not defined.",
             "    @pytest.fixture",
             "    def restate_app():",
             "        return restate.app(*my_service*)",
@@ -226,7 +226,7 @@ def test_marked_test_runs_with_every_crash(pytester: pytest.Pytester, testfile: 
 def test_marker_is_registered(pytester: pytest.Pytester) -> None:
     """It may be used with --strict-markers, and is listed with its arguments."""
     result = pytester.runpytest_inprocess("--markers")
-    result.stdout.fnmatch_lines(["@pytest.mark.every_crash_point(*, crashes=1, *): run the test again and again, *"])
+    result.stdout.fnmatch_lines(["@pytest.mark.every_crash_point(*, crashes=1, *): run the test many times, *"])
 
 
 FAILS_AFTER_A_CRASH = """
@@ -257,7 +257,7 @@ def test_failure_after_a_crash_is_explained(pytester: pytest.Pytester, testfile:
             "*✂ crash",
             "*· run charge",
             "*6   → output 'tea for 3'",
-            "    It was found after * schedules and * prefixes with a crash. Run it alone:",
+            "    Found after * schedules and * prefixes with a crash. To run only this schedule:",
             "    pytest test_shop.py::test_checkout --restate-schedule='!4~'",
         ]
     )
@@ -327,7 +327,7 @@ def test_failure_without_a_crash_is_a_plain_failure(pytester: pytest.Pytester, t
 @pytest.mark.parametrize(
     ("handler", "said"),
     [
-        ("differs", "*NotReplaySafeError: under the schedule '*': a replay asked for something else than * journal.*"),
+        ("differs", "*NotReplaySafeError: under the schedule '*': a replay does not match the journal.*"),
         ("hangs_when_replayed", "*NotReplaySafeError: under the schedule '*': nothing more can happen, *"),
     ],
 )
@@ -498,7 +498,7 @@ def test_fixture_that_calls_a_handler_is_refused(pytester: pytest.Pytester, test
     result = pytester.runpytest_inprocess()
 
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["test_it is run again and again, *a fixture has called a handler already: *checkout*"])
+    result.stdout.fnmatch_lines(["A fixture has already called a handler: *checkout*But test_it runs many times, *"])
 
 
 # --- misuse ---------------------------------------------------------------------------------------------------------
@@ -517,37 +517,37 @@ def test_fixture_that_calls_a_handler_is_refused(pytester: pytest.Pytester, test
         ),
         (
             "@pytest.mark.every_crash_point(orders='some')\ndef test_it(simulator): pass",
-            "every_crash_point: orders is 'all' or a whole number from 1, not 'some'",
+            "every_crash_point: orders must be 'all' or an integer of at least 1, not 'some'",
         ),
         (
             "@pytest.mark.every_crash_point(max_runs=0)\ndef test_it(simulator): pass",
-            "every_crash_point: max_runs is a whole number from 1, not 0",
+            "every_crash_point: max_runs must be an integer of at least 1, not 0",
         ),
         (
             "@pytest.mark.every_crash_point(mode='http2')\ndef test_it(simulator): pass",
-            "every_crash_point: mode is 'bidirectional' or 'request_response', not 'http2'",
+            "every_crash_point: mode must be 'bidirectional' or 'request_response', not 'http2'",
         ),
         (
             "@pytest.mark.every_crash_point(setup='clear')\ndef test_it(simulator): pass",
-            "every_crash_point: setup is a function without arguments, not 'clear'",
+            "every_crash_point: setup must be a function without arguments, not 'clear'",
         ),
         (
             "@pytest.mark.every_crash_point\ndef test_it(): pass",
-            "test_it is marked with every_crash_point, and does not use the fixture 'simulator': *",
+            "test_it is marked with every_crash_point, but does not use the fixture 'simulator', *",
         ),
         (
             "import unittest\nclass TestIt(unittest.TestCase):\n"
             "    @pytest.mark.every_crash_point\n    def test_it(self): pass",
-            "test_it is marked with every_crash_point, and does not use the fixture 'simulator': *",
+            "test_it is marked with every_crash_point, but does not use the fixture 'simulator', *",
         ),
         (
             "@pytest.fixture\ndef simulator(): return 1\n@pytest.mark.every_crash_point\ndef test_it(simulator): pass",
-            "test_it is marked with every_crash_point, and its fixture 'simulator' is not the one of restate_steps*",
+            "test_it is marked with every_crash_point, but its fixture 'simulator' is not that of restate_steps*",
         ),
         (
             "import hypothesis\n@pytest.mark.every_crash_point\n@hypothesis.given(hypothesis.strategies.integers())\n"
             "def test_it(simulator, number): pass",
-            "test_it is marked with every_crash_point, and draws examples with hypothesis: *",
+            "test_it is marked with every_crash_point, but draws examples with hypothesis. *",
         ),
         (
             "@pytest.fixture\ndef restate_app(): return 1\n"
@@ -617,9 +617,9 @@ def test_budget_of_runs(pytester: pytest.Pytester, testfile: TestFile, options: 
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--restate-explore=many", "*--restate-explore: 'many' is not a number of runs*"),
-        ("--restate-explore=-1", "*--restate-explore: '-1' is not a number of runs*"),
-        ("--restate-schedule=!a", "*--restate-schedule: '!a' is no schedule. One looks like *"),
+        ("--restate-explore=many", "*--restate-explore: the number of runs must be a non-negative integer, not *"),
+        ("--restate-explore=-1", "*--restate-explore: the number of runs must be a non-negative integer, not '-1'*"),
+        ("--restate-schedule=!a", "*--restate-schedule: '!a' is not a schedule. Pass one *, such as *"),
         ("--restate-server=nowhere", "*--restate-server: there is no file '*nowhere'."),
     ],
 )
@@ -1038,8 +1038,8 @@ def test_fixtures_are_described(pytester: pytest.Pytester) -> None:
             "restate_server [[]session scope[]] -- *",
             "restate_replay_server [[]session scope[]] -- *",
             "simulator -- *",
-            "    Plays the server for the application that the fixture restate_app returns: *",
-            "    The application that the fixture simulator simulates. Define your own: it returns restate.app(*",
+            "    A restate_steps.testing.Simulator, which plays the server for the application of *",
+            "    The application for the fixture simulator. Define your own, which returns restate.app(*",
         ]
     )
 

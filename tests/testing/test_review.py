@@ -140,7 +140,7 @@ def test_what_would_pass_without_having_tested_anything() -> None:
 
     with pytest.raises(SimulationError, match="setup is a coroutine function"):
         explore(app, one, setup=setup)
-    with pytest.raises(SimulationError, match="no coroutine function"):
+    with pytest.raises(SimulationError, match="not a coroutine function"):
         explore(app, scenario=plain)
     with pytest.raises(SimulationError, match="not both"):
         explore(app, one, scenario=calls)
@@ -152,7 +152,7 @@ def test_a_schedule_that_no_longer_fits_is_told_of(schedule: str) -> None:
     [finding] = explore(app, one, schedule=schedule).findings
 
     assert finding.problem == "unrepeatable"
-    assert "explore it anew" in finding.why
+    assert "explore it again" in finding.why
 
 
 @pytest.mark.parametrize("schedule", ["", "!3", "!2~", "replay:!3", "x1"])

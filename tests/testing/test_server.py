@@ -798,7 +798,7 @@ class TestLook:
             with pytest.raises(restate.HttpError) as caught:
                 await env.attach(failed.invocation_id)
             assert 418 == caught.value.status_code
-            with pytest.raises(TimeoutError, match="has not ended"):
+            with pytest.raises(TimeoutError, match="did not end"):
                 await env.attach(hanging.invocation_id, timeout=0.05)
 
 

@@ -1,11 +1,11 @@
-"""Run a handler under every order of events and every crash, and say whether it survives.
+"""Run a handler under every order of events and every crash, and report whether it survives.
 
-E1. Every run starts from nothing and follows a :class:`Schedule`; so each can be had again, and shortened.
-E2. A crash is placed at every *distinct* prefix of the journals: where the same was stored before, nothing new can
-    come of it. Random ids and times make no prefix distinct: see ``_simulation.opaque``. The method is that of
-    ``../simulator``: it finds what random crashes do not.
-E3. A cancellation is placed at every distinct moment at which nothing can run by itself, before and after a crash.
-E4. What is tried next is drawn from a seed, so that a budget that runs out leaves a fair sample, and the same one.
+E1. Every run starts from scratch and follows a :class:`Schedule`, so it can be repeated and shortened.
+E2. A crash is placed at every *distinct* prefix of the journals. Another crash at the same stored prefix would find
+    nothing new. Prefixes that differ only in random ids and times are the same: see ``_simulation.opaque``. This finds
+    bugs that random crashes miss.
+E3. A cancellation is placed at every distinct moment at which the handler is idle, before and after a crash.
+E4. A seeded generator draws what to try next, so a budget that runs out leaves a fair and repeatable sample.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from restate_steps.testing._simulation.timeline import shortened
 __all__ = ["Exploration", "Finding", "Perform", "Report", "explore", "explore_all", "explore_one"]
 
 Perform: TypeAlias = Callable[[Schedule, Random | None], tuple[Run, Simulator]]
-"""Runs something under a schedule; the choices after its own are drawn, if there is something to draw them with."""
+"""Runs something under a schedule. With a ``Random``, it draws the choices that the schedule does not give."""
 
 _PROGRESS_AFTER: Final = 2.0
 _PROGRESS_EVERY: Final = 0.2
@@ -43,16 +43,16 @@ _FIRST_RUN_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that went wrong, and the shortest schedule that was found for it.
+    """A problem, and the shortest schedule found that reproduces it.
 
     Attributes:
-        problem: What kind of thing: ``"mismatch"`` (a replay took another way), ``"stuck"``, ``"paused"``,
-            ``"twice"`` (a recorded step ran again), ``"answer"`` (a crash changed the answer), ``"unrepeatable"``,
-            ``"assertion"`` or ``"error"`` (of the scenario or the check).
-        why: The same as a sentence, with details.
-        schedule: The schedule; ``explore(..., schedule=str(finding.schedule))`` runs exactly it.
-        timeline: What happened, line by line.
-        error: The exception, where there was one.
+        problem: The kind of problem: ``"mismatch"`` (a replay does not match the journal), ``"stuck"``, ``"paused"``,
+            ``"twice"`` (a recorded step ran again), ``"answer"`` (a crash changed the answer), ``"unrepeatable"`` (the
+            same schedule led to a different run), ``"assertion"`` or ``"error"`` (from the scenario or the check).
+        why: The problem as a sentence, with details.
+        schedule: The schedule; ``explore(..., schedule=str(finding.schedule))`` runs exactly this one.
+        timeline: The events of the run, line by line.
+        error: The exception, if there was one.
     """
 
     problem: Problem
@@ -67,22 +67,23 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """What an exploration has found.
+    """The result of an exploration.
 
     Attributes:
-        schedules: How many runs there were without a crash.
-        prefixes: How many distinct prefixes of journals were resumed after a crash.
-        cancellations: In how many of all these runs the handler was cancelled.
-        seconds: How long it took.
-        complete: Whether every order and every crash within the limits was tried, and not only a sample.
-        left_out: What was not tried, a line each; empty if the exploration is complete.
-        outcomes: What clients ended up with, each with a schedule that leads there.
-        findings: What went wrong, each with the shortest schedule for it; empty if nothing did.
-        most_runs: How often the body of each step ran at most, by name: more than once is an at-least-once window.
-        windows: A schedule for each step whose body ran more than once.
-        seed: What the order of trying was drawn from.
-        unread_failures: Steps and calls that failed in some run without the handler having read their result.
-        random_steps: The steps whose results differed from run to run, so that some orders could not be tried.
+        schedules: The number of runs without a crash.
+        prefixes: The number of distinct journal prefixes that were resumed after a crash.
+        cancellations: The number of these runs in which the handler was cancelled.
+        seconds: The duration of the exploration.
+        complete: True if every order and every crash within the limits was tried, and not only a sample.
+        left_out: What was not tried, one line each; empty if the exploration is complete.
+        outcomes: The distinct outcomes for the client, each with a schedule that leads to it.
+        findings: The problems found, each with its shortest schedule; empty if there are none.
+        most_runs: The largest number of times that the body of each step ran in one run, by name. More than once means
+            at-least-once.
+        windows: A schedule for each step whose body ran more than once after a crash.
+        seed: The seed of the exploration.
+        unread_failures: Steps and calls that failed in some run, and whose results the handler never read.
+        random_steps: The steps whose results differ from run to run, so that some orders could not be tried.
     """
 
     schedules: int = 0
@@ -101,35 +102,35 @@ class Report:
 
     @property
     def runs(self) -> int:
-        """How many runs there were."""
+        """The number of runs."""
         return self.schedules + self.prefixes
 
     @property
     def rate(self) -> float:
-        """How many runs there were a second."""
+        """The number of runs per second."""
         return self.runs / self.seconds if self.seconds else 0.0
 
     def assert_replay_safe(self) -> None:
-        """Fail unless everything went well in every run.
+        """Fail unless every run succeeded.
 
-        No replay asked for something else than was recorded, nothing hung, no recorded step ran again, no crash
-        changed an answer, and the scenario and the check had nothing to complain of.
+        That is: every replay matched the journal, nothing hung, no recorded step ran again, no crash changed an
+        answer, and neither the scenario nor the check failed.
 
         Raises:
-            NotReplaySafeError: Something went wrong; the message has the shortest schedule and its timeline.
+            NotReplaySafeError: There are findings; the message has the shortest schedules and their timelines.
         """
         __tracebackhide__ = True
         if self.findings:
             shown = "\n\n".join(str(finding) for finding in self.findings[:_SHOWN_FINDINGS])
             first = self.findings[0]
-            # What the simulator itself has to say is in the message.
+            # The message already has the simulator's own errors.
             cause = None if first.problem in ("mismatch", "stuck") else first.error
             raise NotReplaySafeError(f"{self.summary()}\n\n{shown}") from cause
 
     def assert_one_answer(self) -> None:
-        """Fail unless every run gave the same answer, whatever the order of events.
+        """Fail unless every run gave the same answer, regardless of the order of events.
 
-        A handler that races may rightly have several.
+        For a handler that races, several answers may be correct.
 
         Raises:
             NotReplaySafeError: There are several answers; the message has a schedule for each.
@@ -140,7 +141,7 @@ class Report:
             raise NotReplaySafeError(f"there are {len(self.outcomes)} answers:\n{lines}")
 
     def summary(self) -> str:
-        """Return the report in a few lines."""
+        """Return a summary of a few lines."""
         covered = "all there are" if self.complete else "a sample"
         lines = [
             f"explored {self.schedules:,} schedules and {self.prefixes:,} resumed prefixes, {covered}, "
@@ -167,27 +168,27 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A schedule to try, and what is known of it before."""
+    """A schedule to try, and what is known about it."""
 
     schedule: Schedule
     random: bool = False
     crash: bool = False
     before: Run | None = field(default=None, compare=False, repr=False)
-    """The run of which this is to be another order."""
+    """The run that this job varies."""
 
 
 class Exploration:
-    """Says which schedule to try next, and takes what came of it.
+    """Choose the next schedule to try, and collect the results.
 
     Args:
-        crashes: How many crashes a run may have.
-        orders: ``"all"`` for every order of events, or how many orders to draw.
-        max_runs: After how many runs to stop.
-        max_seconds: After how many seconds to stop.
-        seed: What the order of trying is drawn from.
-        stop_at: After how many findings to stop.
-        every_order: Whether every order of results can come about without a crash. Not so over HTTP/1.1: there all
-            bodies that run end before anything goes on, and a crash can rightly give an answer of its own.
+        crashes: The maximum number of crashes in a run.
+        orders: ``"all"`` for every order of events, or the number of orders to draw.
+        max_runs: The number of runs after which to stop.
+        max_seconds: The number of seconds after which to stop.
+        seed: The seed of the exploration.
+        stop_at: The number of findings after which to stop.
+        every_order: True if every order of results can occur without a crash. Over HTTP/1.1 it cannot: all running
+            bodies end before the handler continues, so an answer that only a crash gives may be correct.
     """
 
     def __init__(
@@ -204,15 +205,15 @@ class Exploration:
         for name, value, least in (("crashes", crashes, 0), ("max_runs", max_runs, 1), ("orders", orders, 1)):
             if (name, value) != ("orders", "all") and not (isinstance(value, int) and value >= least):
                 also = "'all' or " if name == "orders" else ""
-                raise SimulationError(f"{name} is {also}a whole number from {least}, not {value!r}.")
+                raise SimulationError(f"{name} must be {also}an integer of at least {least}, not {value!r}.")
         self.report = Report(seed=seed)
         self._crashes, self._orders, self._every_order = crashes, orders, every_order
         self._max_runs, self._max_seconds, self._stop_at = max_runs, max_seconds, stop_at
         self._random = Random(seed)
         self._began = time.perf_counter()
         self._seen: set[int] = set()
-        # Four heaps of work: other orders, crashes, cancellations, and other orders after one of these. The last is
-        # endless for any handler of some size, and finds least: it is taken from when the others are empty.
+        # Other orders after a crash or a cancellation come last: there is no end of them for all but small handlers,
+        # and they find the least.
         self._new_orders: list[_Job] = []
         self._new_crashes: list[_Job] = []
         self._new_cancellations: list[_Job] = []
@@ -226,7 +227,7 @@ class Exploration:
         self._calm: list[Outcome] = []
 
     def next(self) -> _Job | None:
-        """Return what to try next; None when there is nothing left, or the budget is used up."""
+        """Return the next job; None if nothing is left, or the budget is used up."""
         report = self.report
         report.seconds = time.perf_counter() - self._began
         if len(report.findings) >= self._stop_at:
@@ -236,7 +237,7 @@ class Exploration:
         if not (self._first or self._later or any(heaps)):
             self._end()
             return None
-        # However small the budget is, nothing counts as explored that was not run at all.
+        # Even the smallest budget gets one run: without any, nothing would have been explored.
         if report.runs and report.runs >= self._max_runs:
             self._leave_out(f"after {self._max_runs:,} runs (max_runs)")
             return None
@@ -246,7 +247,7 @@ class Exploration:
         if self._first:
             return self._first.pop(0)
         self._turn += 1
-        # Each in its turn.
+        # Take turns among the heaps.
         filled = [heap for heap in heaps if heap] or [self._later]
         heap = filled[self._turn % len(filled)]
         index = self._random.randrange(len(heap))
@@ -254,11 +255,11 @@ class Exploration:
         return heap.pop()
 
     def random_for(self, job: _Job) -> Random | None:
-        """Return what draws the choices of a job, if they are to be drawn."""
+        """Return a generator for a job's choices; None if they are not random."""
         return Random(self._random.random()) if job.random else None
 
     def take(self, job: _Job, run: Run) -> Run:
-        """Take what came of a job; the run is returned, with a problem if there is one."""
+        """Record the run of a job, and return it, with a problem if there is one."""
         report = self.report
         if job.crash:
             report.prefixes += 1
@@ -275,10 +276,10 @@ class Exploration:
         return run
 
     def does_not_fit(self, job: _Job, run: Run) -> bool:
-        """Return whether a schedule did not fit because a step has returned something else than in the run before.
+        """Return whether a schedule did not fit because a step returned a different result than in the run before.
 
-        It is recorded, so the handler may rightly go another way. What a body returns that runs again after a crash
-        does not count.
+        The result is recorded, so the handler may correctly take another path. Results of bodies that run again
+        after a crash do not count.
         """
         if job.before is None:
             return False
@@ -293,12 +294,12 @@ class Exploration:
         return True
 
     def run_out_of_time(self) -> None:
-        """Record that the time is used up, perhaps within a run."""
+        """Record that the time is used up, perhaps in the middle of a run."""
         self.report.seconds = time.perf_counter() - self._began
         self._leave_out(f"after {self._max_seconds:g} s (max_seconds)")
 
     def _leave_out(self, when: str) -> None:
-        """Record that it stopped although something was left to try."""
+        """Record that the exploration stopped with work left."""
         heaps = {
             "other orders": self._new_orders,
             "crashes": self._new_crashes,
@@ -312,7 +313,7 @@ class Exploration:
         ]
 
     def _end(self) -> None:
-        """Record that nothing is left to try."""
+        """Record that no work is left."""
         report = self.report
         if self._orders != "all":
             report.left_out.append(f"every order but the {self._orders:,} that were drawn (orders)")
@@ -324,9 +325,9 @@ class Exploration:
         return [f"some orders, because the results of steps differ from run to run: {names}"] if names else []
 
     def finish(self) -> list[tuple[Outcome, Run]]:
-        """Return the answers that only a crash gives, where every order without one was tried.
+        """Return the answers that only a crash gives, if every order without a crash was tried.
 
-        Where steps return what is new each time, an answer that is new says nothing.
+        If results of steps are random, a new answer proves nothing, so there are none.
         """
         if self._has_random_results or not (self.report.complete and self._every_order):
             return []
@@ -345,7 +346,7 @@ class Exploration:
             self._crash_only.append((outcome, run))
 
     def _plan(self, job: _Job, run: Run) -> None:
-        """Note what else could have happened in this run."""
+        """Plan the alternatives to a run: other orders, cancellations and crashes."""
         schedule, made = run.schedule, run.schedule.choices
         given = len(job.schedule.choices)
         if self._orders == "all":
@@ -356,7 +357,7 @@ class Exploration:
                     heap.append(_Job(replace(schedule, choices=(*made[:at], other)), crash=job.crash, before=run))
         for moment in run.moments:
             key = hash((moment.fingerprint, moment.crashes, schedule.always_replay))
-            # Before the last crash all is as it was without that crash.
+            # Up to the last crash, the run is the same as without that crash.
             if moment.crashes == len(schedule.crashes) and key not in self._seen:
                 self._seen.add(key)
                 cancelled = replace(schedule, choices=made[: moment.choices], cancel=moment.number)
@@ -364,10 +365,10 @@ class Exploration:
         if len(schedule.crashes) >= self._crashes:
             return
         for point in run.points:
-            # Before the last crash all is as it was without that crash.
+            # Up to the last crash, the run is the same as without that crash.
             if point.crashes < len(schedule.crashes) or not point.cancelled:
                 continue
-            # A result that gets lost twice is another thing than one that gets lost once.
+            # Losing a result twice differs from losing it once.
             key = hash((point.fingerprint, len(schedule.crashes)))
             if key in self._seen:
                 continue
@@ -400,41 +401,42 @@ def explore(
 ) -> Report:
     """Run a handler under every order of events and every crash that the budget allows.
 
-    Each run starts from nothing. What is chosen: the order in which steps end, calls return and time passes; whether
-    the handler is suspended at every wait; between which two messages the service's process is killed; and, if asked
-    for, when an operator cancels the invocation.
+    Each run starts from scratch. The runs vary the order in which steps end, calls return and time passes; whether the
+    handler is suspended at every wait; between which two messages the service's process is killed; and, with
+    ``cancel``, when an operator cancels the invocation.
 
     Args:
         app: The application, as ``restate_steps.app(...)`` returns it.
         handler: The handler's function, or ``"Service/handler"``.
-        arg: Its argument; leave it out for a handler that takes none.
+        arg: The handler's argument; omit it for a handler without one.
         key: The key, for a handler of a Virtual Object or a workflow.
-        scenario: Instead of a handler: a coroutine function that is given a :class:`Simulator` and does what a client
-            does, for example send, resolve an awakeable, and return the result.
+        scenario: Used instead of a handler: a coroutine function that takes a :class:`Simulator` and acts as the
+            client. For example, it sends a request, resolves an awakeable, and returns the result.
         setup: Called before each run, to reset what steps have changed.
-        forget: Called after each crash, to take away what only the process knew: a cache, or what else a module keeps.
-            It is one Python process that plays them all, so nothing else takes it away.
-        check: Called after each run with its simulator; it raises or returns False if something is wrong, for example
-            if an effect was doubled.
-        crashes: How many crashes a run may have.
-        cancel: Whether to cancel the invocation as well, once, at every distinct moment at which nothing can run by
-            itself; of several invocations, the oldest one that has not ended.
-        orders: ``"all"``, or how many orders to draw.
-        max_runs: After how many runs to stop.
-        max_seconds: After how many seconds to stop, within a run if need be.
-        seed: What the order of trying is drawn from: the same one tries the same.
-        schedule: Run only this schedule, as it was printed by an earlier report.
+        forget: Called after each crash, to clear a process's memory, such as a cache or module state. All runs share
+            one Python process, so a crash does not clear it.
+        check: Called after each run with its simulator. It raises, or returns False, if something is wrong: for
+            example, if an effect happened twice.
+        crashes: The maximum number of crashes in a run.
+        cancel: Also cancel the invocation, once, at every distinct moment at which the handler is idle. If there are
+            several invocations, the oldest one that has not ended is cancelled.
+        orders: ``"all"``, or the number of orders to draw.
+        max_runs: The number of runs after which to stop.
+        max_seconds: The number of seconds after which to stop, in the middle of a run if necessary.
+        seed: The seed that determines what is tried next; the same seed tries the same schedules.
+        schedule: Run only this schedule, as printed in an earlier report.
         version: The version of the service protocol, 6 or 7.
         mode: See :func:`simulate`.
         journal_value_codec: See :func:`simulate`.
-        progress: Whether to show on stderr how far it is; left out, on a terminal.
+        progress: Show the progress on stderr; by default, only if stderr is a terminal.
 
     Returns:
-        What was found; see :meth:`Report.assert_replay_safe`.
+        The report; see :meth:`Report.assert_replay_safe`.
 
     Raises:
-        SimulationError: There is no such handler, the argument does not fit, or the scenario waits for something else.
-        TypeError: ``app`` is no Restate application.
+        SimulationError: There is no such handler, the argument does not fit, or the scenario awaits something that is
+            not the simulator.
+        TypeError: ``app`` is not a Restate application.
 
     Example:
         >>> import restate, restate_steps
@@ -450,7 +452,7 @@ def explore(
     """
     __tracebackhide__ = True
     if handler is not None and scenario is not None:
-        raise SimulationError("give a handler or a scenario, not both: the scenario calls the handler itself.")
+        raise SimulationError("pass a handler or a scenario, not both: a scenario calls the handler itself.")
     settings = RunSettings(
         app=app,
         manifest=read_manifest(app),
@@ -474,7 +476,7 @@ def explore(
     )
     if schedule is not None:
         return explore_one(performer, Schedule.parse(schedule), exploration)
-    # Each run keeps logs back; doing so once for all of them is cheaper.
+    # Each run silences logs; silencing them once for all runs is cheaper.
     limited = replace(settings, deadline=time.perf_counter() + max(max_seconds, _FIRST_RUN_SECONDS))
     with quiet():
         return explore_all(partial(perform, limited, plays), exploration, _Progress(progress, max_runs), performer)
@@ -483,13 +485,13 @@ def explore(
 def explore_all(
     perform: Perform, exploration: Exploration, progress: _Progress | None = None, again: Perform | None = None
 ) -> Report:
-    """Try what the exploration says, until it has nothing left; what goes wrong is shortened.
+    """Run the exploration's schedules until none is left, and shorten those that fail.
 
     Args:
-        perform: Runs a schedule, unless the time is used up.
-        exploration: Says what to try.
-        progress: Shows how far it is.
-        again: Runs a schedule however long it takes, to shorten what goes wrong; the same as ``perform`` if left out.
+        perform: Runs a schedule, within the time limit.
+        exploration: Chooses what to try.
+        progress: Shows the progress.
+        again: Runs a schedule without a time limit, to shorten failures; ``perform`` by default.
     """
     __tracebackhide__ = True
     report, again = exploration.report, again or perform
@@ -502,7 +504,7 @@ def explore_all(
         if exploration.does_not_fit(job, run):
             continue
         if run.problem is None and not simulator.driver.world.invocations:
-            raise SimulationError("no handler was called, so there is nothing to explore: is an `await` missing?")
+            raise SimulationError("no handler was called, so there is nothing to explore. Is an `await` missing?")
         exploration.take(job, run)
         report.unread_failures.update(simulator.driver.unread_failures)
         if run.problem is not None:
@@ -513,7 +515,7 @@ def explore_all(
     if suspects and not _answers_again(again, report):
         suspects = []
     for outcome, run in suspects:
-        run.problem, run.details = "answer", f"Without a crash {outcome} is never the answer."
+        run.problem, run.details = "answer", f"Without a crash, {outcome} is never the answer."
         report.findings.append(_finding(again, run.schedule, run))
     bar.clear()
     return report
@@ -524,7 +526,7 @@ def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) 
     run, simulator = perform(schedule, None)
     exploration.take(_Job(schedule, crash=bool(schedule.crashes)), run)
     if run.problem is None and (unused := _unused(schedule, run, simulator)):
-        run.problem, run.details = "unrepeatable", f"{unused} Has the handler changed? Then explore it anew."
+        run.problem, run.details = "unrepeatable", f"{unused} If the handler has changed, explore it again."
     report = exploration.report
     report.left_out = ["every schedule but the given one"]
     if run.problem is not None:
@@ -533,16 +535,16 @@ def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) 
 
 
 def _unused(schedule: Schedule, run: Run, simulator: Simulator) -> str:
-    """Say what of a schedule has found no place in its run."""
+    """Return which part of a schedule its run did not use; empty if none."""
     if len(run.widths) < len(schedule.choices):
-        return f"It has {len(schedule.choices)} choices, and there were only {len(run.widths)} to make."
+        return f"The schedule has {len(schedule.choices)} choices, but the run had only {len(run.widths)} to make."
     if simulator.driver.crash_at is not None:
-        return f"Its crash at {simulator.driver.crash_at.stored} messages never came."
-    return "Its cancellation never came." if simulator.driver.cancel_at is not None else ""
+        return f"The run never reached the schedule's crash at {simulator.driver.crash_at.stored} messages."
+    return "The run never reached the schedule's cancellation." if simulator.driver.cancel_at is not None else ""
 
 
 def _answers_again(perform: Perform, report: Report) -> bool:
-    """Whether the same schedule gives the same answer when it is run again."""
+    """Return whether a schedule gives the same answer when it runs again."""
     outcome, schedule = report.outcomes[0]
     run, _ = perform(schedule, None)
     return run.outcome == outcome
@@ -550,7 +552,7 @@ def _answers_again(perform: Perform, report: Report) -> bool:
 
 def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
     if handler is None:
-        raise SimulationError("there is nothing to explore: give a handler, or a scenario.")
+        raise SimulationError("there is nothing to explore: pass a handler or a scenario.")
 
     async def scenario(simulator: Simulator) -> Any:
         __tracebackhide__ = True
@@ -566,7 +568,7 @@ def _finding(perform: Perform, schedule: Schedule, run: Run) -> Finding:
 
 
 def _shortest(perform: Perform, job: _Job, run: Run) -> Finding:
-    """Take away from a schedule whatever it can do without."""
+    """Shorten a schedule as long as it shows the same problem."""
     if run.problem == "answer":
         return _finding(perform, run.schedule.trimmed(), run)
     best, best_run = run.schedule.trimmed(), run
@@ -591,7 +593,7 @@ def _shortest(perform: Perform, job: _Job, run: Run) -> Finding:
 
 
 def _smaller(schedule: Schedule) -> list[Schedule]:
-    """Return what is simpler than a schedule, the greatest step first."""
+    """Return simpler variants of a schedule, the simplest first."""
     choices, crashes = schedule.choices, schedule.crashes
     found = [replace(schedule, crashes=crashes[:at] + crashes[at + 1 :]) for at in range(len(crashes))]
     if schedule.always_replay:
@@ -615,7 +617,7 @@ def _smaller(schedule: Schedule) -> list[Schedule]:
 
 
 class _Progress:
-    """One line on stderr that is written again and again."""
+    """A progress line on stderr that is overwritten."""
 
     def __init__(self, wanted: bool | None, of: int) -> None:
         self._wanted = sys.stderr.isatty() if wanted is None else wanted

@@ -1,10 +1,10 @@
-"""Run one test under schedule after schedule; the hooks and fixtures of pytest are in ``_restate_steps_pytest``.
+"""Run one test under many schedules. The pytest hooks and fixtures are in ``_restate_steps_pytest``.
 
-P1. What a run does is what the test does: it is run by whoever runs it without the marker, on the same event loop.
-P2. The fixture ``simulator`` is one object for all runs, so that what other fixtures have made of it goes on to work;
-    at the beginning of a run it is as new.
-P3. A test that fails without any crash, and with events in the usual order, fails as without the marker.
-P4. What ends a test without failing it (a skip, an expected failure, an interruption) ends the exploration.
+P1. Each run is a normal call of the test: the same plugin runs it as without the marker, on the same event loop.
+P2. The fixture ``simulator`` is one object for all runs, so that objects that other fixtures derived from it keep
+    working. It is reset before each run.
+P3. A test that fails without a crash, with events in the default order, fails as it does without the marker.
+P4. Whatever ends a test without failing it (a skip, an expected failure, an interruption) ends the exploration.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class _Test:
             version=plan.version,
             mode=plan.mode,
         )
-        # Who looks at logs wants to see them.
+        # A test with caplog expects to see the logs.
         self.logs = "caplog" in getattr(item, "fixturenames", ())
 
     def __call__(self, schedule: Schedule, random: Random | None = None) -> tuple[Run, Simulator]:
-        """Run it once."""
+        """Run the test once."""
         __tracebackhide__ = True
         simulator, run = begin_run(self._settings, schedule, random)
         self._held.driver, self._held.choices = simulator.driver, simulator.choices
@@ -68,7 +68,7 @@ class _Test:
             simulator.close()
             raise raised
         if isinstance(error, (TerminalError, pytest.fail.Exception)):
-            # The test has failed with it, where a scenario would have ended with it.
+            # In a scenario this would be the outcome; here it has failed the test.
             run.problem = run.problem or ("error" if isinstance(error, TerminalError) else "assertion")
             run.error = error
         end_run(self._settings, simulator, run, None if run.error is not None else error, None)
@@ -78,30 +78,30 @@ class _Test:
 
 
 def _alone(error: BaseException | None) -> BaseException | None:
-    """Take an error out of the group that a task group has made of it."""
+    """Return the only error in a group, or the error itself if it is not such a group."""
     grouped = issubclass(type(error), BaseExceptionGroup)
     inside: Sequence[BaseException] = getattr(error, "exceptions", ()) if grouped else ()
     return _alone(inside[0]) if len(inside) == 1 else error
 
 
 def _ends_all(error: BaseException | None) -> bool:
-    """Return whether an error is no finding: it would be the same in every run."""
+    """Return whether an error would be the same in every run, and so is not a finding."""
     if isinstance(error, SimulationError):
         return not isinstance(error, (StuckError, InvocationPausedError))
     return isinstance(error, pytest.xfail.Exception)
 
 
 def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> None:
-    """Run a test under one schedule after the other, as its marker and the options say.
+    """Run a test under many schedules, as its marker and the options say.
 
     Raises:
-        NotReplaySafeError: Something goes wrong under one of them.
+        NotReplaySafeError: The test fails under one of them.
     """
     __tracebackhide__ = True
     if held.invocations:
         pytest.fail(
-            f"{item.name} is run again and again, each time from nothing, but a fixture has called a handler already: "
-            f"{held.invocations}. Call it in the test, so that it happens in each run.",
+            f"A fixture has already called a handler: {held.invocations}. But {item.name} runs many times, each time "
+            "from scratch. Call the handler in the test, so that each run calls it.",
             pytrace=False,
         )
     test = _Test(item, plan, held, runtest)
@@ -121,7 +121,7 @@ def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callab
     item.user_properties.append((EXPLORED, _numbers(report)))
     if report.findings:
         finding = report.findings[0]
-        # Once more, so that the output and the logs that are shown are those of this run alone.
+        # Run it once more, so that pytest shows the output and logs of this run only.
         _forget_output(item.config)
         test.logs = True
         again, _ = test(finding.schedule)
@@ -130,7 +130,7 @@ def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callab
 
 
 def _run_one(test: _Test, schedule: Schedule) -> None:
-    """Run it once, and fail with the error itself, so that a debugger stops in the test."""
+    """Run a test once, and raise the error itself, so that a debugger stops in the test."""
     __tracebackhide__ = True
     test.logs = True
     run, simulator = test(schedule)
@@ -141,15 +141,15 @@ def _run_one(test: _Test, schedule: Schedule) -> None:
 
 
 def _text(item: pytest.Item, finding: Finding, report: Report) -> str:
-    # The error itself is shown before, as the cause.
+    # The traceback shows the whole error before this text, as the cause.
     what = finding.why
     if finding.problem in ("assertion", "error"):
         what = f"the test fails: {type(finding.error).__name__}: {str(finding.error).partition(chr(10))[0]}"
     literal = shlex.quote(str(finding.schedule))
     return (
         f"{_under(finding.schedule)}: {what}\n\n{shortened(finding.timeline)}\n\n"
-        f"It was found after {report.schedules:,} schedules and {report.prefixes:,} prefixes with a crash. "
-        f"Run it alone:\n"
+        f"Found after {report.schedules:,} schedules and {report.prefixes:,} prefixes with a crash. "
+        f"To run only this schedule:\n"
         f"pytest {shlex.quote(item.nodeid)} --restate-schedule={literal}"
     )
 
@@ -159,7 +159,7 @@ def _under(schedule: Schedule) -> str:
 
 
 def _numbers(report: Report) -> dict[str, Any]:
-    """Return what the summary shows, as plain data: it may have to come from another process."""
+    """Return the numbers for the summary, as plain data: pytest-xdist sends them between processes."""
     covered = "all there are" if report.complete else "a sample"
     if report.findings:
         covered = "up to the first problem"

@@ -1,4 +1,4 @@
-"""Run a scenario once, under a schedule, and say how it ended."""
+"""Run a scenario once under a schedule, and report how it ended."""
 
 from __future__ import annotations
 
@@ -29,42 +29,43 @@ from restate_steps.testing._simulation.world import Invocation, InvocationStatus
 __all__ = ["Moment", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
 Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
-"""What a client does: a coroutine function that is given the simulator, and returns what the client ends up with."""
+"""A client: a coroutine function that takes the simulator, and returns the client's outcome."""
 
 Problem: TypeAlias = Literal["mismatch", "stuck", "paused", "twice", "assertion", "error", "unrepeatable", "answer"]
 
 _ADVICE: Final = {
-    "mismatch": "a replay asked for something else than what is in the journal",
+    "mismatch": "a replay does not match the journal",
     "stuck": "nothing more can happen, and the invocation has not ended",
-    "paused": "the invocation fails again and again",
+    "paused": "every attempt of the invocation fails",
     "twice": "a step ran although its result was in the journal",
-    "assertion": "the scenario or the check says so",
+    "assertion": "an assertion of the scenario or the check failed",
     "error": "the scenario raised an exception",
-    "unrepeatable": "the same schedule went another way: the handler depends on something that is not in the journal",
+    "unrepeatable": "the same schedule led to a different run: the handler depends on something outside the journal",
     "answer": "a crash changed the answer",
 }
 
-_MEND_VALUE: Final = (
+_FIX_VALUE: Final = (
     "The command is the same, and only its value differs. So the order of tasks is not the cause: the value depends on "
     "something that is not recorded, such as a clock, random numbers or memory. check_deterministic finds the line."
 )
 
-_MEND_MISMATCH: Final = (
+_FIX_MISMATCH: Final = (
     "Under restate.app, asyncio's tasks do not follow the order of the journal: serve the handler with "
-    "restate_steps.app. A clock, random numbers and the like outside of steps are found by check_deterministic."
+    "restate_steps.app. If it uses a clock, random numbers or the like outside of steps, check_deterministic finds the "
+    "line."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A moment of a run at which a crash can fall.
+    """A point in a run at which a crash can happen.
 
     Attributes:
         crash: The crash.
-        fingerprint: The same number where the same is stored, and the same gets lost.
-        choices: How many choices had been made by then.
-        crashes: How many crashes there had been before.
-        cancelled: Whether the cancellation had come by then, if there is to be one.
+        fingerprint: A number that is equal for points with the same stored messages and the same lost result.
+        choices: The number of choices made so far.
+        crashes: The number of crashes so far.
+        cancelled: True if the cancellation has happened, or the schedule has none.
     """
 
     crash: Crash
@@ -76,13 +77,13 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A moment of a run at which a cancellation can come.
+    """A moment in a run at which a cancellation can happen.
 
     Attributes:
-        number: Its number, counted from 1.
-        fingerprint: The same number where all stands the same.
-        choices: How many choices had been made by then.
-        crashes: How many crashes there had been by then.
+        number: The number of the moment, counted from 1.
+        fingerprint: A number that is equal for moments with the same state.
+        choices: The number of choices made so far.
+        crashes: The number of crashes so far.
     """
 
     number: int
@@ -93,16 +94,16 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The messages that the server stored during a run, in order, each with its invocation."""
+    """The messages that the server stored in a run, in order, each with its invocation."""
 
     stored: Sequence[tuple[Invocation, Frame]] = ()
 
     def random_result_in(self, other: History, first: int | None) -> str | None:
-        """Return the step that has another result in another run, up to where the two part; None if none has.
+        """Return the step whose result is the first difference from another run; None if there is no such step.
 
         Args:
-            other: The other run.
-            first: How many messages to look at; all if None.
+            other: The history of the other run.
+            first: The number of messages to compare; None for all.
         """
         for (mine, frame), (theirs, again) in zip(self.stored[:first], other.stored[:first], strict=False):
             if frame == again and mine.id == theirs.id:
@@ -120,7 +121,7 @@ class Run:
 
     schedule: Schedule
     widths: list[int] = field(default_factory=list[int])
-    """How many options there were at each choice."""
+    """The number of options at each choice."""
     points: list[Point] = field(default_factory=list[Point])
     moments: list[Moment] = field(default_factory=list[Moment])
     outcome: Outcome | None = None
@@ -136,17 +137,17 @@ class Run:
 
     @property
     def why(self) -> str:
-        """What is wrong with it, as a sentence."""
+        """The problem as a sentence."""
         if self.problem is None:
-            return "it went well"
+            return "no problem"
         told = f"{_ADVICE[self.problem]}. {self.details or self.error or ''}".rstrip()
         if self.problem != "mismatch":
             return told
-        return f"{told}\n{_MEND_VALUE if _differs_in_value(told) else _MEND_MISMATCH}"
+        return f"{told}\n{_FIX_VALUE if _differs_in_value(told) else _FIX_MISMATCH}"
 
 
 def _differs_in_value(message: str) -> bool:
-    """Return whether the VM says that the same command has another value, and nothing else."""
+    """Return whether the VM reports the same command with a different value, and no other difference."""
     _, found, differences = message.partition("- Difference:\n")
     names = [line.strip().partition(":")[0] for line in differences.splitlines() if line.startswith("   ")]
     return bool(found) and bool(names) and set(names) <= {"value", "parameter"}
@@ -154,7 +155,7 @@ def _differs_in_value(message: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """What is the same for every run of an exploration."""
+    """The settings shared by all runs of an exploration."""
 
     app: ASGIApp
     manifest: Manifest
@@ -170,7 +171,7 @@ class RunSettings:
 
 
 class _Chooser:
-    """Takes the choices of a schedule, then the first option, or a random one."""
+    """Makes the choices of a schedule, and then chooses the first option, or a random one."""
 
     def __init__(self, run: Run, random: Random | None) -> None:
         self._run, self._random = run, random
@@ -185,7 +186,7 @@ class _Chooser:
             chosen = self._random.randrange(len(options)) if self._random is not None else 0
         if chosen >= len(options):
             self._run.problem = "unrepeatable"
-            self._run.details = f"At choice {at + 1} there is no option {chosen + 1} any more, of {len(options)}."
+            self._run.details = f"Choice {at + 1} takes option {chosen + 1}, but there are only {len(options)}."
             chosen = 0
         self.made.append(chosen)
         self._run.widths.append(len(options))
@@ -193,10 +194,10 @@ class _Chooser:
 
 
 def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> tuple[Simulator, Run]:
-    """Set up, and return a simulator that follows a schedule, and what will tell how it went."""
+    """Call ``setup``; return a simulator that follows a schedule, and the run that it records into."""
     if settings.setup is not None and inspect.iscoroutine(begun := settings.setup()):
         begun.close()
-        raise SimulationError("setup is a coroutine function, which nobody would await: make it a plain function.")
+        raise SimulationError("setup is a coroutine function, and is never awaited. Make it a plain function.")
     run = Run(schedule)
     chooser = _Chooser(run, random)
     simulator = Simulator(
@@ -236,12 +237,12 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
 
 
 def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseException | None, value: Any) -> Run:
-    """Look at what came of a run, and close its simulator."""
+    """Record how a run ended, and close its simulator."""
     try:
         if simulator.driver.is_out_of_time:
             run.is_cut_short = True
         elif error is None:
-            # Two results with one value are not equal: their journals and attempts differ, as they may.
+            # Compare values only: the journals and attempts of a result may differ.
             run.outcome = Outcome("value", cast(Any, value).value if isinstance(value, Result) else value)
         elif isinstance(error, TerminalError):
             run.outcome = Outcome.of_failure(error)
@@ -261,7 +262,7 @@ def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseEx
 
 
 def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
-    """Let what goes on behind the answer come to its end, and find what went wrong without anybody's noticing."""
+    """Run everything that outlives the answer to its end, and find the problems that the client did not see."""
     world = simulator.driver.world
     simulator.driver.run_out()
     for invocation in world.invocations.values():
@@ -305,10 +306,10 @@ def _problem(error: BaseException) -> Problem:
 def perform(
     settings: RunSettings, scenario: Scenario, schedule: Schedule, random: Random | None = None
 ) -> tuple[Run, Simulator]:
-    """Run a scenario once; return how it went, and the simulator, closed, to look at what has happened.
+    """Run a scenario once; return the run, and the closed simulator for inspection.
 
     Raises:
-        SimulationError: The scenario waits for something that is not the simulator, or is no coroutine function.
+        SimulationError: The scenario is not a coroutine function, or awaits something that is not the simulator.
     """
     __tracebackhide__ = True
     with quiet():
@@ -318,7 +319,9 @@ def perform(
         try:
             coroutine: Any = scenario(simulator)
             if not inspect.iscoroutine(coroutine):
-                raise SimulationError(f"{scenario!r} is no coroutine function: a scenario is written with async def.")
+                raise SimulationError(
+                    f"{scenario!r} is not a coroutine function, which a scenario must be. Define it with async def."
+                )
             value = simulator.run(coroutine)
         except InvocationEndedError as ended:
             value = ended.value

@@ -1,4 +1,4 @@
-"""A schedule: which of several things happened at each point where there was a choice, and where the process died."""
+"""Schedules: which event happened at each choice, and where the process crashed."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ _CANCEL = "x"
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One run, so that it can be had again exactly.
+    """The choices of one run, which repeat it exactly.
 
-    It is written as ``1.0.2!7!12``: at the first point where more than one thing could happen the second one did, then
-    the first, then the third, and the first one ever after; the process was killed when 7 messages were stored, and
-    again at 12. ``!7~`` means that a step's result was on its way then, and got lost. ``x5`` before the crashes means
-    that an operator cancelled the handler when it had come to a rest for the fifth time. ``replay:`` before it all
-    means that the handler was suspended at every wait.
+    A schedule is written as ``1.0.2!7!12``. The first part has the choices: at the first point where several events
+    could happen, the second one did, then the first, then the third, and from then on always the first. ``!7!12``
+    means that the process was killed when 7 messages were stored, and again at 12. ``!7~`` means that the result of a
+    step was in transit at that moment, and was lost. ``x5`` before the crashes means that an operator cancelled the
+    handler when it was idle for the fifth time. The prefix ``replay:`` means that the handler was suspended at every
+    wait.
 
     Attributes:
-        choices: The index of what was chosen, at each point where there was more than one thing to choose from.
-        crashes: When the process was killed, in rising order.
-        always_replay: Whether the handler was suspended at every wait.
-        cancel: At which moment it was cancelled, counted from 1; None if it was not. A moment is when nothing can run
-            by itself.
+        choices: The index of the chosen event, for each point where several events could happen.
+        crashes: The points at which the process was killed, in ascending order.
+        always_replay: True if the handler was suspended at every wait.
+        cancel: The moment at which the handler was cancelled, counted from 1; None if it was not. A moment is a point
+            at which every handler waits for the next event.
 
     Example:
         >>> Schedule.parse("1.0.2!7").crashes
@@ -45,10 +46,10 @@ class Schedule:
 
     @classmethod
     def parse(cls, text: str | Schedule) -> Schedule:
-        """Read a schedule that was printed.
+        """Parse a printed schedule.
 
         Raises:
-            SimulationError: It is no schedule.
+            SimulationError: The text is not a schedule.
         """
         if isinstance(text, Schedule):
             return text
@@ -64,11 +65,11 @@ class Schedule:
             )
         except ValueError:
             raise SimulationError(
-                f"{text!r} is no schedule. One looks like '0.1.0!7'; it is printed by explore."
+                f"{text!r} is not a schedule. Pass one that explore has printed, such as '0.1.0!7'."
             ) from None
 
     def trimmed(self) -> Schedule:
-        """Return the same schedule without choices at its end that would be made anyway."""
+        """Return the schedule without trailing choices that are the default."""
         choices = self.choices
         while choices and choices[-1] == 0:
             choices = choices[:-1]
