@@ -174,10 +174,10 @@ class TestFile:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("no JSON", "is no recorded journal: JSONDecodeError"),
-            ("{}", "is no recorded journal: KeyError: 'format'"),
-            ("[]", "is no recorded journal: TypeError"),
-            ('{"format": 2}', "has the format 2, and this version of restate-steps reads 1"),
+            ("no JSON", "is not a recorded journal: JSONDecodeError"),
+            ("{}", "is not a recorded journal: KeyError: 'format'"),
+            ("[]", "is not a recorded journal: TypeError"),
+            ('{"format": 2}', "has the format 2, but this version of restate-steps reads 1"),
         ],
     )
     def test_what_is_no_journal_is_refused(self, text: str, said: str, tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ class TestFile:
         """Without its input a run cannot begin."""
         text = ran(recorded).to_text().replace('    {"type": "INPUT", "value": {"json": 1}},\n', "")
 
-        with pytest.raises(SimulationError, match="no whole journal"):
+        with pytest.raises(SimulationError, match="not a complete journal"):
             RecordedJournal.from_text(text)
 
     def test_a_journal_of_nobody_is_refused(self, tmp_path: Path) -> None:
@@ -364,14 +364,14 @@ class TestOtherWay:
 
         assert (1, "run reserve", "run book") == (error.entry, error.recorded, error.today)
         text = str(error)
-        assert "Shop/checkout: today's code goes another way" in text
-        assert "at entry 1 the journal has  run reserve\n  and today's code asks for   run book" in text
+        assert "Shop/checkout: today's code diverges from the journal" in text
+        assert "at entry 1 the journal has  run reserve\n  and today's code issues     run book" in text
         assert "      0  input 1\n  →   1  run reserve  → 1\n      2  run completion 1 = 'RESERVE'" in text
         assert "test_recorded.py:" in text
         assert 'await step("book")' in text
         assert "keep its old name in journals: @durable_step(name='reserve')" in text
         assert "the error 570" in text
-        assert "register it as one more deployment" in text
+        assert "register it as a new deployment" in text
 
     def test_renamed_in_a_branch(self) -> None:
         """A branch that is nothing but a step: the line is that of the wait for it."""
@@ -395,7 +395,7 @@ class TestOtherWay:
         error = differs(ran(recorded), handler)
 
         assert ("run reserve", "sleep nap") == (error.recorded, error.today)
-        assert "asks for something new here, or for the same things in another order" in str(error)
+        assert "issues a new command here, or the same commands in another order" in str(error)
 
     def test_left_out(self) -> None:
         """What is no longer asked for is named, if the journal goes on behind it."""
@@ -406,7 +406,7 @@ class TestOtherWay:
         error = differs(ran(recorded), handler)
 
         assert (1, "run charge") == (error.entry, error.today)
-        assert "The journal has it at entry 3. So today's code no longer asks for the entries 1 to 2" in str(error)
+        assert "The journal has it at entry 3. So today's code no longer issues the entries 1 to 2" in str(error)
 
     def test_argument(self) -> None:
         """A call with another argument: both arguments."""
@@ -459,7 +459,7 @@ class TestOtherWay:
         error = differs(ran(recorded), handler)
 
         assert (3, "run charge", 'the answer "RESERVE"') == (error.entry, error.recorded, error.today)
-        assert "ends here, and never asks for that and for what follows" in str(error)
+        assert "ends here, and never issues this entry and those after it" in str(error)
 
     def test_waits_too_early(self) -> None:
         """A wait that the recorded run did not have at this point."""
@@ -479,7 +479,7 @@ class TestOtherWay:
 
         assert (1, "run charge") == (error.entry, error.recorded)
         assert "a wait for something that the journal does not have" == error.today
-        assert "today's code waits before it asks for that" in str(error).lower()
+        assert "today's code waits before it issues that" in str(error).lower()
         assert "text = await answer" in str(error)
 
     def test_goes_on_after_the_end(self) -> None:
@@ -493,7 +493,7 @@ class TestOtherWay:
         error = differs(ran(recorded), handler)
 
         assert (7, "run audit") == (error.entry, error.today)
-        assert "goes on where the recorded run ended" in str(error)
+        assert "continues where the recorded run ended" in str(error)
         assert 'await step("audit")' in str(error)
         assert "570" not in str(error)
 
@@ -521,7 +521,7 @@ class TestOtherWay:
 
         assert ('"RESERVECHARGEMAIL"', '"reservechargemail"') == (error.recorded, error.today)
         assert "today's code answers differently" in str(error)
-        assert "runs in flight can go on" in str(error)
+        assert "runs in flight can continue" in str(error)
 
     def test_a_failure_for_an_answer(self) -> None:
         """A handler that ends with an error where it ended with a value."""
@@ -602,7 +602,7 @@ class TestOtherWay:
 
         for journal in (in_flight(before), ran(before)):
             error = differs(RecordedJournal(journal.origin, journal.frames[:3]), handler)
-            assert "waits for something that is not Restate's" in str(error)
+            assert "waits for something outside Restate" in str(error)
             assert "await asyncio.Event().wait()" in str(error)
 
     def test_no_such_handler(self) -> None:
@@ -610,7 +610,7 @@ class TestOtherWay:
         with pytest.raises(ReplayDifferenceError, match=r"no handler Shop/checkout today, only Shop/pay") as caught:
             replay(ran(recorded), shop(recorded, "pay"))
 
-        assert "Bring the handler back under its old name" in str(caught.value)
+        assert "Restore the handler under its old name" in str(caught.value)
 
     def test_no_such_service(self) -> None:
         """A service that is gone: which there are."""
@@ -687,7 +687,7 @@ class TestMany:
         """A test that replays nothing would pass for ever."""
         with pytest.raises(SimulationError, match="there is no recorded journal at"):
             replay(str(tmp_path / journals), shop(recorded))
-        with pytest.raises(SimulationError, match="none was given"):
+        with pytest.raises(SimulationError, match="no journal was passed"):
             replay([], shop(recorded))
 
 
@@ -886,7 +886,7 @@ class TestCommandLine:
         done = self.replays("charge", tmp_path)
 
         assert (1, "") == (done.returncode, done.stdout)
-        assert "error: journals/paid.json: Shop/checkout: today's code goes another way" in done.stderr
+        assert "error: journals/paid.json: Shop/checkout: today's code diverges from the journal" in done.stderr
         assert "Traceback" not in done.stderr
 
     def test_no_journal(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""Say how today's code differs from a recorded journal, so that a reader sees what to do."""
+"""Report how today's code differs from a recorded journal, and what to do about it."""
 
 from __future__ import annotations
 
@@ -20,24 +20,23 @@ __all__ = ["difference", "missing_handler"]
 
 _AROUND: Final = 3
 _WIDTH: Final = 100
-# What an attempt numbers or stamps anew; the SDK does not compare it either.
+# Numbers and times that differ from attempt to attempt; the SDK does not compare them either.
 _NOT_COMPARED: Final = frozenset({"completion_id", "invocation_id_completion_id", "invoke_time", "wake_up_time"})
 _STATE_READS: Final = (Kind.GET_EAGER_STATE, Kind.GET_LAZY_STATE)
 _KEY_READS: Final = (Kind.GET_EAGER_STATE_KEYS, Kind.GET_LAZY_STATE_KEYS)
 _FOREIGN_FILES: Final = re.compile(r"[/\\](restate|restate_steps|asyncio|pydantic_ai|pydantic_graph|anyio)[/\\]")
 
 _STUCK: Final = (
-    "A run in flight with such a journal would be stuck: Restate would try it again and again, each time with the "
-    "error 570."
+    "A run in flight with this journal would be stuck: Restate would retry it forever, each time with the error 570."
 )
-_GOES_ON: Final = (
-    "Runs in flight would not be stuck by this: they would go on with what is new. If that is meant, record the "
-    "journal again."
+_CONTINUES: Final = (
+    "Runs in flight would not be stuck: they would continue with the new code. If this is intended, record the journal "
+    "again."
 )
 _WAYS_OUT: Final = (
-    "If the change is not meant, take it back. If it is, keep it away from runs in flight: serve today's code at "
-    "another URL and register it as one more deployment (Restate lets a run end on the deployment it began on), or "
-    "give the handler another name."
+    "If the change is not intended, revert it. If it is, keep it away from runs in flight: serve today's code at "
+    "another URL and register it as a new deployment (Restate finishes a run on the deployment it started on), or "
+    "rename the handler."
 )
 
 
@@ -47,7 +46,7 @@ def difference(recorded: RecordedJournal, attempt: Attempt) -> ReplayDifferenceE
 
 
 def missing_handler(recorded: RecordedJournal, manifest: Manifest) -> ReplayDifferenceError | None:
-    """Return what is wrong if the application has no such handler, and None if it has it."""
+    """Return an error if the application lacks the journal's handler; None if it has it."""
     target = recorded.origin.target
     info = manifest.handlers.get((target.service, target.handler))
     if info is not None and info.keyed is (target.key is not None):
@@ -60,8 +59,8 @@ def missing_handler(recorded: RecordedJournal, manifest: Manifest) -> ReplayDiff
         today = f"there is no handler {target.service}/{target.handler} today, only {', '.join(known) or 'nothing'}"
     message = (
         f"{recorded}: {recorded.target} cannot be replayed: {today}.\n\n"
-        "Restate would find nobody to go on with a run in flight. Bring the handler back under its old name, or keep "
-        "the deployment that has it until its runs have ended."
+        "Restate could not continue a run in flight. Restore the handler under its old name, or keep the deployment "
+        "that has it until its runs have ended."
     )
     return ReplayDifferenceError(message, journal=str(recorded), entry=None, recorded=recorded.target, today=today)
 
@@ -70,7 +69,7 @@ class _Comparison:
     def __init__(self, recorded: RecordedJournal, attempt: Attempt) -> None:
         self._recorded, self._attempt = recorded, attempt
         self._frames = recorded.frames
-        # The places of the commands in the journal, the answer left out; the first is the input, which nobody asks for.
+        # The indexes of the commands in the journal, without the answer, and without the input, which no code issues.
         self._places = [
             index
             for index, frame in enumerate(self._frames)
@@ -106,7 +105,7 @@ class _Comparison:
         today = _as_frame(asked)
         at = self._next
         if at is None:
-            # Everything was repeated, so only the answer is left: it is never given to the attempt.
+            # All commands were repeated, so only the answer is left, and the attempt never receives it (R2).
             return self._made("the journal has nothing more", None, describe(today), asked.places, [])
         there = self._frames[at]
         hints = list(self._hints(at, there, today))
@@ -117,21 +116,21 @@ class _Comparison:
         at = self._next
         recorded = _described(self._frames[at]) if at is not None else "nothing more"
         said = decode(error).get("message", "") if (error := self._attempt.sent_of(Kind.ERROR)) else ""
-        hint = "Today's code waits before it asks for that; in the recorded run it did not. " + _first_line(said)
+        hint = "Today's code waits before it issues that; in the recorded run it did not. " + _first_line(said)
         return self._made(recorded, at, "a wait for something that the journal does not have", asked.places, [hint])
 
     def _hints(self, at: int, there: Frame, today: Frame) -> Iterable[str]:
         later = [index for index in self._places if index > at and _same(self._frames[index], today)]
         if _is_answer_kind(today.kind):
-            yield "Today's code ends here, and never asks for that and for what follows."
+            yield "Today's code ends here, and never issues this entry and those after it."
         elif later:
             skipped = "this entry" if later[0] == at + 1 else f"the entries {at} to {later[0] - 1}"
-            yield f"The journal has it at entry {later[0]}. So today's code no longer asks for {skipped} at this point."
+            yield f"The journal has it at entry {later[0]}. So today's code no longer issues {skipped} at this point."
         elif there.kind == today.kind == Kind.RUN:
             old = decode(there).get("name", "")
-            yield f"If the step has only been renamed, keep its old name in journals: @durable_step(name={old!r})."
+            yield f"If the step was only renamed, keep its old name in journals: @durable_step(name={old!r})."
         elif not _same_kind(there, today):
-            yield "Today's code asks for something new here, or for the same things in another order."
+            yield "Today's code issues a new command here, or the same commands in another order."
 
     def _fails(self, error: Mapping[str, Any]) -> ReplayDifferenceError:
         message = str(error.get("message", ""))
@@ -140,11 +139,11 @@ class _Comparison:
             f"{self._head()} today's code fails with\n\n  {message}\n\n"
             + (f"{trace}\n\n" if trace else "")
             + f"The journal until then:\n\n{self._until_then()}\n\n"
-            "A run in flight with such a journal would fail in the same way with every attempt, until code is deployed "
-            "that can go on with it."
+            "A run in flight with this journal would fail in the same way on every attempt, until you deploy code that "
+            "can continue it."
             + (
-                " What is recorded cannot be changed: let the type accept it, for example with a default for a new "
-                "field, or with a union of the old type and the new one."
+                " A recorded value cannot be changed. Make the type accept it: for example, give a new field a "
+                "default, or use a union of the old type and the new one."
                 if "Decode" in message
                 else ""
             )
@@ -154,10 +153,10 @@ class _Comparison:
     def _too_short(self) -> ReplayDifferenceError:
         at = self._next
         assert at is not None
-        today = "waits for something that the journal does not have" if self._waits_durably() else "goes no further"
+        today = "waits for something that the journal does not have" if self._waits_durably() else "stops"
         if self._attempt.bodies:
             today = f"runs the step {self._attempt.bodies[0]!r}, whose result the journal does not have"
-        hint = "What stands there is never asked for."
+        hint = "Today's code never issues this entry."
         return self._made(
             _described(self._frames[at]), at, today, self._waiting_place(), [hint], verb="and today's code"
         )
@@ -168,29 +167,31 @@ class _Comparison:
         there = self._frames[at]
         if attempt.new:
             asked = [command for command in attempt.commands if not _is_answer(command.operation)][len(self._places)]
-            hint = "Today's code goes on where the recorded run ended."
-            return self._made(_described(there), at, describe(_as_frame(asked)), asked.places, [hint], advice=_GOES_ON)
+            hint = "Today's code continues where the recorded run ended."
+            return self._made(
+                _described(there), at, describe(_as_frame(asked)), asked.places, [hint], advice=_CONTINUES
+            )
         answer = attempt.sent_of(Kind.OUTPUT)
         if answer is None:
             if not self._waits_durably() and not attempt.bodies:
                 return self._hangs()
             hint = "Today's code waits where the recorded run ended."
-            return self._made(_described(there), at, "a wait", self._waiting_place(), [hint], advice=_GOES_ON)
+            return self._made(_described(there), at, "a wait", self._waiting_place(), [hint], advice=_CONTINUES)
         if _answer(answer) == _answer(there):
             return None
         text = (
             f"{self._head()} today's code answers differently.\n\n"
             f"  recorded  {_answer_text(there)}\n"
             f"  today     {_answer_text(answer)}\n\n"
-            "Everything that was asked for is the same, so runs in flight can go on; but they will end with another "
-            "answer than the code they began with would have given. If that is meant, record the journal again."
+            "All commands are the same, so runs in flight can continue, but they will end with a different answer than "
+            "that of the code they started with. If this is intended, record the journal again."
         )
         return self._error(text, at, _answer_text(there), _answer_text(answer))
 
     def _hangs(self) -> ReplayDifferenceError:
         where = "".join(f"\n\n{_shown(places)}" for places in self._attempt.waits_at)
         text = (
-            f"{self._head()} today's code waits for something that is not Restate's: it does not end, and does not "
+            f"{self._head()} today's code waits for something outside Restate: it does not end, and does not "
             f"suspend.{where}\n\nThe journal until then:\n\n{self._until_then()}"
         )
         return self._error(text, self._next, "", "a wait that is not durable")
@@ -205,13 +206,13 @@ class _Comparison:
         places: Sequence[Place],
         hints: Sequence[str],
         changes: Sequence[str] = (),
-        verb: str = "and today's code asks for",
+        verb: str = "and today's code issues",
         advice: str = f"{_STUCK} {_WAYS_OUT}",
     ) -> ReplayDifferenceError:
         where = f"at entry {at} the journal has" if at is not None else "the journal has"
         width = max(len(where), len(verb))
         parts = [
-            f"{self._head()} today's code goes another way:",
+            f"{self._head()} today's code diverges from the journal:",
             f"  {where:<{width}}  {recorded}\n  {verb:<{width}}  {today}",
             "\n".join(f"  {change}" for change in changes),
             self._around(at),
@@ -225,8 +226,8 @@ class _Comparison:
         if self._recorded.origin.random_seed is not None:
             return ""
         return (
-            "The random seed of this run is not known, so ctx.random() and ctx.uuid() give other values here than they "
-            "gave there; if the handler's way depends on them, this journal cannot be replayed."
+            "The random seed of this run is not known, so ctx.random() and ctx.uuid() return other values than in the "
+            "recorded run. If the handler's path depends on them, this journal cannot be replayed."
         )
 
     def _head(self) -> str:
@@ -236,7 +237,7 @@ class _Comparison:
         return ReplayDifferenceError(text, journal=str(self._recorded), entry=at, recorded=recorded, today=today)
 
     def _until_then(self) -> str:
-        """Return the entries before the first one that is not asked for: one of them had a part in what happened."""
+        """Return the entries before the first one that was not issued: one of them is involved."""
         last = self._next if self._next is not None else len(self._frames) - self._recorded.ended
         lines = [f"    {index:3}  {describe_frame(self._frames[index])}" for index in range(last)]
         return "\n".join(lines[-2 * _AROUND :])
@@ -258,7 +259,7 @@ class _Comparison:
         return next(iter(self._attempt.waits_at), self._attempt.last_wait)
 
 
-# --- what was asked for, as an entry ----------------------------------------------------------------------------
+# --- calls to the VM as entries ---------------------------------------------------------------------------------
 
 
 _CALL: Final = ("idempotency_key", "headers", "scope", "limit_key")
@@ -285,14 +286,14 @@ _FRAMES: Final[Mapping[str, tuple[Kind, Sequence[str]]]] = {
     "sys_write_output_failure": (Kind.OUTPUT, ["failure"]),
     "sys_write_output_success": (Kind.OUTPUT, ["value"]),
 }
-"""What entry the VM makes of what it is asked for, and which field of it each argument becomes."""
+"""The entry that each method of the VM makes, and the field that each argument becomes."""
 
 
 def _as_frame(asked: Asked) -> Frame:
-    """Return the entry that the VM would make of what it was asked for, but for the numbers it gives."""
+    """Return the entry that the VM would make of a call, without the numbers that the VM assigns."""
     kind, names = _FRAMES[asked.operation]
     fields: dict[str, Any] = {
-        # A longer list of arguments is that of an SDK which is newer; what is known of it is shown all the same.
+        # A newer SDK may pass more arguments; show those that are known.
         name: _as_field(kind, name, argument)
         for name, argument in zip(names, asked.arguments, strict=False)
         if argument is not None
@@ -361,15 +362,15 @@ def _field(value: Any) -> str:
 
 
 def _described(frame: Frame) -> str:
-    """Return an entry in words, without the number of its completion."""
+    """Describe a recorded entry, without the number of its completion."""
     return describe(make(Kind(frame.kind), **{k: v for k, v in decode(frame).items() if k not in _NOT_COMPARED}))
 
 
 def describe(frame: Frame) -> str:
-    """Return what was asked for in words."""
+    """Describe a command."""
     text = describe_frame(frame)
     if frame.kind in (*_STATE_READS, *_KEY_READS):
-        # Whether the state had come along with the attempt is no matter of the handler's.
+        # The handler does not decide whether the state was sent with the attempt.
         text = text.replace("get eager", "get").replace("get lazy", "get")
     if frame.kind == Kind.OUTPUT:
         text = f"the answer {_answer_text(frame)}"
@@ -380,7 +381,7 @@ def describe(frame: Frame) -> str:
 
 
 def _answer(frame: Frame) -> Any:
-    """Return what tells one answer from another; how JSON is spaced and ordered does not."""
+    """Return an answer in comparable form; the spacing of JSON and the order of its keys do not count."""
     fields = decode(frame)
     if "failure" in fields:
         failure = Failure.of(fields["failure"])
@@ -418,7 +419,7 @@ def _short(file: str) -> str:
 
 
 def _own_trace(stacktrace: str) -> str:
-    """Return a stack trace without the lines of the SDK and of this package."""
+    """Return a stack trace without the frames of the SDK, this package and other libraries."""
     kept: list[str] = []
     keep = True
     for line in stacktrace.splitlines():

@@ -1,7 +1,7 @@
-"""Take the journal of an invocation from a real server.
+"""Export the journal of an invocation from a real server.
 
-``sys_journal`` has the bytes of each entry as they were sent (``raw``), so nothing has to be made up. What an attempt
-is told besides is not in the tables, and is worked out: the bytes of the id from its text, the random seed from those.
+``sys_journal`` has the bytes of each entry exactly as they were sent (``raw``). The other inputs of an attempt are not
+in the tables, and are computed: the bytes of the id from its text, and the random seed from these bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from restate_steps.testing._simulation.world import Target
 __all__ = ["export_journal", "raw_id", "seed_of"]
 
 _PROTOCOL: Final = 6
-# Where the bytes of an entry are those of the service protocol; before that they were not.
+# The first version in which the bytes of an entry are those of the service protocol.
 _JOURNAL_VERSION: Final = 2
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ID: Final = re.compile(r"inv_1([0-9a-zA-Z]{11})([0-9a-zA-Z]{22})")
@@ -29,16 +29,16 @@ _MASK: Final = 2**64 - 1
 
 
 def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJournal:
-    """Take the journal of an invocation from a real server, to :func:`record` and to :func:`replay` it.
+    """Export the journal of an invocation from a real server, to :func:`record` and :func:`replay` it.
 
-    It may be in flight, whatever its status, or completed, as long as the server keeps its journal: the option
-    ``journal_retention`` of a handler and of a service says how long that is. It blocks while it waits for the server.
+    The invocation may be in flight, with any status, or completed. A server keeps the journal of a completed invocation
+    for the ``journal_retention`` of its handler or service. This function blocks until the server answers.
 
-    Whether the random seed is known depends on the server: it is worked out from the id of the invocation, and that is
-    wrong where ``unique_random_seeds`` is enabled. The journal then says that the seed is not known.
+    The random seed is computed from the id of the invocation. On a server with ``unique_random_seeds`` this would be
+    wrong, so the journal states that the seed is not known.
 
-    A journal has the values that the handler saw. Of the headers, those that let a client in are left out; everything
-    else is as it was, so look at it before it goes into a repository.
+    A journal has the values that the handler saw. Only the values of headers that carry credentials are removed, so
+    review the journal before you commit it to a repository.
 
     Args:
         server: The server, a client of its admin API, or the URL of that API, for example ``http://127.0.0.1:9070``.
@@ -62,8 +62,8 @@ def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJou
     rows = admin.query(f'SELECT {columns} FROM sys_journal WHERE id = {quoted(invocation_id)} ORDER BY "index"')
     if not rows:
         raise ServerError(
-            f"the server has no journal of the invocation {invocation_id!r}, which is {row.get('status')}. Journals of "
-            "completed invocations are kept for the handler's journal_retention, for a day if nothing else is said."
+            f"the server has no journal of the invocation {invocation_id!r}, which is {row.get('status')}. The server "
+            "keeps journals of completed invocations for the handler's journal_retention, by default for a day."
         )
     frames = frames_of_rows(rows, invocation_id)
     about = admin.version()
@@ -81,10 +81,10 @@ def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJou
 
 
 def frames_of_rows(rows: Sequence[Mapping[str, Any]], invocation_id: str) -> list[Frame]:
-    """Return the messages that rows of ``sys_journal`` keep.
+    """Return the messages in rows of ``sys_journal``.
 
     Raises:
-        ServerError: Something is missing, or not understood.
+        ServerError: An entry is missing, or its type or version is unknown.
     """
     frames: list[Frame] = []
     for index, row in enumerate(rows):
@@ -94,9 +94,9 @@ def frames_of_rows(rows: Sequence[Mapping[str, Any]], invocation_id: str) -> lis
             raise ServerError(
                 f"the journal of the invocation {invocation_id!r} cannot be exported: entry {index} is not understood "
                 f"({entry_type!r}, version {row.get('version')}, index {row['index']}). It was recorded with a version "
-                "of the service protocol before 5, or by a server that is newer than this version of restate-steps."
+                "of the service protocol before 5, or by a server newer than this version of restate-steps."
             )
-        # A column without a value is missing from its row, and an entry may have no bytes.
+        # The server omits empty columns, and an entry may have no bytes.
         frame = Frame(kind, bytes.fromhex(row.get("raw", "")))
         decode(frame)
         frames.append(frame)
@@ -112,10 +112,10 @@ def _kind(entry_type: str) -> Kind | None:
 
 
 def raw_id(invocation_id: str) -> bytes:
-    """Return the bytes of an invocation's id: of its partition key, and of what is unique in it.
+    """Return the bytes of an invocation's id: its partition key and its unique part.
 
     Raises:
-        ServerError: It is no id.
+        ServerError: The text is not the id of an invocation.
 
     Example:
         >>> raw_id("inv_1hE48kUaAOCi3acv1vMrexTV9iUyzGaabq").hex()
@@ -124,7 +124,7 @@ def raw_id(invocation_id: str) -> bytes:
     found = _ID.fullmatch(invocation_id)
     if found is None:
         raise ServerError(
-            f"{invocation_id!r} is no id of an invocation; one starts with 'inv_1' and has 38 characters."
+            f"{invocation_id!r} is not the id of an invocation. An id starts with 'inv_1' and has 38 characters."
         )
     return b"".join(_number(part).to_bytes(size, "little") for part, size in zip(found.groups(), (8, 16), strict=True))
 
@@ -139,7 +139,7 @@ def _number(digits: str) -> int:
 def seed_of(raw: bytes) -> int:
     """Return the random seed that a server gives to an invocation, unless ``unique_random_seeds`` is enabled.
 
-    It is what Rust's ``DefaultHasher`` makes of the id's bytes: SipHash-1-3 of their number and of themselves.
+    It is the hash that Rust's ``DefaultHasher`` computes: SipHash-1-3 of the number of the id's bytes and the bytes.
 
     Example:
         >>> seed_of(raw_id("inv_1hE48kUaAOCi3acv1vMrexTV9iUyzGaabq"))

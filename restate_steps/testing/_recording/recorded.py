@@ -1,8 +1,8 @@
-"""Keep the journal of an invocation as a file, so that the code of tomorrow can be held against it.
+"""Store the journal of an invocation in a file, so that later code can be checked against it.
 
-A file is JSON with one entry a line, in the order of the journal, so that a diff shows what a reader wants to see.
-Values that are JSON are kept as JSON if the same bytes can be made of them again, since a replay compares bytes;
-others are kept as text, or as base64.
+A file is JSON with one entry per line, in the order of the journal, for readable diffs. A JSON value is stored as JSON
+if it can be encoded to the same bytes again, because a replay compares bytes. Other values are stored as text, or as
+base64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Recordable", "RecordedJournal", "as_recorded", "record", "recorded_f
 
 FORMAT: Final = 1
 
-# What a client sends to be let in has no place in a repository, and no handler should need it to take its way.
+# Credentials do not belong in a repository, and no handler's path should depend on them.
 _SECRET_HEADERS: Final = frozenset({"authorization", "cookie", "proxy-authorization", "x-api-key"})
 _REMOVED: Final = "(removed)"
 _BYTES: Final = ("value", "parameter")
@@ -32,13 +32,13 @@ _BYTES: Final = ("value", "parameter")
 
 @dataclass(frozen=True)
 class RecordedJournal:
-    """A journal with everything that is needed to replay it.
+    """A journal with everything needed to replay it.
 
     Attributes:
-        origin: Whose journal it is.
-        frames: Its entries, as the messages of the service protocol.
-        made_by: What it was made with: the versions of this package, of the SDK and of the server.
-        name: What to call it in a message: the path of its file, or the id of its invocation.
+        origin: The invocation that the journal comes from.
+        frames: The entries, as messages of the service protocol.
+        made_by: The versions of this package, of the SDK and of the server that made it.
+        name: The journal's name in messages: the path of its file, or the id of its invocation.
 
     Example:
         >>> journal = RecordedJournal.from_text('''{
@@ -65,16 +65,16 @@ class RecordedJournal:
 
     @property
     def ended(self) -> bool:
-        """Whether the handler had ended with an answer; if not, the journal is that of a run in flight."""
+        """True if the handler had ended with an answer; otherwise the run was in flight."""
         return any(frame.kind == Kind.OUTPUT for frame in self.frames)
 
     @cached_property
     def journal(self) -> Journal:
-        """The entries with decoded values, to look at."""
+        """The entries with decoded values, for inspection."""
         return Journal(self.frames, self.origin)
 
     def to_text(self) -> str:
-        """Return the JSON that a file has."""
+        """Return the journal as the JSON text of a file."""
         origin = self.origin
         target = {"service": origin.target.service, "handler": origin.target.handler, "key": origin.target.key}
         invocation = {
@@ -88,7 +88,7 @@ class RecordedJournal:
             "made_by": dict(sorted(self.made_by.items())),
             "protocol": origin.protocol,
             "target": _present(target),
-            # A seed that is not known is written down all the same: random numbers come out differently then.
+            # An unknown seed is written as null: a replay then draws other random numbers.
             "invocation": {**_present(invocation), "random_seed": origin.random_seed},
         }
         lines = [f"  {json.dumps(name)}: {_line(value)}" for name, value in head.items()]
@@ -96,7 +96,7 @@ class RecordedJournal:
         return "{\n" + ",\n".join(lines) + ',\n  "entries": [\n' + entries + "\n  ]\n}\n"
 
     def save(self, path: str | Path) -> Path:
-        """Write it to a file; folders that are missing are made."""
+        """Write the journal to a file, and create missing folders."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(self.to_text(), encoding="utf-8")
@@ -104,22 +104,22 @@ class RecordedJournal:
 
     @classmethod
     def from_text(cls, text: str, name: str = "") -> RecordedJournal:
-        """Read the JSON of a file.
+        """Parse the JSON text of a file.
 
         Args:
-            text: The JSON.
-            name: What to call the journal in messages.
+            text: The JSON text.
+            name: The journal's name in messages.
 
         Raises:
-            SimulationError: It is no recorded journal, or one of a format that a later version has made.
+            SimulationError: The text is not a recorded journal, or has the format of a later version.
         """
         what = name or "the text"
         try:
             data = json.loads(text)
             if data["format"] != FORMAT:
                 raise SimulationError(
-                    f"{what} has the format {data['format']!r}, and this version of restate-steps reads {FORMAT}. "
-                    "Install a version that is at least as new as the one that has made it."
+                    f"{what} has the format {data['format']!r}, but this version of restate-steps reads {FORMAT}. "
+                    "Install a version that is at least as new as the one that made it."
                 )
             target, invocation = data["target"], data["invocation"]
             origin = Origin(
@@ -132,17 +132,17 @@ class RecordedJournal:
             )
             frames = tuple(_frame(entry) for entry in data["entries"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SimulationError(f"{what} is no recorded journal: {type(error).__name__}: {error}") from error
+            raise SimulationError(f"{what} is not a recorded journal: {type(error).__name__}: {error}") from error
         if not frames or frames[0].kind != Kind.INPUT:
-            raise SimulationError(f"{what} is no whole journal: the first entry of one is INPUT.")
+            raise SimulationError(f"{what} is not a complete journal: its first entry must be INPUT.")
         return cls(origin, frames, data.get("made_by", {}), name or origin.invocation_id)
 
     @classmethod
     def load(cls, path: str | Path) -> RecordedJournal:
-        """Read a file that :func:`record` or ``restate-steps journal export`` has written.
+        """Read a file written by :func:`record` or ``restate-steps journal export``.
 
         Raises:
-            SimulationError: There is no such file, or it is no recorded journal.
+            SimulationError: The file does not exist, or is not a recorded journal.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
@@ -155,33 +155,33 @@ class RecordedJournal:
 
 
 class HasJournal(Protocol):
-    """What has a journal."""
+    """An object with a journal."""
 
     @property
     def journal(self) -> Journal: ...
 
 
 Recordable: TypeAlias = RecordedJournal | Journal | HasJournal
-"""What has a journal: a ``Result``, a ``SimulatedInvocation``, a ``Journal`` of one of them, or a recorded one."""
+"""A ``Result``, a ``SimulatedInvocation``, the ``Journal`` of one of them, or a recorded journal."""
 
 
 def record(what: Recordable, path: str | Path) -> RecordedJournal:
-    """Write the journal of an invocation to a file, for :func:`replay` to hold later code against it.
+    """Write the journal of an invocation to a file, so that :func:`replay` can check later code against it.
 
-    Record the runs that matter when their code is released, commit the files, and replay them on every change. What an
-    invocation in flight has recorded so far makes a journal too. Those of a real server are recorded with
-    :func:`export_journal`, or with ``restate-steps journal export`` on the command line.
+    Record the important runs when you release their code, commit the files, and replay them on every change. You can
+    also record an invocation in flight. To record one from a real server, use :func:`export_journal`, or
+    ``restate-steps journal export`` on the command line.
 
     Args:
-        what: What :meth:`Simulator.call <restate_steps.testing.Simulator.call>` returned, a handle to an invocation, or
-            what :func:`export_journal` returned.
+        what: The result of :meth:`Simulator.call <restate_steps.testing.Simulator.call>`, a handle to an invocation, or
+            the result of :func:`export_journal`.
         path: The file, which is replaced if it exists.
 
     Returns:
         The journal, as :meth:`RecordedJournal.load` would read it.
 
     Raises:
-        SimulationError: Nothing is known of where the journal is from.
+        SimulationError: The journal does not say which invocation it comes from.
 
     Example:
         >>> import pathlib, restate, restate_steps, tempfile
@@ -204,20 +204,20 @@ def record(what: Recordable, path: str | Path) -> RecordedJournal:
 
 
 def as_recorded(what: Recordable) -> RecordedJournal:
-    """Return the recorded journal that something has, or is."""
+    """Return the recorded journal of an object."""
     if isinstance(what, RecordedJournal):
         return what
     journal = what if isinstance(what, Journal) else what.journal
     if journal.origin is None:
         raise SimulationError(
-            "this journal does not say which handler it is from, so it cannot be recorded. Give what sim.call(...) or "
-            "sim.send(...) returned."
+            "this journal does not say which handler it is from, so it cannot be recorded. Pass the result of "
+            "sim.call(...) or sim.send(...)."
         )
     return recorded_from(journal.origin, journal.frames, server="simulator")
 
 
 def recorded_from(origin: Origin, frames: Sequence[Frame], *, server: str, name: str = "") -> RecordedJournal:
-    """Return a recorded journal that says what it was made with, and has no secrets in its headers."""
+    """Return a recorded journal with the versions that made it, and without secrets in its headers."""
     made_by = {"restate_steps": _version("restate-steps"), "restate_sdk": _version("restate-sdk"), "server": server}
     kept = tuple(frame for frame in frames if is_command(frame.kind) or is_notification(frame.kind))
     return RecordedJournal(origin, tuple(map(_without_secrets, kept)), made_by, name or origin.invocation_id)
@@ -244,7 +244,7 @@ def _version(package: str) -> str:
 
 
 def _entry(frame: Frame) -> dict[str, Any]:
-    """Return an entry as a reader wants to see it: values without their wrapping, and JSON as JSON."""
+    """Return an entry in readable form: values without their wrappers, and JSON as JSON."""
     entry = as_json(frame)
     for name in _BYTES:
         value: Any = entry.get(name)
@@ -276,14 +276,14 @@ def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
-# As pydantic writes it, and as json.dumps does.
+# The spacing of pydantic, and of json.dumps.
 _STYLES: Final[Mapping[str, Callable[[Any], str]]] = {"compact": _compact, "spaced": json.dumps}
 
 
 def _as_json_if_same(text: str) -> Any:
     try:
         value = json.loads(text, parse_constant=_refuse)
-        # A file holds no half of a surrogate pair, which JSON can spell.
+        # JSON can spell a lone surrogate, but a UTF-8 file cannot hold one.
         _compact(value).encode()
         for style, encode in _STYLES.items():
             if encode(value) == text:
@@ -294,7 +294,7 @@ def _as_json_if_same(text: str) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no JSON")
+    raise ValueError(f"{constant} is not valid JSON")
 
 
 def _present(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Run today's code against a recorded journal, and see where it goes.
+"""Run today's code against a recorded journal, and observe what it does.
 
-There is one attempt. It is given the whole journal, and told that nothing more will come: what a server does over
-HTTP/1.1. So the SDK's own state machine compares everything that the handler asks for with what is recorded.
+There is one attempt. It receives the whole journal and the end of the input, as over HTTP/1.1 from a server. So the
+SDK's own state machine compares every command of the handler with the recorded one.
 
-R1. No body of a step runs: one whose result is not in the journal begins, and stays where it begins.
-R2. The recorded answer is not given to the attempt; it is compared with the one that today's code gives.
-R3. Nothing that the attempt asks for is carried out. Local timers pass in virtual time.
+R1. No body of a step runs: a body whose result is not in the journal blocks before it starts.
+R2. The attempt does not receive the recorded answer; it is compared with the answer of today's code.
+R3. No command of the attempt is carried out. Local timers pass in virtual time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["Asked", "Attempt", "Place", "run_against"]
 
 _MAX_TIMERS: Final = 10_000
 _MAX_WATCHED: Final = 10
-# Where a reader does not look for the line that matters.
+# Modules whose lines are not shown: the cause is in the user's code.
 _FOREIGN: Final = sys.stdlib_module_names | {"anyio", "pydantic_ai", "pydantic_graph", "restate", "restate_steps"}
 _WAITS: Final = ("do_progress", "take_notification")
 _NO_COMMAND: Final = frozenset({*_WAITS, "sys_awakeable", "sys_end", "sys_input", "sys_signal"})
@@ -54,13 +54,13 @@ class Place(NamedTuple):
 
     @property
     def code(self) -> str:
-        """What the line says."""
+        """The text of the line."""
         return linecache.getline(self.file, self.line).strip()
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a handler has asked of the VM, and where; the innermost line comes first."""
+    """A handler's call to the VM, and where in the code it was made, innermost line first."""
 
     operation: str
     arguments: tuple[Any, ...]
@@ -68,21 +68,21 @@ class Asked:
 
     @property
     def waits(self) -> bool:
-        """Whether it is a wait, which is no entry of the journal."""
+        """True for a wait, which is not a journal entry."""
         return self.operation in _WAITS
 
 
 @dataclass(slots=True)
 class Attempt:
-    """What became of a replay.
+    """The result of a replay.
 
     Attributes:
-        commands: What the handler asked for, in order, of what makes an entry.
-        refused: What the VM refused, because the journal has something else.
+        commands: The commands that the handler issued, in order.
+        refused: The call that the VM refused because it does not match the journal.
         sent: The messages that the application sent.
         bodies: The names of the steps whose bodies would run now.
-        crashed: What the application raised, if it did.
-        waits_at: Where the handler and its branches were waiting at the end.
+        crashed: The exception that the application raised, if any.
+        waits_at: The places where the handler and its branches were waiting at the end.
     """
 
     commands: list[Asked] = field(default_factory=list[Asked])
@@ -92,15 +92,15 @@ class Attempt:
     crashed: BaseException | None = None
     waits_at: list[tuple[Place, ...]] = field(default_factory=list[tuple[Place, ...]])
     last_wait: tuple[Place, ...] = ()
-    """Where the handler waited last; it may have been suspended there."""
+    """The place of the handler's last wait; it may have been suspended there."""
 
     def sent_of(self, kind: Kind) -> Frame | None:
-        """Return the first message of a type that was sent, or None."""
+        """Return the first message of a type that the application sent, or None."""
         return next((frame for frame in self.sent if frame.kind == kind), None)
 
     @property
     def new(self) -> list[Frame]:
-        """What was asked for that the journal does not have, without the answer."""
+        """The commands that the journal does not have, without the answer."""
         return [frame for frame in self.sent if is_command(frame.kind) and frame.kind != Kind.OUTPUT]
 
 
@@ -127,7 +127,7 @@ class _Connection:
             self._attempt.sent += self._reader.feed(event["body"])
 
     def hang_up(self) -> None:
-        """Take no notice from now on."""
+        """Disconnect, and ignore everything from now on."""
         self._over = True
         self._inbox.append({"type": "http.disconnect"})
         if self._waiter is not None and not self._waiter.done():
@@ -135,7 +135,7 @@ class _Connection:
 
     def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
         if self._over or self._attempt.refused is not None:
-            # Branches that go on after a refusal get nowhere.
+            # Branches that still run after a refusal cannot issue anything.
             return
         if operation == "do_progress":
             if self._with_places:
@@ -148,7 +148,7 @@ class _Connection:
         if self._attempt.refused is None and not self._over:
             self._attempt.refused = Asked(operation, arguments, self._place())
             if operation not in _NO_COMMAND:
-                # It has not become one.
+                # A refused call did not become a command.
                 self._attempt.commands.pop()
 
     def run_requested(self, handle: int, name: str) -> None:
@@ -175,11 +175,11 @@ class _Connection:
         pass
 
     def end(self) -> None:
-        """Note where everything stands."""
+        """Note where everything waits."""
         self._attempt.waits_at = self._waiting()
 
     def _place(self) -> tuple[Place, ...]:
-        """Return where the running branch stands; one that is nothing but a step, where the handler waits for it."""
+        """Return the place of the running branch; for a branch that is only a step, where the handler awaits it."""
         return _own_places() or tuple(_places(reversed(frames_above()))) or _waiting_in(self.handler)
 
     def _waiting(self) -> list[tuple[Place, ...]]:
@@ -193,7 +193,7 @@ def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True)
     Args:
         recorded: The journal.
         app: The application.
-        places: Whether to note where in the code everything is asked for, which takes as long as the rest.
+        places: Note where in the code each call is made; this doubles the time.
     """
     allow_observers()
     attempt = Attempt()
@@ -229,7 +229,7 @@ def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True)
 
 
 def _told(recorded: RecordedJournal) -> list[Frame]:
-    """Return what the attempt is given: the start, and the journal without the answer (R2)."""
+    """Return the messages for the attempt: the start, and the journal without the answer (R2)."""
     origin = recorded.origin
     journal = [frame for frame in recorded.frames if frame.kind != Kind.OUTPUT]
     start = make(
@@ -237,7 +237,7 @@ def _told(recorded: RecordedJournal) -> list[Frame]:
         id=origin.raw_id,
         debug_id=origin.invocation_id,
         known_entries=len(journal),
-        # What the handler reads of its state is in the journal, and what it would read after that does not matter.
+        # The journal has the state that the handler read; later reads do not matter.
         partial_state=True,
         key=origin.target.key,
         random_seed=origin.random_seed or 0,
@@ -260,7 +260,7 @@ def _scope(recorded: RecordedJournal) -> dict[str, Any]:
 
 
 def _own_places() -> tuple[Place, ...]:
-    """Return where the caller stands, innermost first, as far as its task goes."""
+    """Return the places of the caller within its task, innermost first."""
     frames: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     while frame is not None and frame.f_code.co_name != "_run_once":
@@ -270,7 +270,7 @@ def _own_places() -> tuple[Place, ...]:
 
 
 def _waiting_in(task: asyncio.Task[Any] | None) -> tuple[Place, ...]:
-    """Return where a task waits, innermost first."""
+    """Return the places where a task waits, innermost first."""
     return tuple(_places(reversed(frames_of(task.get_coro())))) if task is not None else ()
 
 

@@ -1,4 +1,4 @@
-"""Hold today's code against recorded journals, one or many."""
+"""Check today's code against recorded journals."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ Journals: TypeAlias = str | Path | Recordable
 
 
 def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
-    """Hold today's code against recorded journals, as a release would: no run in flight may be left behind.
+    """Check today's code against recorded journals, so that a release does not break runs in flight.
 
-    The journal of a run that had ended is replayed to its end: the handler has to ask for the same things in the same
-    order, and has to give the same answer. That of a run in flight is replayed as far as it goes. No body of a step
-    runs, nothing is sent to anybody, and no time passes.
+    The journal of a completed run is replayed to its end: the handler must issue the same commands in the same order,
+    and return the same answer. The journal of a run in flight is replayed as far as it goes. No body of a step runs,
+    nothing is sent, and no time passes.
 
-    What is compared is what the SDK compares: kinds and names of entries, targets, arguments, headers and keys of
-    calls, and values that are written. How long a sleep lasts is not.
+    The comparison is that of the SDK: kinds and names of entries, targets, arguments, headers and keys of calls, and
+    written values. The duration of a sleep is not compared.
 
     Args:
-        journals: A file, a folder with its sub-folders, a pattern such as ``"tests/journals/*.json"``, what
-            :func:`record` takes, or several of these.
+        journals: A file, a folder (including its subfolders), a pattern such as ``"tests/journals/*.json"``, anything
+            that :func:`record` takes, or several of these.
         app: The application, as ``restate_steps.app(...)`` returns it.
 
     Raises:
-        ReplayDifferenceError: Today's code takes another way than the journal; it shows where.
-        NotReplaySafeError: Of several journals, some cannot be replayed; it lists all of them.
-        SimulationError: There is no such file, or it is no recorded journal.
-        TypeError: ``app`` is no Restate application.
+        ReplayDifferenceError: Today's code diverges from the journal; the error shows where.
+        NotReplaySafeError: Some of several journals cannot be replayed; the error lists all of these.
+        SimulationError: A file does not exist, or is not a recorded journal.
+        TypeError: ``app`` is not a Restate application.
 
     Example:
         >>> import restate, restate_steps
@@ -58,10 +58,10 @@ def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
         >>> replay(journal, restate_steps.app([shop]))
         Traceback (most recent call last):
             ...
-        restate_steps.testing.ReplayDifferenceError: inv_1: Shop/checkout: today's code goes another way:
+        restate_steps.testing.ReplayDifferenceError: inv_1: Shop/checkout: today's code diverges from the journal:
         ...
           at entry 1 the journal has  run charge
-          and today's code asks for   run pay
+          and today's code issues     run pay
         ...
     """
     found = _all(journals)
@@ -79,16 +79,16 @@ def replay(journals: Journals | Iterable[Journals], app: ASGIApp) -> None:
 
 
 def load_journals(journals: str | Path) -> list[RecordedJournal]:
-    """Read recorded journals, to make a test of each.
+    """Read recorded journals, for example to parametrize a test.
 
     Args:
-        journals: A file, a folder with its sub-folders, or a pattern such as ``"tests/journals/*.json"``.
+        journals: A file, a folder (including its subfolders), or a pattern such as ``"tests/journals/*.json"``.
 
     Returns:
-        The journals, sorted by path; there is at least one. As text, each is its path.
+        The journals, sorted by path; there is at least one. ``str()`` of a journal is its path.
 
     Raises:
-        SimulationError: There is none, or one of them is no recorded journal.
+        SimulationError: There are no files, or one of them is not a recorded journal.
 
     Example:
         ```python
@@ -96,7 +96,7 @@ def load_journals(journals: str | Path) -> list[RecordedJournal]:
 
 
         @pytest.mark.parametrize("journal", load_journals("tests/journals"), ids=str)
-        def test_runs_in_flight_can_go_on(journal: RecordedJournal) -> None:
+        def test_runs_in_flight_can_continue(journal: RecordedJournal) -> None:
             replay(journal, app)
         ```
     """
@@ -108,7 +108,7 @@ def load_journals(journals: str | Path) -> list[RecordedJournal]:
     else:
         files = sorted(map(Path, glob.glob(str(journals), recursive=True)))
     if not files:
-        # Nothing to replay would pass for ever, and nobody would notice.
+        # A test that replays nothing would always pass.
         raise SimulationError(f"there is no recorded journal at {journals}.")
     return [RecordedJournal.load(file) for file in files]
 
@@ -120,12 +120,12 @@ def _all(journals: Journals | Iterable[Journals]) -> list[RecordedJournal]:
         return [as_recorded(journals)]
     found = [each for part in journals for each in _all(part)]
     if not found:
-        raise SimulationError("there is no recorded journal to replay: none was given.")
+        raise SimulationError("there is nothing to replay, because no journal was passed. Pass at least one.")
     return found
 
 
 def _has_journal(value: object) -> TypeIs[Recordable]:
-    # A journal is a sequence, so it has to be told from several.
+    # A journal is itself a sequence, and is not a sequence of journals.
     return isinstance(value, Journal) or hasattr(value, "journal")
 
 
@@ -136,5 +136,5 @@ def _replay_one(recorded: RecordedJournal, app: ASGIApp, manifest: Manifest) -> 
     found = difference(recorded, run_against(recorded, app, places=False))
     if found is None:
         return None
-    # Once more, to tell where in the code it is; a handler that does otherwise each time may not differ again.
+    # Replay again to find the place in the code; a nondeterministic handler may not differ this time.
     return difference(recorded, run_against(recorded, app)) or found
