@@ -102,7 +102,7 @@ def test_what_an_earlier_run_has_left_behind(handler: Callable[..., Any], variab
     [finding] = check_deterministic(handler, interpreters=2).findings
 
     module = remembering.__name__
-    cause = f"something that this process has in memory, and a new one has not: {module}.{variable}"
+    cause = f"something that this process has in memory, but a new one lacks: {module}.{variable}"
     assert ("memory", cause) == (finding.kind, finding.cause)
 
 
@@ -127,7 +127,7 @@ def test_without_other_interpreters() -> None:
 
     assert [] == report.findings
     place = f"{FILE}:{remembering.line_of('caches_the_time')}"
-    expected = f"clock: datetime.now at {place}, whose value stays in memory, since no other interpreters are asked for"
+    expected = f"clock: datetime.now at {place}, whose value stays in memory, because interpreters=0"
     assert expected in report.not_checked
 
 

@@ -79,7 +79,7 @@ def is_skipped(report: DeterminismReport) -> None:
     """Check that nothing was found, and that the report says why another interpreter could tell nothing."""
     assert [] == report.findings, str(report)
     [reason] = report.not_checked
-    assert reason.startswith("memory: a new interpreter does otherwise (")
+    assert reason.startswith("memory: a new interpreter diverges (")
     assert "Most often the test has replaced something" in reason
 
 

@@ -1,1 +1,1 @@
-"""The check for determinism: what a handler reads outside of steps, played back and changed."""
+"""The determinism check: play back what a handler reads outside of steps, and change it."""

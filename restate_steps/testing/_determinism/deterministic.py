@@ -1,10 +1,9 @@
-"""Find out whether a handler always does the same with the same journal, and if not, what makes the difference.
+"""Check that a handler is deterministic, and locate the cause if it is not.
 
-C1. A handler is recorded once. It is run again from the whole journal, and reads what it has read then: the same times,
-    the same random numbers. If it does otherwise all the same, something else makes the difference.
-C2. Then one line that reads something reads something else. If the handler does otherwise now, this line makes the
-    difference, and nothing else.
-C3. What a run does after it has parted from the recorded one is not looked at.
+C1. A handler is recorded once. It is then replayed from the whole journal, and reads the recorded values outside of
+    steps too: the same times, the same random numbers. If it diverges anyway, the cause is something else.
+C2. Then a single line reads a different value. If the handler diverges now, this line is the cause.
+C3. The check ignores what a run does after it has diverged from the recorded one.
 """
 
 from __future__ import annotations
@@ -44,53 +43,53 @@ from restate_steps.testing._simulation.simulator import NOTHING, A, HandlerOf, H
 __all__ = ["DeterminismReport", "Nondeterminism", "check_deterministic"]
 
 _MOST_READINGS: Final = 64
-# A value in memory may come from one of the others, which then is the cause.
+# A value in memory may come from a source of another kind, which then is the cause.
 _LAST: Final = ("memory", "unknown")
 
-_MEND: Final[dict[Kind, str]] = {
-    "clock": "Ask for the time with `await ctx.time()`, or read the clock in a step; both are recorded.",
+_FIX: Final[dict[Kind, str]] = {
+    "clock": "Get the time with `await ctx.time()`, or read the clock in a step; both are recorded.",
     "randomness": (
-        "Draw from ctx.random(), make ids with ctx.uuid(), which give the same on every attempt; or draw in a step."
+        "Use ctx.random() and ctx.uuid(), which return the same values on every attempt, or draw the number in a step."
     ),
-    "hash order": "Go through sorted(...) of the set, or keep a list or a dict, which stay in the order of insertion.",
+    "hash order": "Iterate over sorted(...) of the set, or use a list or a dict, which keep insertion order.",
     "memory address": "Use a name, a number or an id of your own that is the same in every process.",
     "environment": (
-        "Read it in a step, so that an invocation goes on with what it has begun with. If it has the same value for as "
-        'long as an invocation lasts, pass ignore=("environment",).'
+        "Read it in a step, so that an invocation keeps the value that it started with. If the value never changes "
+        'during an invocation, pass ignore=("environment",).'
     ),
     "memory": (
-        "What outlives an attempt is not there after a crash, or is another one by then. Keep it in the state of a "
-        "Virtual Object (ctx.set), hand it on as a value, or read it in a step."
+        "Memory that outlives an attempt is lost or different after a crash. Keep the value in the state of a Virtual "
+        "Object (ctx.set), pass it as an argument, or read it in a step."
     ),
     "outside I/O": (
-        "Do it in a step: it is done once then, and its result is recorded. Outside of one it is done again by every "
-        "attempt, and may come out otherwise."
+        "Do it in a step, so that its result is recorded. Outside of a step, every attempt does it again, and may get "
+        "a different result."
     ),
     "unknown": (
-        "Neither a clock, nor random numbers of Python's, nor I/O that can be seen makes the difference. Look at what "
-        "the line depends on, and do in a step what is not the same every time."
+        "The cause is not a clock, Python's random numbers, or visible I/O. Check what the line depends on, and move "
+        "whatever can differ into a step."
     ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Nondeterminism:
-    """One thing that makes a handler do otherwise with the same journal.
+    """One cause of nondeterminism in a handler.
 
     Attributes:
-        kind: What makes the difference: ``"clock"``, ``"randomness"``, ``"hash order"`` (of sets), ``"memory address"``
-            (``id()``), ``"environment"`` (variables, the process), ``"memory"`` (what outlives an attempt, such as a
-            global variable), ``"outside I/O"``, or ``"unknown"``.
-        cause: The same, in particular: the call or the variables.
+        kind: The kind of cause: ``"clock"``, ``"randomness"``, ``"hash order"`` (of sets), ``"memory address"``
+            (``id()``), ``"environment"`` (variables, the process), ``"memory"`` (values that outlive an attempt, such
+            as a global variable), ``"outside I/O"``, or ``"unknown"``.
+        cause: The call or the variables that cause it.
         handler: The handler, and its key if it has one.
-        location: The line of the user's code that does it, as ``file:line``; the line after which the runs part, where
-            it is not known which one is to blame.
-        after: The last thing that both runs have asked for, in words; for a step, ``step 'charge'``.
-        after_index: Its index in the journal.
-        recorded: What the recorded run did next, in words.
-        replayed: What the other run did.
+        location: The line of the user's code that causes it, as ``file:line``. If that is not known, the line at which
+            the runs diverge.
+        after: A description of the last command that both runs issued; for a step, ``step 'charge'``.
+        after_index: The index of that command in the journal.
+        recorded: A description of what the recorded run did next.
+        replayed: A description of what the other run did instead.
         parted_at: The line of the user's code where the other run did it.
-        mend: What to do about it.
+        mend: How to fix it.
     """
 
     kind: Kind
@@ -108,25 +107,25 @@ class Nondeterminism:
         where = f"\n             at {self.parted_at}" if self.parted_at and self.parted_at != self.location else ""
         return (
             f"{self.kind}: {self.cause}\n"
-            f"  at         {self.location or 'a line that is not known'}\n"
+            f"  at         {self.location or 'an unknown line'}\n"
             f"  handler    {self.handler}\n"
             f"  after      {self.after} (entry {self.after_index} of the journal)\n"
             f"  recorded   {self.recorded}\n"
             f"  replayed   {self.replayed}{where}\n"
-            f"  mend       {self.mend}"
+            f"  fix        {self.mend}"
         )
 
 
 @dataclass(slots=True)
 class DeterminismReport:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
-        findings: What makes the handler do otherwise; empty if nothing does.
-        not_checked: What could not be looked at, and why.
+        findings: The causes of nondeterminism; empty if there are none.
+        not_checked: What could not be checked, and why.
         journal: The journal of the recorded run; of the first invocation, if there were several.
-        runs: How often handlers were run again.
-        seconds: How long it took.
+        runs: The number of times that handlers ran again.
+        seconds: The duration of the check.
     """
 
     findings: list[Nondeterminism] = field(default_factory=list[Nondeterminism])
@@ -136,19 +135,19 @@ class DeterminismReport:
     seconds: float = 0.0
 
     def assert_deterministic(self) -> None:
-        """Fail if anything was found.
+        """Fail if there are findings.
 
         Raises:
-            NotDeterministicError: Something was; the message says what, where, and how to mend it.
+            NotDeterministicError: There are findings; the message names each cause, its place, and the fix.
         """
         if self.findings:
             raise NotDeterministicError(str(self))
 
     def summary(self) -> str:
-        """Return the report in a few lines."""
-        found = f"{len(self.findings)} things" if len(self.findings) != 1 else "one thing"
-        says = f"found {found} that a replay may do otherwise" if self.findings else "found nothing"
-        lines = [f"ran again {self.runs:,} times from the whole journal in {self.seconds:.1f} s: {says}"]
+        """Return a summary of a few lines."""
+        found = f"{len(self.findings)} causes" if len(self.findings) != 1 else "one cause"
+        says = f"found {found} of nondeterminism" if self.findings else "found nothing"
+        lines = [f"replayed {self.runs:,} times from the whole journal in {self.seconds:.1f} s: {says}"]
         return "\n".join([*lines, *(f"not checked: {what}" for what in self.not_checked)])
 
     def __str__(self) -> str:
@@ -168,43 +167,44 @@ def check_deterministic(
     max_seconds: float = 60.0,
     version: int = 6,
 ) -> DeterminismReport:
-    """Find what makes a handler do otherwise when it is replayed, without waiting for the crash that shows it.
+    """Check that a handler is deterministic, and locate the causes if it is not.
 
-    The handler is run once, in-process and in virtual time, and its journal is recorded. It is then run again from the
-    whole journal, so that no body of a step runs and every result is the recorded one. What it reads outside of steps
-    is played back as well, and changed line by line: clocks are moved, random numbers drawn anew. If the handler then
-    asks for something else, or answers otherwise, the line that was changed is to blame. The order of sets is changed
-    by running it again in other interpreters. Files, connections, programs and threads are noticed as they are used.
+    The check finds nondeterminism without waiting for the crash that would reveal it. The handler runs once,
+    in-process and in virtual time, and its journal is recorded. It is then replayed from the whole journal, so no body
+    of a step runs and every result is the recorded one. What it reads outside of steps is played back too, and changed
+    line by line: clocks are shifted, and random numbers are drawn again. If the handler then issues another command,
+    or returns another answer, the changed line is the cause. To change the order of sets, the handler runs in other
+    interpreters. Files, connections, programs and threads are detected when they are used.
 
     A value that stays in memory, in a cache or a global variable, is traced to the clock or the random number that it
-    came from. What other interpreters lack because the test has replaced it, such as a client, is not a finding:
+    came from. Other interpreters lack what the test has replaced, such as a client. This is not a finding;
     :attr:`DeterminismReport.not_checked` mentions it.
 
-    It looks at what a run does. What is behind an ``if`` that the run does not take is found by another argument.
+    The check sees only the code that a run executes. To reach another branch, check with another argument.
 
     Args:
         handler: The handler's function, or ``"Service/handler"``.
-        arg: Its argument; leave it out for a handler that takes none.
-        app: The application, as ``restate_steps.app(...)`` returns it. Left out, it is made of the services in the
-            module.
+        arg: The handler's argument; omit it for a handler without one.
+        app: The application, as ``restate_steps.app(...)`` returns it. By default, it is made of the services in the
+            handler's module.
         key: The key, for a handler of a Virtual Object or a workflow.
-        scenario: Instead of an argument: a coroutine function that is given a :class:`Simulator` and does what a client
-            does, for example send, and resolve an awakeable. Every handler that runs then is checked.
-        runs: How many other values each line is given to read, until one makes a difference.
-        interpreters: In how many other interpreters, with other hash seeds, to run the handler again; 0 for none. They
-            are started when they are first needed, and kept. They have the environment, the folder and the import path
-            of this process. The order of a set of two strings is missed by 4 of them
-            once in 16 times, that of three once in 1,296.
-        ignore: Kinds of findings that do not matter here; see :attr:`Nondeterminism.kind`.
-        max_seconds: After how many seconds to stop; the report says what was not checked then.
+        scenario: Used instead of an argument: a coroutine function that takes a :class:`Simulator` and acts as the
+            client. For example, it sends a request and resolves an awakeable. Every handler that runs is checked.
+        runs: The number of other values that each line reads, until one makes a difference.
+        interpreters: The number of other interpreters, with other hash seeds, that run the handler again; 0 for none.
+            They are started on first use, and then reused. They have the environment, the working directory and the
+            import path of this process. Four of them miss the order of a set of two strings once in 16 times, and that
+            of three strings once in 1,296.
+        ignore: Kinds of findings to ignore; see :attr:`Nondeterminism.kind`.
+        max_seconds: The number of seconds after which to stop; the report lists what was not checked.
         version: The version of the service protocol, 6 or 7.
 
     Returns:
-        What was found; see :meth:`DeterminismReport.assert_deterministic`.
+        The report; see :meth:`DeterminismReport.assert_deterministic`.
 
     Raises:
-        SimulationError: There is no such handler, its application cannot be found, or it does not come to an end.
-        TypeError: ``app`` is no Restate application.
+        SimulationError: There is no such handler, its application cannot be found, or it does not end.
+        TypeError: ``app`` is not a Restate application.
 
     Example:
         >>> import restate, restate_steps, time
@@ -222,14 +222,14 @@ def check_deterministic(
     """
     if IS_OTHER_INTERPRETER in os.environ:
         raise SimulationError(
-            "check_deterministic is called while the handler's module is imported, which other interpreters do too. "
-            'Call it in a test, or behind `if __name__ == "__main__":`.'
+            "check_deterministic was called while the handler's module is imported. Other interpreters import it too, "
+            'and would start the check again. Call it in a test, or under `if __name__ == "__main__":`.'
         )
     found = app_of(handler) if app is None else app
     if scenario is None and handler is None:
-        raise SimulationError("there is nothing to check: give a handler, or a scenario.")
-    if unknown := sorted(set(ignore) - _MEND.keys()):
-        raise SimulationError(f"{unknown[0]!r} is no kind of finding. There are {', '.join(map(repr, _MEND))}.")
+        raise SimulationError("there is nothing to check: pass a handler or a scenario.")
+    if unknown := sorted(set(ignore) - _FIX.keys()):
+        raise SimulationError(f"{unknown[0]!r} is not a kind of finding. The kinds are {', '.join(map(repr, _FIX))}.")
     began = time.perf_counter()
     check = _Check(found, app, runs, interpreters, frozenset(ignore), began + max_seconds)
     listen()
@@ -248,7 +248,7 @@ def _call(handler: HandlerRef | None, arg: Any, key: str | None) -> Scenario:
     async def scenario(simulator: Simulator) -> Any:
         given = () if arg is NOTHING else (arg,)
         await simulator.send(handler, *given, key=key)
-        # Not the handle that was returned: it would decode the answer, which may be encrypted and is of no interest.
+        # The returned handle would decode the answer, which may be encrypted and is not needed.
         await simulator.invocations[0].result()
 
     return scenario
@@ -286,7 +286,7 @@ class _Check:
     def _is_out_of_time(self, what: str) -> bool:
         if time.perf_counter() < self._deadline:
             return False
-        self._not_checked(f"{what}, and what comes after it, since the time was used up (max_seconds)")
+        self._not_checked(f"{what} and everything after it, because the time was used up (max_seconds)")
         return True
 
     def _check(self, recording: Recording, before: Memory, after: Memory) -> None:
@@ -294,7 +294,7 @@ class _Check:
         if recording.contradicted is not None:
             parting = contradiction(recording)
             if parting is not None:
-                self._found("unknown", "two attempts of the same run go different ways", recording, parting)
+                self._found("unknown", "two attempts of the same run diverge", recording, parting)
             return
         plain = self._rerun(recording)
         already = len(self.report.findings)
@@ -313,36 +313,36 @@ class _Check:
     # --- what is found --------------------------------------------------------------------------------------------
 
     def _blame(self, recording: Recording, plain: Rerun, outside: list[Outside], before: Memory, after: Memory) -> None:
-        """Say what makes the difference when nothing was changed."""
+        """Report the cause when a run diverges although nothing was changed."""
         parting = plain.parting
         assert parting is not None
         names, generators = changed(before, after), changed_generators(before, after)
         earlier = [each for each in outside if each.after <= parting.index]
         if earlier:
-            # What was read is not known, but nothing else is at hand.
+            # The result of the I/O is not known, but it is the most likely cause.
             culprit = earlier[-1]
             outside.remove(culprit)
             self._found("outside I/O", culprit.what, recording, parting, culprit.place)
         elif generators:
-            cause = f"a generator in memory, whose numbers continue where they were: {named(generators)}"
+            cause = f"a random generator in memory, which continues from its last state: {named(generators)}"
             self._found("randomness", cause, recording, parting)
         elif names:
-            cause = f"something in memory; what has changed during the recorded run: {named(names)}"
+            cause = f"something in memory; changed during the recorded run: {named(names)}"
             self._found("memory", cause, recording, parting)
         else:
-            self._found("unknown", "the same journal and the same readings lead elsewhere", recording, parting)
+            self._found("unknown", "the run diverges with the same journal and the same readings", recording, parting)
 
     def _outside(self, recording: Recording, outside: Outside) -> None:
         does = f"{outside.what}, outside of a step"
-        parting = Parting(outside.after, does, "the same again: no result of it is in the journal", None)
+        parting = Parting(outside.after, does, "the same again, because its result is not in the journal", None)
         self._found("outside I/O", outside.what, recording, parting, outside.place)
 
     def _change_readings(self, recording: Recording, plain: Rerun) -> None:
-        """Give each line something else to read (C2)."""
+        """Let each line in turn read another value (C2)."""
         self._change_addresses(recording, plain)
         readings = [each for each in recording.tape if each.kind not in {*self._ignore, "memory address"}]
         for reading in readings[_MOST_READINGS:]:
-            self._not_checked(f"{reading.kind}: {reading}, since there are many readings before it")
+            self._not_checked(f"{reading.kind}: {reading}, because there are too many readings before it")
         for reading in readings[:_MOST_READINGS]:
             if self._is_out_of_time(f"{reading.kind}: {reading}"):
                 return
@@ -351,10 +351,10 @@ class _Check:
                 self._found(reading.kind, call_of(reading), recording, parting, reading.place, _how(reading, variant))
 
     def _change_reading(self, recording: Recording, plain: Rerun, reading: Reading) -> tuple[int, Parting] | None:
-        """Return which other value makes a difference, and which; None if none does.
+        """Return the first variant of a value that makes the handler diverge, and where; None if there is none.
 
-        An attempt that fails by chance is retried, and the next one draws again: that makes no difference, unless
-        every draw fails.
+        An attempt that fails by chance is retried, and the next one draws again. So a failure counts only if every
+        draw fails.
         """
         failed: tuple[int, Parting] | None = None
         passes = False
@@ -369,10 +369,10 @@ class _Check:
         return None if passes else failed
 
     def _difference(self, recording: Recording, plain: Rerun, reading: Reading, variant: int) -> Parting | None:
-        """Return where a run parts that reads something else at one line; None if the line makes no difference."""
+        """Return where a run diverges if one line reads another value; None if the line makes no difference."""
         if plain.parting is None:
             return self._rerun(recording, reading, variant).parting
-        # Something in memory makes a difference too. It has to stay as it is, or the line is not to blame.
+        # Memory makes a difference too. Blame the line only if the run without a change stays the same.
         before = self._rerun(recording).parting
         found = self._rerun(recording, reading, variant).parting
         if found is not None and found.index < plain.parting.index:
@@ -382,7 +382,7 @@ class _Check:
         return found or plain.parting
 
     def _change_addresses(self, recording: Recording, plain: Rerun) -> None:
-        """Give all lines that look at addresses others at once: the same thing has to have the same one everywhere."""
+        """Change all addresses at once, because an object must have the same address everywhere."""
         if any(reading.kind == "memory address" for reading in recording.tape):
             again = self._rerun(recording, "memory address")
             if again.parting is not None and again.parting.index < _earliest(recording, plain):
@@ -390,14 +390,13 @@ class _Check:
                 self._found(last.kind, f"{last.what}()", recording, again.parting, last.place)
 
     def _elsewhere(self, recording: Recording, plain: Rerun) -> None:
-        """Run it again where strings have other hashes, and objects other addresses."""
+        """Run the handler again in interpreters where strings have other hashes, and objects other addresses."""
         if "hash order" in self._ignore and "memory" in self._ignore:
             return
         if not self._interpreters:
-            self._not_checked("hash order: no other interpreters are asked for")
+            self._not_checked("hash order, because interpreters=0")
             for once in read_once(recording, plain.tape):
-                what = f"{once.kind}: {once}, whose value stays in memory"
-                self._not_checked(f"{what}, since no other interpreters are asked for")
+                self._not_checked(f"{once.kind}: {once}, whose value stays in memory, because interpreters=0")
             return
         service = recording.origin.target.service
         name = name_of(self._given_app, service, recording.definition, recording.defined_in)
@@ -442,13 +441,13 @@ class _Check:
                 recorded=parting.recorded,
                 replayed=f"{parting.rerun}{how}",
                 parted_at=parting.place,
-                mend=_MEND[kind],
+                mend=_FIX[kind],
             )
         )
 
 
 def _by_place(outside: Iterable[Outside]) -> Iterable[Outside]:
-    """Return one thing that was done by each line: to open a connection is to look up a name as well, for example."""
+    """Return one event for each line: opening a connection, for example, looks up a name as well."""
     seen: dict[Place | None, Outside] = {}
     for each in outside:
         before = seen.setdefault(each.place, each)
@@ -458,7 +457,7 @@ def _by_place(outside: Iterable[Outside]) -> Iterable[Outside]:
 
 
 def _rank(outside: Outside) -> int:
-    """Return how much what was done tells."""
+    """Return how specific the description of an event is."""
     return 2 if "connection to" in outside.what else int("'" in outside.what)
 
 
@@ -466,9 +465,9 @@ def _how(reading: Reading, variant: int) -> str:
     if reading.kind != "clock":
         return ""
     shift = SHIFTS[variant % len(SHIFTS)] * (1 + variant // len(SHIFTS))
-    return f", with the clock moved by {'-' if shift < 0 else ''}{timedelta(seconds=abs(shift))}"
+    return f", with the clock shifted by {'-' if shift < 0 else ''}{timedelta(seconds=abs(shift))}"
 
 
 def _earliest(recording: Recording, plain: Rerun) -> int:
-    """Return from which operation on a run does otherwise although nothing was changed."""
+    """Return the index of the operation at which a run diverges although nothing was changed."""
     return len(recording.operations) + 1 if plain.parting is None else plain.parting.index

@@ -1,11 +1,11 @@
-"""Find out why a handler does otherwise in another interpreter.
+"""Find out why a handler diverges in another interpreter.
 
-E1. A difference that depends on the hash seed, and on nothing else, is the order of a set.
-E2. Any other difference is from memory only if an interpreter that is given the global variables of this process does
-    as this process did. Otherwise this process has something that a new one has not, and nothing says that it is the
-    handler's doing: most often the test has replaced something. Then nothing is found, and the report says so.
-E3. A value in memory comes from a clock or a random source if another reading of that source leads another way, while
-    all other readings stay as they are.
+E1. If the divergence depends only on the hash seed, the cause is the order of a set.
+E2. For any other divergence, the cause is memory only if an interpreter with the global variables of this process
+    repeats the recorded run. Otherwise this process has something that a new one lacks, but not necessarily because of
+    the handler: most often the test has replaced something. This is not a finding, and the report mentions it.
+E3. A value in memory comes from a clock or a random source if changing only the reading of that source makes the run
+    diverge.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ _MOST_CANDIDATES: Final = 8
 _MOST_NAMES: Final = 5
 _VARIANTS: Final = 2
 _PATCHED: Final = (
-    "that is not a sign that the handler depends on memory. Most often the test has replaced something, such as a "
+    "this does not show that the handler depends on memory. Most often the test has replaced something, such as a "
     "client, or the application was made with other arguments"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What makes the difference.
+    """The cause of a divergence.
 
     Attributes:
         kind: The kind of the finding.
-        cause: What it is, in words.
-        parting: Where the runs part.
-        reading: The line to blame; None if it is not one that reads something.
-        variant: Which of several other values it has read.
+        cause: A description of the cause.
+        parting: Where the runs diverge.
+        reading: The reading to blame; None if the cause is not a reading.
+        variant: The variant of the value that it read.
     """
 
     kind: Kind
@@ -53,17 +53,17 @@ class Verdict:
 
 
 def call_of(reading: Reading) -> str:
-    """Return what was called, or looked up."""
+    """Return the call or the lookup of a reading, in words."""
     return reading.what if reading.what.endswith("]") else f"{reading.what}()"
 
 
 def read_once(recording: Recording, repeated: Tape) -> list[Reading]:
-    """Return what the recorded run has read, and a run with the same journal reads less often: it remembers it."""
+    """Return the readings that a run with the same journal makes less often, because their values are in memory."""
     return [reading for reading, values in recording.tape.items() if len(repeated.get(reading, ())) < len(values)]
 
 
 def named(names: Sequence[str]) -> str:
-    """Return some names in words, and whether there are more."""
+    """Return a list of names as text, shortened if it is long."""
     return ", ".join(names[:_MOST_NAMES]) + (", …" if len(names) > _MOST_NAMES else "")
 
 
@@ -72,14 +72,14 @@ class Elsewhere:
     """A recorded run, and the interpreters in which it runs again.
 
     Attributes:
-        recording: The run.
-        app: Where its application is found.
-        interpreters: How many interpreters are asked, each with another hash seed.
-        repeated: What this process has read when it ran again, with nothing changed.
-        earliest: From which operation on this process itself does otherwise.
+        recording: The recorded run.
+        app: The name of its application.
+        interpreters: The number of interpreters, each with a different hash seed.
+        repeated: The values that this process read when it ran the handler again, with nothing changed.
+        earliest: The index of the operation at which this process itself diverges.
         is_out_of_time: Returns whether to stop.
-        not_checked: What could not be found out, and why.
-        runs: How often the handler was run again.
+        not_checked: What could not be checked, and why.
+        runs: The number of times that the handler ran again.
     """
 
     recording: Recording
@@ -93,11 +93,11 @@ class Elsewhere:
 
     @property
     def is_parted(self) -> bool:
-        """Whether this process itself does otherwise when it runs again."""
+        """True if this process itself diverges when it runs the handler again."""
         return self.earliest <= len(self.recording.operations)
 
     def verdicts(self) -> Iterator[Verdict]:
-        """Yield what makes a difference."""
+        """Yield the causes."""
         seeds = range(_FIRST_SEED, _FIRST_SEED + self.interpreters)
         question = Question(self.app, self.recording, self.earliest)
         answers = ask_kept(question, seeds)
@@ -111,10 +111,10 @@ class Elsewhere:
             return
         parting = min(found, key=lambda each: each.index)
         seed = seeds[partings.index(parting)]
-        # What differs between two that have the same seed is not the seed (E1).
+        # If two interpreters with the same seed differ, the cause is not the seed (E1).
         [again] = self._ask([question], seed)
         if self._early(again) == parting and any(each != parting for each in partings):
-            yield Verdict("hash order", "the order in which a set is gone through", parting)
+            yield Verdict("hash order", "the iteration order of a set", parting)
         else:
             yield from self._remembered(question, seed)
 
@@ -126,12 +126,12 @@ class Elsewhere:
             return
         parting = self._early(first)
         if parting is None:
-            # Another one had something in memory from another question.
+            # The reused interpreter diverged because of its memory of an earlier question.
             return
         drawn = [reading for reading in first.read if reading not in self.recording.tape]
         if first.remembered is None:
             if _way(first) != _way(second) and not drawn:
-                cause = "something that is another one in each process: the order of objects by address"
+                cause = "something that differs in each process: the order of objects by address"
                 yield Verdict("memory", cause, parting)
                 return
             self._not_memory(parting, "the global variables of this process do not explain it")
@@ -147,22 +147,22 @@ class Elsewhere:
         if sources:
             yield from sources
         elif is_new_each_time:
-            cause = f"something that is another one in each process, made when a module is imported: {named(names)}"
+            cause = f"something that differs in each process, set when a module is imported: {named(names)}"
             yield Verdict("memory", cause, parting)
         else:
-            cause = f"something that this process has in memory, and a new one has not: {named(names)}"
+            cause = f"something that this process has in memory, but a new one lacks: {named(names)}"
             yield Verdict("memory", cause, parting)
 
     def _not_memory(self, parting: Parting, why: str) -> None:
         self.not_checked.append(
-            f"memory: a new interpreter does otherwise ({parting.rerun!r} instead of {parting.recorded!r}), but {why}, "
-            f"and {_PATCHED}"
+            f"memory: a new interpreter diverges ({parting.rerun!r} instead of {parting.recorded!r}), but {why}, and "
+            f"{_PATCHED}"
         )
 
     # --- sources ------------------------------------------------------------------------------------------------
 
     def _read_once(self, question: Question) -> Iterator[Verdict]:
-        """Find sources of what this process has read once, and remembers; all, if memory hides what they lead to."""
+        """Find the sources of values that this process read once and remembers; of all, if memory hides the effect."""
         once = read_once(self.recording, self.repeated)
         candidates = list(self.recording.tape) if self.is_parted else once
         if not candidates:
@@ -172,10 +172,10 @@ class Elsewhere:
             yield verdict if reading is None or reading in once else replace(verdict, cause=call_of(reading))
 
     def _sources(self, question: Question, candidates: Iterable[Reading], seed: int) -> Iterator[Verdict]:
-        """Give some lines something else to read, in new interpreters: all of them, and then each (E3)."""
+        """Change some readings in new interpreters: first all of them, and then each (E3)."""
         possible = [each for each in candidates if is_user_code(each.place.rpartition(":")[0])]
         for reading in possible[_MOST_CANDIDATES:]:
-            self.not_checked.append(f"{reading.kind}: {reading}, since there are many readings before it")
+            self.not_checked.append(f"{reading.kind}: {reading}, because there are too many readings before it")
         possible = possible[:_MOST_CANDIDATES]
         if not possible or self.is_out_of_time(f"{possible[0].kind}: {possible[0]}"):
             return
@@ -190,7 +190,7 @@ class Elsewhere:
             [question, *(replace(question, changed=reading, variant=variant) for reading, variant in others)], seed
         )
         if _way(again) != _way(plain):
-            # With the same readings: something else makes a difference too.
+            # The readings are the same, so something else makes a difference too.
             return
         blamed: set[Reading] = set()
         for (reading, variant), answer in zip(others, answers, strict=True):
@@ -213,7 +213,7 @@ class Elsewhere:
         return parting if parting is not None and parting.index < self.earliest else None
 
     def _has_problem(self, answers: Iterable[Answer]) -> bool:
-        """Return whether other interpreters have told nothing, and note why."""
+        """Return whether another interpreter has a problem, and note the problem."""
         for answer in answers:
             problem = answer.problem
             if not problem and answer.parting is not None and answer.parting.failed:

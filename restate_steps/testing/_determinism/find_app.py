@@ -1,4 +1,4 @@
-"""Find the application that a handler belongs to, in this process and, by name, in another one."""
+"""Find the application of a handler, in this process and, by name, in another one."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ _SERVICES: Final = (restate.Service, restate.VirtualObject, restate.Workflow)
 
 
 def app_of(handler: HandlerRef | None) -> ASGIApp:
-    """Return an application with all services of the module that a handler is from.
+    """Return an application with all services of a handler's module.
 
     Raises:
-        SimulationError: There is no such handler, or its service is not a global variable of its module.
+        SimulationError: It is not a handler, or its service is not a global variable of its module.
     """
     if handler is None or isinstance(handler, str):
         raise SimulationError(
-            "pass the application too: app=restate_steps.app([...]). It can be found from a function only."
+            "the application can be found only from a handler's function. Pass it too: app=restate_steps.app([...])."
         )
     try:
         known: Any = handler_from_callable(handler)
     except (ValueError, TypeError):
         raise SimulationError(
-            f"{handler!r} is no handler of a service. Give the function that is decorated with @service.handler()."
+            f"{handler!r} is not a handler of a service. Pass the function that is decorated with @service.handler()."
         ) from None
     namespace = getattr(inspect.unwrap(handler), "__globals__", {})
     found = _services(namespace.values())
@@ -66,7 +66,7 @@ def _shown(handler: Callable[..., Any]) -> str:
 def _services(values: Iterable[Any]) -> list[Any]:
     found: list[Any] = []
     for value in values:
-        # The same service may have two names in a module.
+        # A service may have two names in a module.
         if isinstance(value, _SERVICES) and cast(Any, value).handlers and value not in found:
             found.append(value)
     return found
@@ -74,13 +74,13 @@ def _services(values: Iterable[Any]) -> list[Any]:
 
 @dataclass(frozen=True, slots=True)
 class AppName:
-    """How another process finds an application.
+    """The name of an application, by which another process finds it.
 
     Attributes:
-        module: The name of a module.
-        file: The file of that module, for one that cannot be imported by its name.
-        attribute: The name of the application in the module; None if it is to be made of the module's services.
-        service: The name of a service that it must have.
+        module: The name of the module.
+        file: The file of the module, in case it cannot be imported by its name.
+        attribute: The name of the application in the module; None to make it from the module's services.
+        service: The name of a service that the application must have.
     """
 
     module: str
@@ -90,13 +90,13 @@ class AppName:
 
 
 def name_of(app: ASGIApp | None, service: str, definition: Place | None, defined_in: str | None) -> AppName | str:
-    """Return how another process finds an application, or a sentence that says why it cannot.
+    """Return the name by which another process finds an application, or a sentence that says why it cannot.
 
     Args:
         app: The application; None if it was made from the services of a module.
         service: The name of a service that the application must have.
-        definition: Where a handler of it is defined: another module may have a service of the same name.
-        defined_in: The name of the module that has defined it: the same file may be loaded under two names.
+        definition: The line that defines a handler of the service: another module may have a service of the same name.
+        defined_in: The name of the module that defines the handler: a file may be loaded under two names.
     """
     for module in list(sys.modules.values()):
         file = file_of(module) if isinstance(module, ModuleType) else None
@@ -122,7 +122,7 @@ def name_of(app: ASGIApp | None, service: str, definition: Place | None, defined
 
 
 def _modules_with(service: str) -> dict[str, set[Place | None]]:
-    """Return the modules that have a service as a global variable, with the places where its handlers are defined."""
+    """Return the modules that have a service as a global variable, with the lines that define its handlers."""
     found: dict[str, set[Place | None]] = {}
     for name, module in list(sys.modules.items()):
         if isinstance(module, ModuleType) and module.__name__ == name:
@@ -133,10 +133,10 @@ def _modules_with(service: str) -> dict[str, set[Place | None]]:
 
 
 def load_app(name: AppName) -> ASGIApp:
-    """Return an application in the process that is to have it.
+    """Return a named application in this process.
 
     Raises:
-        Exception: The module cannot be imported, or does not have it.
+        Exception: The module cannot be imported, or does not have the application.
     """
     module = _load(name)
     if name.attribute is not None:
@@ -158,7 +158,7 @@ def _load(name: AppName) -> ModuleType:
                 raise
     if name.file is None:
         raise ModuleNotFoundError(f"no module {name.module}")
-    # What stands behind ``if __name__ == "__main__"`` is not to run again.
+    # Load a copy under another name, so that code under ``if __name__ == "__main__"`` does not run again.
     known = COPY_OF_MAIN if name.module == MAIN else name.module
     if known in sys.modules and _same_file(sys.modules[known], name.file):
         return sys.modules[known]
@@ -171,6 +171,6 @@ def _load(name: AppName) -> ModuleType:
 
 
 def _same_file(module: ModuleType, file: str) -> bool:
-    """Return whether a module is from a file, and not another one of the same name."""
+    """Return whether a module was loaded from a file, and is not another module of the same name."""
     own = file_of(module)
     return own is not None and Path(own).resolve() == Path(file).resolve()

@@ -1,8 +1,8 @@
-"""The global variables of the user's modules as plain data, so that another interpreter can be given them.
+"""Pack the global variables of the user's modules as plain data, to send them to another interpreter.
 
-I1. Only data are taken: values, collections of them, generators of random numbers, and the attributes of objects of the
-    user's classes. Functions, classes and everything else are represented by their type, and are never given.
-I2. Collections and objects are changed in place, since other modules may hold them too.
+I1. Only data is packed: values, collections of them, random generators, and the attributes of objects of the user's
+    classes. Functions, classes and everything else are represented by their type, and are never set.
+I2. Collections and objects are changed in place, because other modules may hold them too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from restate_steps.testing._determinism.user_code import COPY_OF_MAIN, MAIN, fil
 __all__ = ["Image", "Variable", "differing", "give", "is_set_by_code", "take_image", "variables"]
 
 Image: TypeAlias = dict[str, Any]
-"""The packed values of variables, by their names with that of the module."""
+"""The packed values of variables, by module-qualified name."""
 
 _DEPTH: Final = 6
 _MOST_ITEMS: Final = 10_000
@@ -58,12 +58,12 @@ class Variable(NamedTuple):
 
 
 class _Packed(NamedTuple):
-    """What is not a plain value.
+    """The packed form of a value that is not plain.
 
     Attributes:
         kind: The name of the type.
-        content: What it is made of; None if it is not data, or an object.
-        attributes: The attributes of an object.
+        content: The packed content; None for an object, or if it is not data.
+        attributes: The packed attributes of an object.
     """
 
     kind: str
@@ -75,7 +75,7 @@ _ABSENT: Final = _Packed("absent")
 
 
 def variables() -> Iterator[Variable]:
-    """Yield what the user's modules, their classes and their functions keep."""
+    """Yield the variables of the user's modules, and of their classes and functions."""
     for name, module in list(sys.modules.items()):
         file = file_of(module) if isinstance(module, ModuleType) else None
         if file is None or module.__name__ != name or not is_user_code(file):
@@ -106,7 +106,7 @@ def take_image() -> Image:
 
 
 def differing(image: Image) -> Image:
-    """Return what has another value here than in an image of another process, if it can be given, as it is here."""
+    """Return the local values of the variables that differ from another process's image and can be set from it."""
     here = take_image()
     modules = {path.rpartition(".")[0] for path in here}
     found: Image = {}
@@ -118,7 +118,7 @@ def differing(image: Image) -> Image:
 
 
 def give(image: Image, paths: Collection[str]) -> None:
-    """Give variables the values that they have in an image."""
+    """Set variables to their values in an image."""
     known = {each.path: each for each in variables()}
     for path in paths:
         variable = known.get(path)
@@ -132,9 +132,9 @@ def give(image: Image, paths: Collection[str]) -> None:
 
 
 def is_set_by_code(path: str, packed: Any, other: Any) -> bool:
-    """Return whether functions of the user's modules may have made the difference between two values of a variable.
+    """Return whether functions of the user's modules may have changed a variable from one value to another.
 
-    If none does, it was not the handler or what it calls: the test has patched it.
+    If no function can have changed it, the test has patched it.
     """
     kind = packed.kind if isinstance(packed, _Packed) else ""
     names = {path.rpartition(".")[2]}
@@ -147,7 +147,7 @@ def is_set_by_code(path: str, packed: Any, other: Any) -> bool:
 
 
 def _functions() -> Iterator[CodeType]:
-    """Yield the code of the user's functions that are not called only to make an object."""
+    """Yield the code of the user's functions, except those that only construct an object."""
     for name, module in list(sys.modules.items()):
         file = file_of(module) if isinstance(module, ModuleType) else None
         if file is None or not is_user_code(file):
@@ -168,7 +168,7 @@ def _code_of(value: Any) -> CodeType | None:
 
 
 def _sets(code: CodeType, names: Collection[str]) -> bool:
-    """Return whether code assigns one of some names, or mentions one and changes some collection."""
+    """Return whether code assigns one of the names, or mentions one of them and changes a collection."""
     mentions = changes = False
     for each in dis.get_instructions(code):
         name = each.argval if isinstance(each.argval, str) else ""
@@ -216,7 +216,7 @@ def _attributes(packed: Any) -> dict[str, Any] | None:
 
 
 def _is_data(packed: Any, *, or_absent: bool = False) -> bool:
-    """Return whether a value can be given; of an object, any of its attributes."""
+    """Return whether a value can be set; for an object, whether any of its attributes can."""
     if not isinstance(packed, _Packed):
         return True
     if packed is _ABSENT or packed == _ABSENT:
@@ -231,7 +231,7 @@ def _is_data(packed: Any, *, or_absent: bool = False) -> bool:
 
 
 def _is_whole(packed: Any) -> bool:
-    """Return whether a value can be made from its packed form: not an object, which is only changed."""
+    """Return whether a value can be unpacked; an object cannot, and is changed in place."""
     return _attributes(packed) is None and _is_data(packed)
 
 

@@ -1,10 +1,11 @@
-"""Run handlers again in other interpreters, each with a hash seed of its own.
+"""Run handlers again in other interpreters, each with its own hash seed.
 
-N1. An interpreter has the environment, the folder and the import path that this process has when it is asked.
+N1. An interpreter has the environment, the working directory and the import path of this process at the time of the
+    question.
 N2. The order of a set of strings depends on a seed that an interpreter draws when it starts. Starting one takes most of
-    a second, so some are kept until this process ends; what they have in memory is from earlier questions.
-N3. A new interpreter answers one question. What it reads when it imports the application is watched too. It is a fork
-    of one that has imported nothing of the user's, which takes a few milliseconds.
+    a second, so some are reused until this process ends; their memory is that of earlier questions.
+N3. A new interpreter answers one question. What it reads while it imports the application is watched too. It is a fork
+    of an interpreter that has imported no user code, so starting it takes a few milliseconds.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from restate_steps.testing._simulation.driver import ASGIApp
 __all__ = ["IS_OTHER_INTERPRETER", "Answer", "Question", "Remembered", "ask_kept", "ask_new"]
 
 IS_OTHER_INTERPRETER: Final = "RESTATE_STEPS_OTHER_INTERPRETER"
-"""The environment variable by which such an interpreter knows that it is one."""
+"""The environment variable that is set in such an interpreter."""
 
 _LENGTH: Final = struct.Struct(">Q")
 _PATIENCE: Final = 60.0
@@ -45,16 +46,16 @@ _HASH_SEED: Final = "PYTHONHASHSEED"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What another interpreter is to run.
+    """A run for another interpreter to make.
 
     Attributes:
-        app: Where it finds the application.
+        app: The name of the application.
         recording: The recorded run.
-        earliest: From which operation on it does not matter what is done.
-        tape: What is to be read besides what the recorded run has read.
-        changed: What is to be read otherwise.
-        variant: Which of several other values to read.
-        image: The global variables of this process; the answer says which of them make the recorded run.
+        earliest: The index of the operation from which on differences do not matter.
+        tape: Values to play back in addition to those of the recorded run.
+        changed: The readings to change.
+        variant: The variant of the changed values.
+        image: The global variables of this process; the answer says which of them lead to the recorded run.
     """
 
     app: AppName
@@ -68,12 +69,12 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """A global variable of this process without which another interpreter does otherwise.
+    """A global variable of this process without which another interpreter diverges.
 
     Attributes:
-        path: Its name, with that of its module.
-        own: Its packed value in the other interpreter.
-        is_set_by_code: Whether code of the application may have made the difference; if not, the test has patched it.
+        path: The module-qualified name of the variable.
+        own: The packed value in the other interpreter.
+        is_set_by_code: True if the application's code may have set it; otherwise, the test has patched it.
     """
 
     path: str
@@ -83,13 +84,13 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of running a handler again in another interpreter.
+    """The result of running a handler again in another interpreter.
 
     Attributes:
-        parting: Where it went another way, if it did.
-        problem: Why nothing came of it.
-        read: What was read, by the application's modules when they were imported and by the run.
-        remembered: The fewest variables with which it goes the recorded way; None if there are none.
+        parting: Where it diverged; None if it did not.
+        problem: The reason why it could not run; empty if it ran.
+        read: The values that were read, by the application's modules on import and by the run.
+        remembered: The smallest set of variables that leads to the recorded run; None if there is no such set.
     """
 
     parting: Parting | None = None
@@ -110,7 +111,7 @@ class _Sent:
 
 
 class _Interpreter:
-    """One other interpreter, and the pipes to it."""
+    """Another interpreter, and the pipes to it."""
 
     def __init__(self, seed: int) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 -- it is open as long as the interpreter
@@ -169,7 +170,7 @@ _kept: Final[dict[tuple[int, str], _Interpreter]] = {}
 
 
 def ask_kept(question: Question, seeds: Sequence[int]) -> list[Answer]:
-    """Ask interpreters that may have answered other questions before, one for each hash seed."""
+    """Ask reused interpreters, one for each hash seed."""
     return _ask([question] * len(seeds), [(seed, "kept") for seed in seeds])
 
 
@@ -177,7 +178,7 @@ def ask_new(questions: Sequence[Question], seed: int) -> list[Answer]:
     """Ask each question of a new interpreter with this hash seed (N3)."""
     answers: list[Answer] = []
     for begin in range(0, len(questions), len(_FORKS)):
-        # Forks of the same interpreter have their objects at the same addresses.
+        # Objects have the same addresses in all forks of one interpreter.
         some = questions[begin : begin + len(_FORKS)]
         answers += _ask(some, [(seed, name) for name in _FORKS[: len(some)]])
     return answers
@@ -212,7 +213,7 @@ def _close_all() -> None:
         _kept.popitem()[1].close()
 
 
-# --- between the two --------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------
 
 
 def _write(stream: IO[bytes], data: bytes) -> None:
@@ -229,14 +230,14 @@ def _read(stream: IO[bytes]) -> Any:
     return pickle.loads(data) if len(data) == length else None
 
 
-# --- the other side ---------------------------------------------------------------------------------------------
+# --- in the other interpreter -----------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Answer until nothing more is asked."""
+    """Answer questions until the input ends."""
     questions = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
-    # What the user's modules print is not an answer, and what they read is not a question.
+    # The user's modules must not write into the answers, or read the questions.
     os.dup2(2, 1)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -248,7 +249,7 @@ def main() -> None:
         _adopt(sent)
         _write(answers, _pickled(_answer(sent.question)))
         if sent.to_new:
-            # It is not a new one any more.
+            # It is no longer a new interpreter.
             break
 
 
@@ -266,7 +267,7 @@ def _answer_in_fork(sent: _Sent, answers: IO[bytes]) -> None:
 
 
 def _adopt(sent: _Sent) -> None:
-    """Take over what the asking process has (N1)."""
+    """Take over the environment of the asking process (N1)."""
     sys.path[:] = sent.path
     own = {name: os.environ[name] for name in (_HASH_SEED, IS_OTHER_INTERPRETER)}
     os.environ.clear()
@@ -323,10 +324,10 @@ def _repeats(question: Question, run: Rerun) -> bool:
 
 
 def _remembered(image: Image, own: Image, repeats: Callable[[], bool]) -> tuple[Remembered, ...] | None:
-    """Return the fewest variables whose values in the asking process make the recorded run; None if there are none."""
+    """Return a minimal set of variables whose values lead to the recorded run; None if there is none."""
 
     def is_enough(paths: Sequence[str]) -> bool:
-        # Whatever the run before has changed is as it was.
+        # Reset what the previous run has changed.
         give(own, list(own))
         give(image, paths)
         return repeats()
@@ -342,7 +343,7 @@ def _remembered(image: Image, own: Image, repeats: Callable[[], bool]) -> tuple[
 
 
 if __name__ == "__main__":
-    # The classes that travel belong to the module by its name, and not to the script that this is here.
+    # Pickle must find the classes in the module by its name, not in __main__, which this script is.
     from restate_steps.testing._determinism import interpreters as _by_name
 
     _by_name.main()

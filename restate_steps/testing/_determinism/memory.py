@@ -1,4 +1,4 @@
-"""Say which of the user's global variables have changed, as far as can be seen without running the user's code."""
+"""Find the user's global variables that have changed, without running the user's code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from restate_steps.testing._determinism.image import variables
 __all__ = ["Memory", "changed", "changed_generators", "remember"]
 
 Memory: TypeAlias = dict[str, Any]
-"""What was seen of each variable, by its name with that of its module."""
+"""A snapshot of each variable, by its module-qualified name."""
 
 _DEPTH: Final = 3
 _WIDTH: Final = 100
@@ -26,34 +26,34 @@ _COUNTERS: Final[tuple[type[Any], ...]] = (itertools.count, itertools.cycle)
 
 
 def remember() -> Memory:
-    """Look at the global variables of the user's modules, and at what their functions and classes keep."""
+    """Return a snapshot of the global variables of the user's modules, and of their functions and classes."""
     return {each.path: _seen(each.value, _DEPTH) for each in variables()}
 
 
 def changed(before: Memory, after: Memory) -> list[str]:
-    """Return the names of what has changed, sorted."""
+    """Return the names of the changed variables, sorted."""
     # In lists, because NaN differs from itself, and a list that has it does not.
     return sorted(name for name in before.keys() | after.keys() if [before.get(name, ...)] != [after.get(name, ...)])
 
 
 def changed_generators(before: Memory, after: Memory) -> list[str]:
-    """Return the names of the generators of random numbers among what has changed."""
+    """Return the names of the random generators among the changed variables."""
     return [name for name in changed(before, after) if isinstance(after.get(name), _GeneratorState)]
 
 
 class _GeneratorState(NamedTuple):
-    """What was seen of a generator of random numbers."""
+    """A snapshot of a random generator."""
 
     state: int
 
 
 def _seen(value: Any, depth: int) -> Any:
-    """Return something that is equal as long as nothing has changed."""
+    """Return a snapshot of a value: snapshots are equal as long as the value has not changed."""
     kind: type[Any] = value.__class__
     if issubclass(kind, _VALUES):
         return value
     if issubclass(kind, _COUNTERS):
-        # Looking at the next number would take it.
+        # Reading the next number would consume it.
         return repr(value)
     if issubclass(kind, random.Random) and not issubclass(kind, random.SystemRandom):
         return _GeneratorState(hash(value.getstate()))

@@ -1,8 +1,8 @@
-"""Notice when a handler talks to the world outside of a step: files, connections, programs, threads.
+"""Detect when a handler uses files, connections, programs or threads outside of a step.
 
-Python tells its audit hooks. They cannot be taken back, so there is one, which looks away unless an attempt is watched.
-Not seen is what raises no audit event: looking at a file without opening it, and using a connection that was open
-before.
+Python reports these to audit hooks. A hook cannot be removed, so there is a single one, which ignores everything unless
+an attempt is watched. It misses what raises no audit event: checking a file without opening it, and using a connection
+that is already open.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _EVENTS: Final = {
 _IN_MEMORY: Final = ":memory:"
 _TIME_ZONES: Final = "zoneinfo"
 
-# What opens files to do something else: to import, to log, to say where an exception is from, to know a time zone.
+# Modules that open files for other purposes: to import, to log, to print tracebacks, to read time zones.
 _INNOCENT: Final = frozenset(
     {
         "_frozen_importlib",
@@ -90,13 +90,13 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
 def _is_innocent(event: str, arguments: tuple[Any, ...]) -> bool:
     subject: Any = arguments[0] if arguments else None
     if event == "open":
-        # A number is a file that is open already.
+        # A number is the descriptor of an open file.
         return isinstance(subject, int) or _TIME_ZONES in os.fsdecode(subject)
     return event == "sqlite3.connect" and bool(subject == _IN_MEMORY)
 
 
 def _who(frame: FrameType | None) -> FrameType | None:
-    """Return the frame that is to be blamed; None if nobody is."""
+    """Return the frame to blame; None if there is none."""
     innermost = None
     while frame is not None and frame.f_globals.get("__name__") != "asyncio.events":
         if is_user_code(frame.f_code.co_filename):
@@ -115,7 +115,7 @@ def _what(event: str, arguments: tuple[Any, ...]) -> str:
         return name
     if event == "socket.connect":
         address: Any = arguments[-1]
-        # Of a socket with a host; others have the path of a file.
+        # An internet socket has a host and a port; others have a path.
         shown = f"{address[0]}:{address[1]}" if type(address) is tuple else address
         return f"{name} to {shown}"
     subject: Any = arguments[0]
@@ -128,7 +128,7 @@ _listening = False
 
 
 def listen() -> None:
-    """Notice it from now on, in attempts that are watched."""
+    """Install the audit hook, once; it reports to attempts that are watched."""
     global _listening
     if not _listening:
         _listening = True

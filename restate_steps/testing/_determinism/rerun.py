@@ -1,9 +1,8 @@
-"""Record what a handler does, and run it again from the whole journal, with one thing changed or none.
+"""Record what a handler does, and run it again from the whole journal, with at most one thing changed.
 
-Z1. A run is recorded once, with real results. In every run after that no body runs: all results are recorded ones.
-Z2. Two runs are compared by what they ask the VM for, one after the other, with all parameters. That is more than the
-    VM compares: it takes no look at what is past the end of the journal. How long a sleep or a send waits is left
-    out here too, since the delay that is in the journal counts, whatever a replay computes.
+Z1. A run is recorded once, with real results. In every later run no body runs, and all results are the recorded ones.
+Z2. Two runs are compared operation by operation, with all parameters. The VM compares less: it ignores what is past the
+    end of the journal. The delay of a sleep or a send is ignored here too, because the recorded delay counts.
 """
 
 from __future__ import annotations
@@ -43,17 +42,17 @@ _WIDTH: Final = 120
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """One invocation that was recorded.
+    """A recorded invocation.
 
     Attributes:
-        origin: Whose it is.
-        frames: Its journal.
-        operations: What it asked for.
-        tape: What it read that is in no journal.
-        outside: What it did with the world outside.
-        contradicted: What an earlier attempt had asked for instead, if the recording itself went wrong.
-        definition: Where the handler is defined.
-        defined_in: The name of the module that has defined it.
+        origin: The invocation that was recorded.
+        frames: The journal.
+        operations: The operations, in order.
+        tape: The values that it read outside the journal.
+        outside: The accesses to the outside world.
+        contradicted: The operations of an earlier attempt, if the attempts of the recorded run itself diverged.
+        definition: The line where the handler is defined.
+        defined_in: The name of the module that defines the handler.
     """
 
     origin: Origin
@@ -71,8 +70,8 @@ class Recording:
         return str(self.origin.target)
 
     def entry_of(self, operation: int) -> int:
-        """Return the index in the journal of what an operation has become."""
-        # The first command is the input, which nobody asks for.
+        """Return the index of an operation's entry in the journal."""
+        # The first command is the input, which no code issues.
         number = sum(each.is_entry for each in self.operations[: operation + 1])
         commands = [index for index, frame in enumerate(self.frames) if is_command(frame.kind)]
         return commands[min(number, len(commands) - 1)]
@@ -80,13 +79,13 @@ class Recording:
 
 @dataclass(frozen=True, slots=True)
 class Parting:
-    """Where a run goes another way than the recorded one.
+    """The point at which a run diverges from the recorded one.
 
     Attributes:
-        index: How many operations the two have in common.
-        recorded: What the recorded run asked for then, in words.
-        rerun: What the other one did.
-        place: The line of the user's code where the other one did it.
+        index: The number of operations that both runs have in common.
+        recorded: A description of what the recorded run did next.
+        rerun: A description of what the other run did.
+        place: The line of user code where the other run did it.
     """
 
     index: int
@@ -94,19 +93,19 @@ class Parting:
     rerun: str
     place: Place | None
     failed: bool = False
-    """Whether the other run did not get on at all: it raised something."""
+    """True if the other run raised an exception."""
     operation: Operation | None = None
-    """What the other run asked for."""
+    """The operation of the other run; None if it issued none."""
 
     @property
     def way(self) -> tuple[int, Operation | str]:
-        """The way of the other run: the same for two runs that do the same."""
+        """The path of the other run, equal for runs that diverge in the same way."""
         return self.index, self.operation or self.rerun
 
 
 @dataclass(frozen=True, slots=True)
 class Rerun:
-    """What came of running a handler again."""
+    """The result of running a handler again."""
 
     parting: Parting | None
     tape: Tape
@@ -120,17 +119,17 @@ class Rerun:
 def record_runs(
     app: ASGIApp, manifest: Manifest, scenario: Scenario, version: int, deadline: float
 ) -> tuple[list[Recording], list[str]]:
-    """Run a scenario, and return what each invocation did, and why some can tell nothing.
+    """Run a scenario, and return a recording of each invocation, and why some were left out.
 
     Args:
         app: The application.
-        manifest: Its manifest.
-        scenario: What a client does.
+        manifest: The application's manifest.
+        scenario: The client.
         version: The version of the service protocol.
-        deadline: When to stop, by ``time.perf_counter()``.
+        deadline: The time at which to stop, by ``time.perf_counter()``.
 
     Raises:
-        SimulationError: The scenario came to no end, or waits for something that is not the simulator.
+        SimulationError: The scenario does not end, or awaits something that is not the simulator.
     """
     watches: list[Watch] = []
 
@@ -166,7 +165,7 @@ def _recordings(
         mine = [watch for watch in watches if watch.invocation == invocation.id]
         origin = handle.journal.origin
         if not mine or origin is None:
-            left_out.append(f"{invocation.target}: it has not begun")
+            left_out.append(f"{invocation.target}: it has not started")
             continue
         last = mine[-1]
         recording = Recording(origin, tuple(invocation.journal), tuple(last.operations), last.tape, tuple(last.outside))
@@ -176,7 +175,7 @@ def _recordings(
         elif invocation.ended and MessageKind.OUTPUT in {frame.kind for frame in invocation.journal}:
             recordings.append(recording)
         else:
-            left_out.append(f"{invocation.target}: it has not come to an end ({invocation.status.value})")
+            left_out.append(f"{invocation.target}: it has not ended ({invocation.status.value})")
     if failure is not None and not any(each.contradicted is not None for each in recordings):
         raise failure
     return recordings, left_out
@@ -186,13 +185,13 @@ def _recordings(
 
 
 def rerun(recording: Recording, app: ASGIApp, changed: Changed = None, variant: int = 0) -> Rerun:
-    """Run a handler again from the whole journal, and compare.
+    """Run a handler again from the whole journal, and compare it with the recorded run.
 
     Args:
         recording: The recorded run.
         app: The application.
-        changed: What is to be read otherwise; left out, everything is read as it was.
-        variant: Which of several other values to read.
+        changed: The readings to change; by default, all recorded values are played back unchanged.
+        variant: The variant of the changed values.
     """
     watches: list[Watch] = []
     partings: list[Parting] = []
@@ -233,12 +232,12 @@ def rerun(recording: Recording, app: ASGIApp, changed: Changed = None, variant: 
 
 
 def str_of(place: Any) -> Place:
-    """Return a place as it is written here."""
+    """Return a place of a replay as ``file:line``."""
     return f"{place.file}:{place.line}"
 
 
 def contradiction(recording: Recording) -> Parting | None:
-    """Return where two attempts of the recorded run itself parted."""
+    """Return where two attempts of the recorded run itself diverged."""
     earlier = recording.contradicted or ()
     for index, operation in enumerate(recording.operations):
         if index >= len(earlier) or not operation.agrees_with(earlier[index]):
@@ -253,7 +252,7 @@ def _parting(index: int, recorded: Operation | None, again: Operation) -> Partin
 
 
 def _where_they_part(recorded: Operation | None, again: Operation) -> Place | None:
-    """Return the outermost line of the second that is not one of the first too: what it calls may well be the same."""
+    """Return the outermost line in which the second stack differs; the lines that it calls may be the same."""
     first = () if recorded is None else recorded.places
     differing = [place for index, place in enumerate(again.places) if first[index : index + 1] != (place,)]
     return next(iter(differing or again.places), None)
@@ -263,7 +262,7 @@ def _where_they_part(recorded: Operation | None, again: Operation) -> Place | No
 
 
 def describe_operation(operation: Operation) -> str:
-    """Return what was asked for in words.
+    """Describe an operation.
 
     Example:
         >>> describe_operation(Operation("sys_run", ("charge",)))

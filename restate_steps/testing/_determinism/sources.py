@@ -1,10 +1,10 @@
-"""The clocks, random numbers and other sources of what is in no journal, so that they can be watched and played back.
+"""Patch sources of nondeterminism, such as clocks and random numbers, so that they can be watched and played back.
 
-The functions are replaced wherever a module holds them, so that ``from time import time`` makes no difference; the
-methods of ``datetime`` in the type itself, so that it stays the type that it is. Outside an attempt that is watched
-they do what they always do.
+Functions are replaced in every module that holds them, so ``from time import time`` works too. The methods of
+``datetime`` are replaced in the type itself, which stays the same type. Outside of watched attempts, all of them behave
+as usual.
 
-What is compiled, and reads the clock or draws random numbers by itself, is not seen: numpy's generators, for example.
+Compiled code that reads a clock or draws random numbers itself is not seen: numpy's generators, for example.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ from restate_steps.testing._determinism.watch import Kind, Reader, Reading, watc
 __all__ = ["RANDOM_SEEDS", "SHIFTS", "watched_sources"]
 
 SHIFTS: Final = (45_296.789, 263_107.013, -95_413.4, 15_811_201.5, 613_999.25, -3_600.001, 40_000_000.75, 7.531)
-"""By how many seconds a clock is moved: another second, hour, day of the week, month, and year."""
+"""The numbers of seconds by which a clock is shifted: to another second, hour, weekday, month, and year."""
 
 RANDOM_SEEDS: Final = (52, 31, 53, 16, 6, 1, 9, 20)
-"""Seeds whose first numbers lie all over the range: 0.99, 0.01, 0.6, 0.35, 0.8, 0.15, 0.48 and 0.92."""
+"""Seeds whose first numbers cover the range: 0.99, 0.01, 0.6, 0.35, 0.8, 0.15, 0.48 and 0.92."""
 
 _Function = Callable[..., Any]
 
@@ -60,7 +60,7 @@ def _seed(variant: int) -> int:
 
 
 def _find(kind: Kind, name: str) -> tuple[Reader, Reading] | None:
-    """Return who watches the caller of the caller, and what it reads; None if nobody does."""
+    """Return the reader that watches the caller's caller, and the reading; None if it is not watched."""
     watch = watching.get()
     if watch is None or not watch.idle:
         return None
@@ -105,7 +105,7 @@ def _clock(name: str, original: _Function) -> _Function:
 
 
 def _clock_unless_given(name: str, original: _Function, place: int, convert: _Function | None = None) -> _Function:
-    """Wrap a function that looks at the clock unless it is given a time as the argument at ``place``."""
+    """Wrap a function that reads the clock unless its argument at ``place`` is a time."""
 
     @functools.wraps(original)
     def read(*args: Any) -> Any:
@@ -173,7 +173,7 @@ def _seeded_state(state: Any, variant: int) -> Any:
 
 
 def _random_function(name: str, original: _Function) -> _Function:
-    """Wrap a function of ``random``: what is played back is the generator's state before it."""
+    """Wrap a function of ``random``, playing back the generator's state before the call."""
 
     @functools.wraps(original)
     def draw(*args: Any, **options: Any) -> Any:
@@ -193,7 +193,7 @@ def _random_seed(original: _Function) -> _Function:
     def seed(*args: Any, **options: Any) -> Any:
         found = _find("randomness", "random.seed")
         if found is not None:
-            # Without an argument the numbers are as random as before.
+            # Seeding without an argument does not make the numbers repeatable.
             found[0].seeded = bool(args or options) and args[:1] != (None,)
         return original(*args, **options)
 
@@ -201,7 +201,7 @@ def _random_seed(original: _Function) -> _Function:
 
 
 def _seed_generator(self: random.Random, a: Any = None, version: int = 2) -> None:
-    """Seed a generator of its own, ``random.Random()``, as is done when it is made."""
+    """Seed a ``random.Random()``, as its constructor does."""
     if a is None and not isinstance(self, random.SystemRandom):
         found = _find("randomness", "random.Random")
         if found is not None:
@@ -214,7 +214,7 @@ def _other_bytes(value: bytes, variant: int) -> bytes:
     made = b""
     while len(made) < len(value):
         made += hashlib.sha256(value + bytes((variant % 256, len(made) % 256))).digest()
-    # The first byte, which weighs most, is spread over its range.
+    # Spread the first byte, the most significant one, over its range.
     return (bytes((int(random.Random(_seed(variant)).random() * 256),)) + made)[: len(value)]
 
 
@@ -258,14 +258,14 @@ _ID: Final = id
 
 
 def _id(thing: object, /) -> int:
-    """Return an address; only the user's own look at one is watched, as all others need it fast."""
+    """Return an address; only calls from user code are watched, because all others must be fast."""
     watch = watching.get()
     if watch is None or not watch.idle:
         return _ID(thing)
     frame = caller()
     if not is_user_code(frame.f_code.co_filename):
         return _ID(thing)
-    # Turning the bits around turns the order around, and different things stay different.
+    # Inverting the bits reverses the order, and different objects keep different addresses.
     reading = Reading("memory address", "id", place_of(frame))
     return watch.read(reading, lambda: _ID(thing), lambda value, _: value ^ 0x7FFF_FFFF_FFF0)
 
@@ -287,7 +287,7 @@ _OF_ENVIRON: Final = frozenset({"os", "_collections_abc", "collections.abc"})
 
 
 def _read_variable(self: Any, key: str) -> str:
-    """Read an environment variable; only what the user's own code asks for is watched."""
+    """Read an environment variable; only reads from user code are watched."""
     watch = watching.get()
     if watch is None or not watch.idle:
         return cast(str, _ENVIRON.__getitem__(self, key))
@@ -312,7 +312,7 @@ def _read_variable(self: Any, key: str) -> str:
 def _other_variable(value: str | None, variant: int) -> str | None:
     if value is None:
         return "1"
-    # One more digit, for what has to be a number; then nothing at all.
+    # First add a digit, so that a number stays a number; then remove the variable.
     return f"{value}0" if variant % 2 == 0 else None
 
 
@@ -324,7 +324,7 @@ _CLOCKS: Final = ("time", "monotonic", "perf_counter", "process_time", "thread_t
 
 
 def _functions() -> list[tuple[ModuleType, str, _Function]]:
-    """Return what takes the place of which name of which module."""
+    """Return the replacements, by module and name."""
     found: list[tuple[ModuleType, str, _Function]] = []
     for name in (*_CLOCKS, *(f"{clock}_ns" for clock in _CLOCKS)):
         found.append((time, name, _clock(name, getattr(time, name))))
@@ -350,7 +350,7 @@ def _functions() -> list[tuple[ModuleType, str, _Function]]:
 
 _FUNCTIONS: Final = _functions()
 _BY_ORIGINAL: Final = {_ID(getattr(module, name)): wrapper for module, name, wrapper in _FUNCTIONS}
-# ``random`` has taken this name from ``os`` for itself, for SystemRandom, and so for secrets.
+# ``random`` imports this function from ``os`` for SystemRandom, and so for secrets.
 _SOURCES: Final = (time, os, random, uuid, socket)
 
 _METHODS: Final = (
@@ -361,14 +361,14 @@ _METHODS: Final = (
 
 
 def _set_in_type(cls: type, name: str, value: object) -> None:
-    """Set an attribute of a type that is compiled."""
+    """Set an attribute of a built-in type."""
     namespace: Mapping[str, object] = vars(cls)
     cast("dict[str, object]", gc.get_referents(namespace)[0])[name] = value
     ctypes.pythonapi.PyType_Modified(ctypes.py_object(cls))
 
 
 def _holders() -> list[ModuleType]:
-    """Return the modules whose names are looked through: those of users and of packages, not Python's own."""
+    """Return the modules whose names are replaced: user code and packages, but not Python's own."""
     found: list[ModuleType] = list(_SOURCES)
     for name, module in list(sys.modules.items()):
         file = file_of(module) if isinstance(module, ModuleType) else None
@@ -383,7 +383,7 @@ def _holders() -> list[ModuleType]:
 
 @contextmanager
 def watched_sources() -> Generator[None, None, None]:
-    """Let the sources be watched; they are left as they were found, and so is the state of ``random``."""
+    """Patch the sources; on exit, restore them and the state of ``random``."""
     replaced: list[tuple[dict[str, Any], str, Any, Any]] = []
     state = _GETSTATE()
     for module in _holders():

@@ -1,4 +1,4 @@
-"""Tell the code of users from everybody else's, by where it lies, and find the line of it that does something."""
+"""Distinguish user code from libraries by its file, and find the user's line behind a call."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ _STANDARD: Final = tuple({str(Path(_PATHS[name]).resolve()) for name in ("stdlib
 _INSTALLED: Final = tuple({str(Path(_PATHS[name]).resolve()) for name in ("purelib", "platlib")})
 _OURS: Final = str(Path(__file__).resolve().parents[2])
 _PACKAGES: Final = ("site-packages", "dist-packages")
-# What is typed in has no file.
+# Code that is typed in has no file.
 _TYPED_IN: Final = ("<stdin>", "<doctest", "<ipython", "<input>", "<python-input", "<console>")
 
-# What they read decides when something happens, but never what a handler does.
+# What these modules read affects when something happens, but never what a handler does.
 _INFRASTRUCTURE: Final = frozenset(
     {"_pytest", "asyncio", "concurrent", "logging", "queue", "restate", "restate_steps", "selectors", "threading"}
 )
@@ -51,7 +51,7 @@ Place: TypeAlias = str
 
 @lru_cache(maxsize=4096)
 def is_standard_library(file: str) -> bool:
-    """Whether a file belongs to Python itself."""
+    """Return whether a file belongs to Python itself."""
     if file.startswith("<"):
         return not file.startswith(_TYPED_IN)
     path = str(Path(file).resolve())
@@ -60,7 +60,7 @@ def is_standard_library(file: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def is_user_code(file: str) -> bool:
-    """Whether a file belongs to the user: not to Python, to an installed package, or to this one."""
+    """Return whether a file is user code: not part of Python, of an installed package, or of this package."""
     if file.startswith("<"):
         return file.startswith(_TYPED_IN)
     path = str(Path(file).resolve())
@@ -72,17 +72,17 @@ def _outside_packages(path: str) -> bool:
 
 
 def is_infrastructure(module: str | None) -> bool:
-    """Whether a module only runs what others have written."""
+    """Return whether a module only runs other code."""
     return (module or "").partition(".")[0] in _INFRASTRUCTURE
 
 
 def caller(depth: int = 0) -> FrameType:
-    """Return the frame of whoever has called the function that calls this, or of one that many calls further out."""
+    """Return the frame of the caller's caller, or the frame ``depth`` calls further out."""
     return sys._getframe(2 + depth)  # pyright: ignore[reportPrivateUsage]
 
 
 def user_frame(frame: FrameType | None) -> FrameType | None:
-    """Return the innermost frame of the user's code, as far as the running task goes; None if there is none."""
+    """Return the innermost frame of user code within the running task; None if there is none."""
     while frame is not None and frame.f_globals.get("__name__") != "asyncio.events":
         if is_user_code(frame.f_code.co_filename):
             return frame
@@ -96,13 +96,13 @@ def place_of(frame: FrameType) -> Place:
 
 
 def definition_of(function: Callable[..., Any]) -> Place | None:
-    """Return the line that a function begins at."""
+    """Return the first line of a function."""
     code = getattr(inspect.unwrap(function), "__code__", None)
     return f"{code.co_filename}:{code.co_firstlineno}" if isinstance(code, CodeType) else None
 
 
 def user_places(frame: FrameType | None) -> tuple[Place, ...]:
-    """Return the lines of the user's code that a frame was called from, outermost first."""
+    """Return the lines of user code on the stack of a frame, outermost first."""
     places: list[Place] = []
     while (frame := user_frame(frame)) is not None:
         places.append(place_of(frame))
@@ -111,16 +111,16 @@ def user_places(frame: FrameType | None) -> tuple[Place, ...]:
 
 
 def origin(name: str, frame: FrameType) -> tuple[str, Place] | None:
-    """Return who has called a function: its name as the caller knows it, and the caller's line.
+    """Return the function that code outside the standard library called, and the line of the call.
 
-    ``uuid.uuid4`` calls ``os.urandom``, and what the user has written is ``uuid.uuid4``.
+    For example, ``uuid.uuid4`` calls ``os.urandom``, but the user's code calls ``uuid.uuid4``.
 
     Args:
-        name: The function.
-        frame: The frame that has called it.
+        name: The name of the function.
+        frame: The frame that called it.
 
     Returns:
-        The name and the line; None if infrastructure has called it.
+        The name and the line; None if infrastructure called it.
     """
     following: FrameType | None = frame
     while following is not None:
@@ -135,5 +135,5 @@ def origin(name: str, frame: FrameType) -> tuple[str, Place] | None:
 
 
 def file_of(module: ModuleType) -> str | None:
-    """Return the file of a module; None for one that has none."""
+    """Return the file of a module; None if it has none."""
     return getattr(module, "__file__", None)

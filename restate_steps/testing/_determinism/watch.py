@@ -1,10 +1,10 @@
-"""Watch an attempt: what it asks the VM for, what it reads that is in no journal, and where.
+"""Watch an attempt: the operations it asks of the VM, the values it reads outside the journal, and where.
 
-A1. Nothing is watched while the body of a step runs: what happens there is recorded by Restate.
-A2. What an attempt has read can be played back to a later one, reading by reading. Whatever such a replay does
-    otherwise does not come from these readings; and if one of them is changed, whatever it does otherwise does.
-A3. What is played back belongs to the line that has read it, so that a replay that reads in another order, or less, is
-    given the right values all the same.
+A1. Nothing is watched while the body of a step runs, because Restate records its result.
+A2. What an attempt has read can be played back to a later attempt, reading by reading. If that attempt diverges, the
+    cause is not one of these readings. If one reading is changed, and it diverges only then, that reading is the cause.
+A3. Values are played back by the line that read them, so a replay that reads in another order, or less, gets the right
+    values.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ Kind: TypeAlias = Literal[
     "clock", "randomness", "hash order", "memory address", "environment", "memory", "outside I/O", "unknown"
 ]
 
-# A loop that reads the clock until something has happened would fill the memory.
+# A loop that polls the clock would fill the memory.
 _MOST_VALUES: Final = 1_000
 
 _NOT_ASKED_FOR: Final = frozenset({"sys_input", "sys_end"})
@@ -60,12 +60,12 @@ _DELAY_AT: Final = {"sys_sleep": 0, "sys_send": 4}
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What a handler has asked the VM for.
+    """A handler's call to the VM.
 
     Attributes:
         name: The name of the VM's method.
-        arguments: What it was given, as plain values.
-        places: The lines of the user's code, outermost first.
+        arguments: The arguments, as plain values.
+        places: The lines of user code on the stack, outermost first.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Operation:
 
     @property
     def is_entry(self) -> bool:
-        """Whether it becomes an entry of the journal."""
+        """True if the operation becomes an entry of the journal."""
         return self.name not in _WITHOUT_ENTRY
 
     def agrees_with(self, other: Operation | None) -> bool:
-        """Return whether both ask for the same, but for how long to wait: the recorded delay counts."""
+        """Return whether two operations are equal apart from their delay, because the recorded delay counts."""
         return other is not None and self._without_delay() == other._without_delay()
 
     def _without_delay(self) -> tuple[Any, ...]:
@@ -87,7 +87,7 @@ class Operation:
 
 
 class Reading(NamedTuple):
-    """A line of code that reads something that is in no journal."""
+    """A line of code that reads something that is not in the journal."""
 
     kind: Kind
     what: str
@@ -98,32 +98,32 @@ class Reading(NamedTuple):
 
 
 class Outside(NamedTuple):
-    """Something that a handler did with the world outside, and not in a step."""
+    """An access to the outside world that a handler made outside of a step."""
 
     what: str
     place: Place | None
     after: int
-    """How many operations there had been by then."""
+    """The number of operations before it."""
 
 
 Tape: TypeAlias = dict[Reading, list[Any]]
-"""What each line has read, in order."""
+"""The values that each line has read, in order."""
 
 Changed: TypeAlias = Reading | frozenset[Reading] | Kind | None
-"""What is to be read otherwise."""
+"""The readings to change: one line, several lines, or all of a kind."""
 
 Change: TypeAlias = Callable[[Any, int], Any]
-"""Makes another value of one that was read; the number says which one of several."""
+"""Makes a different value from a value that was read; the number selects one of several variants."""
 
 
 @dataclass(frozen=True, slots=True)
 class Playback:
-    """What a replay is to read.
+    """The values for a replay to read.
 
     Attributes:
-        tape: What was read when the journal was recorded.
-        changed: What is to be read otherwise: one line, several of them, or a kind.
-        variant: Which of several other ones.
+        tape: The values that were read when the journal was recorded.
+        changed: The readings to change: one line, several lines, or all of a kind.
+        variant: The variant of the changed values.
     """
 
     tape: Tape
@@ -131,40 +131,40 @@ class Playback:
     variant: int = 0
 
     def changes(self, reading: Reading) -> bool:
-        """Return whether a line is to read something else."""
+        """Return whether a reading is to be changed."""
         changed = self.changed
         return reading in changed if isinstance(changed, frozenset) else changed in (reading, reading.kind)
 
 
 class Reader:
-    """Notes what code reads, and plays back what it has read before.
+    """Records what code reads, and plays back earlier readings.
 
     Args:
-        playback: What to read; left out, what is read is what there is, and it is kept.
+        playback: The values to play back; by default, the code reads the real values.
     """
 
     def __init__(self, playback: Playback | None = None) -> None:
         self.tape: Tape = {}
         self.open = True
         self.seeded = False
-        """Whether the code has given Python's random numbers a seed of its own."""
+        """True if the code has seeded Python's random numbers itself."""
         self._playback = playback
         self._busy = False
 
     def elapsed(self) -> float:
-        """Return by how many seconds clocks are ahead."""
+        """Return the number of seconds by which clocks are ahead."""
         return 0.0
 
     def talks_outside(self, what: str, place: Place | None) -> None:
-        """Take no notice."""
+        """Ignore it."""
 
     @property
     def idle(self) -> bool:
-        """Whether a reading now is one of its own, and not a part of another one."""
+        """True if a reading now is not part of another reading."""
         return self.open and not self._busy
 
     def read(self, reading: Reading, now: Callable[[], T], change: Callable[[T, int], T]) -> T:
-        """Return what a line is to read: what there is, what there was, or something else."""
+        """Return the value for a line to read: the real value, the recorded one, or a changed one."""
         known = self.tape.setdefault(reading, [])
         playback = self._playback
         value = None if playback is None else _item(playback.tape.get(reading), len(known))
@@ -182,11 +182,11 @@ class Reader:
 
 
 class Watch(Reader):
-    """Watches one attempt; it is the observer of the attempt's context, and passes on what another one wants to know.
+    """Watches one attempt as the observer of its context, and forwards events to another observer.
 
     Args:
         inner: The other observer.
-        playback: What to read; left out, what is read is what there is, and it is kept.
+        playback: The values to play back; by default, the attempt reads the real values.
     """
 
     def __init__(self, inner: AttemptObserver, playback: Playback | None = None) -> None:
@@ -195,7 +195,7 @@ class Watch(Reader):
         self.operations: list[Operation] = []
         self.outside: list[Outside] = []
         self.handler: Place | None = None
-        """Where the handler is defined."""
+        """The line where the handler is defined."""
         self.handler_module: str | None = None
         self.on_operation: Callable[[Operation], None] | None = None
         self._inner = inner
@@ -203,18 +203,18 @@ class Watch(Reader):
         self._task = asyncio.current_task()
 
     def elapsed(self) -> float:
-        """Return how much virtual time has passed, in seconds: clocks are ahead by it."""
+        """Return how much virtual time has passed, in seconds; clocks are ahead by this."""
         return self._loop.time()
 
     def talks_outside(self, what: str, place: Place | None) -> None:
-        """Note that the handler talks to the world outside."""
+        """Note that the handler accesses the outside world."""
         if self.open:
             self.outside.append(Outside(what, place, len(self.operations)))
 
     # --- commands of the handler; see restate_steps.testing._observe.CommandObserver ----------------------------
 
     def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
-        """Note what the VM is asked for, unless it is a wait."""
+        """Note a call to the VM, unless it is a wait."""
         if not self.open or operation in _NOT_ASKED_FOR or not operation.startswith(("sys_", "attach_")):
             return
         context = ambient_context()
@@ -231,9 +231,9 @@ class Watch(Reader):
         self.operations.append(made)
 
     def _waiting_at(self) -> tuple[Place, ...]:
-        """Return where the handler waits for a branch that has no line of the user's; if it does not, where it begins.
+        """Return where the handler awaits a branch without user code; if it does not, where the handler is defined.
 
-        Such a branch is a step that was handed to ``gather``, for example.
+        Such a branch is, for example, a step that was passed to ``gather``.
         """
         waiting = frames_of(self._task.get_coro()) if self._task is not None else []
         waiting += frames_above()
@@ -241,44 +241,44 @@ class Watch(Reader):
         return places or (() if self.handler is None else (self.handler,))
 
     def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
-        """Take no notice: that it was asked for is known."""
+        """Ignore it: :meth:`asked` has noted the call."""
 
     def run_requested(self, handle: int, name: str) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._inner.run_requested(handle, name)
 
     def delay_requested(self, milliseconds: int) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._inner.delay_requested(milliseconds)
 
     def awakeable_made(self, awakeable_id: str) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._inner.awakeable_made(awakeable_id)
 
     def call_requested(self, handle: int, name: str) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._inner.call_requested(handle, name)
 
     def result_read(self, handle: int) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._inner.result_read(handle)
 
     async def body_starts(self, handle: int, in_thread: bool) -> None:
-        """Pass it on, and look away (A1)."""
+        """Forward it, and stop watching the body (A1)."""
         await self._inner.body_starts(handle, in_thread)
         watching.set(None)
 
     def body_ended(self, handle: int) -> None:
-        """Pass it on."""
+        """Forward it."""
         self._inner.body_ended(handle)
 
 
 watching: Final[contextvars.ContextVar[Reader | None]] = contextvars.ContextVar("watching", default=None)
-"""Who watches the code that is running; nobody while it is the body of a step."""
+"""The reader that watches the running code; None in the body of a step."""
 
 
 def watched(app: ASGIApp, begin: Callable[[AttemptObserver], Watch]) -> ASGIApp:
-    """Return the application with each of its attempts being watched."""
+    """Return the application, with each of its attempts watched."""
 
     async def call(scope: Any, receive: Any, send: Any) -> None:
         inner = observing.get()
@@ -305,9 +305,9 @@ def _item(values: list[Any] | None, index: int) -> tuple[Any] | None:
 
 
 def _plain(value: Any, encoded: bool) -> Any:
-    """Return an argument of the VM as something that can be compared, shown and sent to another process."""
+    """Return an argument of the VM as a value that can be compared, shown and sent to another process."""
     if isinstance(value, bytes | bytearray):
-        # A codec may well encode the same value in another way each time, and the VM does not compare it either.
+        # A codec may encode a value differently each time, and the VM does not compare encoded values either.
         return None if encoded else bytes(value)
     if isinstance(value, list | tuple):
         return tuple(_plain(item, encoded) for item in value)  # pyright: ignore[reportUnknownVariableType]
