@@ -83,7 +83,7 @@ async def test_what_the_ingress_refuses(env: Env, handler: str, options: dict[st
     assert answered.status_code == 400
 
     async with simulate(APP) as sim:
-        with pytest.raises(SimulationError, match=f"answers a call of .* with 400: .*{reason}"):
+        with pytest.raises(SimulationError, match=f"rejects this call of .* with 400: .*{reason}"):
             await sim.call(handler, **options)
         assert sim.invocations == []
 

@@ -218,14 +218,14 @@ def test_a_handler_that_never_comes_to_rest_is_told_of(monkeypatch: pytest.Monke
         [finding] = explore(app, endless).findings
 
         assert finding.problem == "stuck"
-        assert "does it loop forever?" in finding.why
+        assert "Does it loop forever?" in finding.why
 
 
 def test_a_handler_that_is_suspended_and_resumed_for_ever_is_told_of() -> None:
     """Nothing has to happen for it to go on."""
     with simulate(app, always_replay=True) as sim:
         sim.driver.max_events = 50
-        with pytest.raises(StuckError, match=r"does it loop forever\?"):
+        with pytest.raises(StuckError, match=r"Does it loop forever\?"):
             sim.run(sim.call(asks_for_ever))
 
 

@@ -454,7 +454,7 @@ async def test_bad_calls() -> None:
     async with simulate(shop.app) as sim:
         with pytest.raises(SimulationError, match="'Service/handler'"):
             await sim.call("checkout", "tea")
-        with pytest.raises(SimulationError, match="no handler of a service"):
+        with pytest.raises(SimulationError, match="not a handler of a service"):
             await sim.call(test_bad_calls)
         with pytest.raises(SimulationError, match="needs a key"):
             await sim.call(shop.add, 1)
@@ -462,19 +462,19 @@ async def test_bad_calls() -> None:
             await sim.call(shop.checkout, "tea", key="ann")
         with pytest.raises(SimulationError, match="cannot be sent to Shop/checkout, which takes str: Object of type"):
             await sim.call(shop.checkout, cast(Any, object()))
-        with pytest.raises(SimulationError, match=r"cannot be sent to Shop/checkout.*give the function"):
+        with pytest.raises(SimulationError, match=r"cannot be sent to Shop/checkout.*pass the function"):
             await sim.call("Shop/checkout", object())
         with pytest.raises(SimulationError, match="Shop/checkout takes an argument"):
             await sim.call(cast(Any, shop.checkout))
         with pytest.raises(SimulationError, match="Shop/nothing takes no argument"):
             await sim.call(cast(Any, shop.nothing), 1)
-        with pytest.raises(SimulationError, match="a key is a string, not 5"):
+        with pytest.raises(SimulationError, match="a key must be a string, not 5"):
             await sim.call(shop.add, 1, key=cast(Any, 5))
         with pytest.raises(SimulationError, match="or workflow 'Crt'; there are Approval, Cart, Lazy"):
             sim.state("Crt", "ann")
         with pytest.raises(SimulationError, match="cannot be sent as JSON"):
             await sim.resolve_awakeable("sign_1", object())
-        with pytest.raises(SimulationError, match="takes a coroutine, such as"):
+        with pytest.raises(SimulationError, match="run needs a coroutine, such as"):
             sim.run(cast(Any, test_bad_calls))
     with pytest.raises(SimulationError, match="version of the service protocol is 6 or 7, not 5"):
         simulate(shop.app, version=5)

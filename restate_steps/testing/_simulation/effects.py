@@ -1,4 +1,4 @@
-"""Count how often the bodies of steps have run, and say which may run again."""
+"""Count how often the bodies of steps ran, and report which may run again."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["Effects"]
 
 
 class Effects(Mapping[str, int]):
-    """How often the body of each step has run, by the step's name.
+    """The number of times that the body of each step ran, by the step's name.
 
-    Restate records what a body returned; it cannot record that a body has begun. A body that ran, and whose attempt
-    died before its result was stored, runs again: steps are *at least once*. Where that can happen is a *window*,
-    and the effects that matter there need an idempotency key (:attr:`restate_steps.StepInfo.idempotency_key`).
+    Restate records what a body returned, but not that a body has started. So a body runs again if its attempt ended
+    before the result was stored: steps are *at least once*. Such a repetition is a *window*; effects in a window need
+    an idempotency key (:attr:`restate_steps.StepInfo.idempotency_key`).
 
     Example:
         >>> effects = Effects([BodyRun("inv_1", "charge", 1, 1), BodyRun("inv_1", "charge", 2, 1, True, True)])
@@ -30,7 +30,7 @@ class Effects(Mapping[str, int]):
             self._counts[run.name] = self._counts.get(run.name, 0) + 1
 
     def __getitem__(self, name: str) -> int:
-        """Return how often the body ran; 0 for one that never did."""
+        """Return how often the body ran; 0 if it never did."""
         return self._counts.get(name, 0)
 
     def __iter__(self) -> Iterator[str]:
@@ -41,7 +41,7 @@ class Effects(Mapping[str, int]):
 
     @property
     def most(self) -> dict[str, int]:
-        """How often one step of each name ran at most; more than once only where it ran *again*."""
+        """The largest number of runs of a single step, by name; more than one only if the step ran *again*."""
         most: dict[str, int] = {}
         for runs in self._by_step().values():
             most[runs[0].name] = max(len(runs), most.get(runs[0].name, 0))
@@ -55,7 +55,7 @@ class Effects(Mapping[str, int]):
 
     @property
     def windows(self) -> list[str]:
-        """What ran more than once, and why."""
+        """A description of each time that a body ran again."""
         found: list[str] = []
         for runs in self._by_step().values():
             for earlier, later in pairwise(runs):

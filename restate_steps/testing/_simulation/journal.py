@@ -1,4 +1,4 @@
-"""Look at a journal as a reader would: named entries with decoded values, as :mod:`restate_steps.server` shows them."""
+"""Journals in readable form: named entries with decoded values, as in :mod:`restate_steps.server`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ __all__ = ["Journal", "Origin", "describe_frame"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Whose journal it is, and what else an attempt is told when it begins.
+    """The invocation that a journal comes from, with the other inputs of its attempts.
 
     Attributes:
         target: The handler, and the key it was called with.
         invocation_id: The id of the invocation.
-        raw_id: The same as bytes, of which the ids of awakeables are made.
+        raw_id: The id as bytes, from which the ids of awakeables are made.
         protocol: The version of the service protocol.
-        random_seed: What ``ctx.random()`` and ``ctx.uuid()`` start from; None if it is not known.
-        idempotency_key: What the caller gave.
+        random_seed: The seed of ``ctx.random()`` and ``ctx.uuid()``; None if it is not known.
+        idempotency_key: The caller's idempotency key, if any.
     """
 
     target: Target
@@ -40,8 +40,8 @@ class Journal(Sequence[JournalEntry]):
     """The journal of an invocation, with decoded values.
 
     Attributes:
-        frames: The messages themselves.
-        origin: Whose journal it is, if that is known.
+        frames: The messages.
+        origin: The invocation that the journal comes from, if known.
 
     Example:
         >>> from restate_steps.testing._simulation.wire import Kind, make
@@ -57,7 +57,7 @@ class Journal(Sequence[JournalEntry]):
 
     @property
     def names(self) -> list[str]:
-        """The names of the steps (``ctx.run`` and ``ctx.run_typed``), in the order in which they were asked for."""
+        """The names of the steps (``ctx.run`` and ``ctx.run_typed``), in the order of their commands."""
         return [decode(frame).get("name", "") for frame in self.frames if frame.kind == Kind.RUN]
 
     @property
@@ -89,7 +89,7 @@ class Journal(Sequence[JournalEntry]):
 
 
 def describe_frame(frame: Frame) -> str:
-    """Return a message as one line."""
+    """Describe a message in one line."""
     fields = decode(frame)
     kind = Kind(frame.kind).name.lower().replace("_", " ")
     name = fields.get("name") or fields.get("signal_name") or ""

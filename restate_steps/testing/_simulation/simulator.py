@@ -1,4 +1,4 @@
-"""Call handlers in-process, in virtual time, as a client of a Restate server calls them."""
+"""Call handlers in-process and in virtual time, as a client of a Restate server does."""
 
 from __future__ import annotations
 
@@ -68,21 +68,21 @@ HandlerRef: TypeAlias = Callable[..., Any] | str
 """A handler: the decorated function, or ``"Service/handler"``."""
 
 HandlerOf: TypeAlias = Callable[[Any, A], Awaitable[object]] | Callable[[Any], Awaitable[object]] | str
-"""The same, where the type checker is to see that it takes an ``A``, or nothing."""
+"""A handler that takes an ``A``, or nothing, for the type checker."""
 
 NOTHING: Final[Any] = ...
-"""Stands for an argument that was left out."""
+"""The default of an argument that may be omitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result(Generic[T]):
-    """How a call ended that succeeded.
+    """The result of a successful call.
 
     Attributes:
-        value: What the handler returned, decoded with the handler's own serde.
-        journal: Everything that was recorded.
-        effects: How often the bodies of its steps ran.
-        attempts: How many attempts it took.
+        value: The handler's return value, decoded with the handler's own serde.
+        journal: All recorded entries.
+        effects: How often the bodies of the steps ran.
+        attempts: The number of attempts.
         invocation_id: The id of the invocation.
     """
 
@@ -111,23 +111,23 @@ class SimulatedInvocation(Generic[T]):
 
     @property
     def attempts(self) -> int:
-        """How many attempts there have been so far."""
+        """The number of attempts so far."""
         return self._invocation.attempts
 
     @property
     def last_failure(self) -> str | None:
-        """What the last attempt that failed said, as a server shows it to operators; None if none has failed."""
+        """The error message of the last failed attempt, as a server shows it to operators; None if none has failed."""
         error = self._invocation.last_error
         return None if error is None else error.message
 
     @property
     def journal(self) -> Journal:
-        """What is recorded so far."""
+        """The entries recorded so far."""
         return _journal_of(self._simulator.driver, self._invocation)
 
     @property
     def effects(self) -> Effects:
-        """How often the bodies of its steps have run so far."""
+        """The number of times that the bodies of its steps ran so far."""
         return Effects([run for run in self._simulator.driver.bodies if run.invocation == self.id])
 
     @property
@@ -137,7 +137,7 @@ class SimulatedInvocation(Generic[T]):
 
     @property
     def outcome(self) -> Outcome | None:
-        """The value or the failure that it ended with; None while it has not ended.
+        """The value or the failure of the invocation; None until it has ended.
 
         Example:
             >>> import restate, restate_steps
@@ -160,32 +160,32 @@ class SimulatedInvocation(Generic[T]):
         return Outcome("value", self._simulator.run(decoding))
 
     async def result(self) -> Result[T]:
-        """Wait until it ends; see :meth:`Simulator.call`."""
+        """Wait until the invocation ends, and return its result; see :meth:`Simulator.call`."""
         __tracebackhide__ = True
         return await _result_of(self._simulator, self._invocation, self._handler)
 
     async def cancel(self) -> None:
-        """Ask it to end: what it waits for raises a ``TerminalError`` with the status 409."""
+        """Cancel the invocation: its current wait raises a ``TerminalError`` with the status 409."""
         self._simulator.driver.world.cancel(self.id)
         await self._simulator.settle()
 
     async def kill(self) -> None:
-        """End it at once, without its doing, and the calls that it waits for."""
+        """Kill the invocation and those that it waits for; the handler is not notified."""
         self._simulator.driver.kill(self.id)
         await self._simulator.settle()
 
     async def pause(self) -> None:
-        """Keep it from being tried again; what is open goes down with the service's process."""
+        """Pause the invocation: no new attempt starts, and whatever an open attempt still sends is discarded."""
         self._simulator.driver.world.pause(self.id)
         await self._simulator.settle()
 
     async def resume(self) -> None:
-        """Try it again, if it is paused."""
+        """Resume the invocation if it is paused."""
         self._simulator.driver.world.resume(self.id)
         await self._simulator.settle()
 
     async def signal(self, name: str, value: Any = None) -> None:
-        """Send it a named signal, with a value that is encoded as JSON."""
+        """Send the invocation a named signal, with a value that is encoded as JSON."""
         content = {"content": json_of(value)}
         self._simulator.driver.world.signal(self.id, signal_name=name, value=content)
         await self._simulator.settle()
@@ -195,11 +195,11 @@ class SimulatedInvocation(Generic[T]):
 
 
 class SimulatedClient(Generic[T]):
-    """One that acts beside the code that started it; made by :meth:`Simulator.start`.
+    """A client that runs concurrently with the code that started it; made by :meth:`Simulator.start`.
 
     Args:
         simulator: The simulator.
-        coroutine: What it does.
+        coroutine: The client's actions.
     """
 
     def __init__(self, simulator: Simulator, coroutine: Coroutine[Any, Any, T]) -> None:
@@ -214,13 +214,13 @@ class SimulatedClient(Generic[T]):
         return None if self._outcome is None or self._is_awaited else self._outcome[1]
 
     def done(self) -> bool:
-        """Return whether it has ended."""
+        """Return whether the client has ended."""
         return self._outcome is not None
 
     def close(self) -> None:
-        """End it, if it has not ended."""
+        """Close the client's coroutine if it has not ended."""
         with suppress(RuntimeError):
-            # It may ignore that.
+            # The coroutine may ignore GeneratorExit.
             self._coroutine.close()
 
     def _wait_for(self, turn: Turn) -> None:
@@ -250,11 +250,11 @@ class SimulatedClient(Generic[T]):
         return self.result().__await__()
 
     async def result(self) -> T:
-        """Wait until it has ended, and return what its coroutine returned.
+        """Wait until the client ends, and return its coroutine's result.
 
         Raises:
-            BaseException: What the coroutine raised.
-            StuckError: Nothing more can happen, and it has not ended.
+            BaseException: The coroutine raised it.
+            StuckError: Nothing more can happen, and the client has not ended.
         """
         __tracebackhide__ = True
         self._is_awaited = True
@@ -269,14 +269,14 @@ class SimulatedClient(Generic[T]):
 class Simulator:
     """Plays the server for an application; made by :func:`simulate`.
 
-    Nothing here waits for real time, and nothing is left to chance: the same calls give the same run, message by
-    message. The methods are coroutines, as those of a client are, yet they are done when they return.
+    Nothing waits in real time, and nothing is random: the same calls lead to the same run, message by message. The
+    methods are coroutines, like those of a client, but complete without suspending the test.
 
     Attributes:
         app: The application.
         codec: The codec of the application's values, if it has one.
-        choices: What was chosen so far, where there was more than one thing that could happen.
-        running: The started client whose code runs at this moment.
+        choices: The choices made so far, for each point where several events could happen.
+        running: The started client whose code is running now.
     """
 
     def __init__(
@@ -364,23 +364,23 @@ class Simulator:
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Result[Any]:
-        """Call a handler, and let events happen until it has ended; time passes as it has to.
+        """Call a handler, and let events happen until it ends; time passes as needed.
 
         Args:
             handler: The handler's function, or ``"Service/handler"``.
-            arg: Its argument; leave it out for a handler that takes none.
+            arg: The handler's argument; omit it for a handler without one.
             key: The key, for a handler of a Virtual Object or a workflow.
-            idempotency_key: Calls with the same one are one invocation.
+            idempotency_key: Calls with the same idempotency key share one invocation.
             headers: The headers that the handler sees.
 
         Returns:
             The value, the journal, and how often bodies ran.
 
         Raises:
-            restate.TerminalError: The handler ended with it.
-            StuckError: Nothing more can happen, and it has not ended.
-            InvocationPausedError: It has failed too often.
-            JournalMismatchError: A replay asked for something else than what is in the journal.
+            restate.TerminalError: The handler failed with it.
+            StuckError: Nothing more can happen, and the invocation has not ended.
+            InvocationPausedError: The invocation failed too often.
+            JournalMismatchError: A replay does not match the journal.
             SimulationError: There is no such handler, or the argument does not fit.
         """
         __tracebackhide__ = True
@@ -391,7 +391,7 @@ class Simulator:
         return await _result_of(self, invocation, known)
 
     async def call_and_leave(self, handler: HandlerRef, arg: Any, key: str | None) -> Result[Any]:
-        """Call a handler as a client that does nothing afterwards: when it gets the answer does not matter.
+        """Call a handler as a client that does nothing afterwards, so that the time of the answer does not matter.
 
         :meta private:
         """
@@ -441,7 +441,7 @@ class Simulator:
         headers: Mapping[str, str] | None = None,
         delay: timedelta = timedelta(0),
     ) -> SimulatedInvocation[Any]:
-        """Start a handler, and let everything happen that needs no time to pass; see :meth:`call`."""
+        """Start a handler, and run everything that needs no time to pass; see :meth:`call`."""
         __tracebackhide__ = True
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, delay)
         sent = SimulatedInvocation[Any](self, invocation, known)
@@ -458,40 +458,40 @@ class Simulator:
         await self._complete_awakeable(awakeable_id, failure=Failure(code, reason).fields())
 
     async def crash(self) -> None:
-        """Kill the service's process, as ``kill -9`` does, and start it again; its attempts begin anew."""
+        """Kill the service's process, as ``kill -9`` does, and restart it; open attempts are retried."""
         self.driver.crash()
         await self.settle()
 
     async def cut(self) -> None:
-        """Cut the connection of every attempt, as a network does; the process lives on, and attempts begin anew."""
+        """Cut the connection of every attempt; the process survives, and the attempts are retried."""
         self.driver.cut()
         await self.settle()
 
     async def advance(self, by: timedelta) -> None:
-        """Let time pass, and everything happen that is due by then."""
+        """Let time pass, and run everything that is due by then."""
         end = self.driver.world.now + by // timedelta(milliseconds=1)
         self.driver.run_to(end)
         await self.settle()
 
-    # --- looking ------------------------------------------------------------------------------------------------
+    # --- inspection ---------------------------------------------------------------------------------------------
 
     @property
     def now(self) -> timedelta:
-        """How much virtual time has passed since the beginning."""
+        """The virtual time since the start of the simulation."""
         return timedelta(milliseconds=self.driver.world.now - START_MS)
 
     @property
     def effects(self) -> Effects:
-        """How often the bodies of steps have run, in all invocations."""
+        """The number of times that the bodies of steps ran, in all invocations."""
         return Effects(self.driver.bodies)
 
     @property
     def invocations(self) -> list[SimulatedInvocation[Any]]:
-        """Every invocation there was, oldest first, with those that handlers have made by calling each other."""
+        """All invocations, oldest first, including those that handlers made by calling each other."""
         return [SimulatedInvocation(self, each, None) for each in self.driver.world.invocations.values()]
 
     def state(self, service: str, key: str) -> dict[str, Any]:
-        """Return the state of a key of a Virtual Object or workflow, decoded from JSON where it is JSON."""
+        """Return the state of a key of a Virtual Object or workflow; values that are JSON are decoded."""
         keyed = sorted({info.target[0] for info in self.driver.world.manifest.handlers.values() if info.keyed})
         if service not in keyed:
             known = ", ".join(keyed) or "none"
@@ -500,13 +500,13 @@ class Simulator:
         return {name.decode(): decoded(value) for name, value in (place.state if place else {}).items()}
 
     def timeline(self) -> str:
-        """Return everything that has happened, line by line."""
+        """Return all events so far, line by line."""
         return timeline(self.driver)
 
     # --- running ------------------------------------------------------------------------------------------------
 
     async def settle(self) -> None:
-        """Let everything happen that needs no time to pass; under :func:`explore`, any part of it, or more."""
+        """Run everything that needs no time to pass; under :func:`explore`, any part of it, or more."""
         await self.turn(Turn(_always))
 
     async def turn(self, turn: Turn) -> bool:
@@ -523,13 +523,13 @@ class Simulator:
     ) -> None:
         """Let events happen until a condition holds; time passes as needed.
 
-        Under :func:`explore` an invocation may end before, for example because it was cancelled. Then the scenario ends
+        Under :func:`explore`, an invocation may end first, for example because it was cancelled. Then the scenario ends
         with the invocation's outcome.
 
         Args:
             condition: Checked whenever nothing can run by itself.
-            invocation: Stop waiting as soon as this invocation has ended. If it is left out, an invocation that has
-                failed still ends the scenario, provided that it is the only one that the client has sent.
+            invocation: Stop waiting as soon as this invocation ends. If omitted, a failed invocation still ends the
+                scenario, provided that it is the only one that the client has sent.
 
         Raises:
             restate.TerminalError: The invocation failed with it before the condition held.
@@ -568,15 +568,15 @@ class Simulator:
         raise StuckError(f"the condition does not hold, and nothing more can happen:\n{_waits(self.driver)}")
 
     async def awakeable(self, invocation: SimulatedInvocation[Any], n: int = 0) -> str:
-        """Wait until an invocation has made an awakeable, and return its id; time passes as it has to.
+        """Wait until an invocation has made an awakeable, and return the awakeable's id; time passes as needed.
 
         Args:
             invocation: The invocation.
-            n: Which of its awakeables, counted from 0.
+            n: The number of the awakeable, counted from 0.
 
         Raises:
-            restate.TerminalError: The invocation failed with it before, for example because it was cancelled.
-            InvocationEndedError: The invocation returned before.
+            restate.TerminalError: The invocation failed with it first, for example because it was cancelled.
+            InvocationEndedError: The invocation returned first.
             StuckError: Nothing more can happen.
         """
         __tracebackhide__ = True
@@ -591,13 +591,13 @@ class Simulator:
         return invocation.awakeables[n]
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> SimulatedClient[T]:
-        """Start another client, which acts while the caller does something else.
+        """Start another client, which runs concurrently with the caller.
 
         Args:
-            coroutine: What it does; it awaits nothing but this simulator.
+            coroutine: The client's actions; it may await only this simulator.
 
         Returns:
-            The client; await it for what the coroutine returns.
+            The client; await it for the coroutine's result.
 
         Example:
             >>> import restate, restate_steps
@@ -620,20 +620,20 @@ class Simulator:
         return client
 
     async def drain(self) -> None:
-        """Let everything happen that can, however long it takes in virtual time."""
+        """Run until nothing more can happen, however long it takes in virtual time."""
         self.driver.run(lambda: False)
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine that awaits nothing but this simulator, where there is no event loop: in a plain function.
+        """Run a coroutine that awaits only this simulator, in a plain function without an event loop.
 
         Args:
-            coroutine: For example what :meth:`call` returns.
+            coroutine: The coroutine, such as that of :meth:`call`.
 
         Returns:
-            What it returns.
+            The coroutine's result.
 
         Raises:
-            SimulationError: It waits for something else.
+            SimulationError: The coroutine awaits something else.
 
         Example:
             >>> import restate, restate_steps
@@ -647,13 +647,13 @@ class Simulator:
         """
         __tracebackhide__ = True
         if not isinstance(coroutine, Coroutine):
-            raise SimulationError(f"run takes a coroutine, such as what sim.call(...) returns, not {coroutine!r}.")
+            raise SimulationError(f"run needs a coroutine, such as sim.call(...), not {coroutine!r}.")
         try:
             coroutine.send(None)
         except StopIteration as stop:
             return cast(T, stop.value)
         except RuntimeError as error:
-            # What asyncio says where there is no loop; with one, the coroutine would have stopped, as below.
+            # asyncio raises this without an event loop; with one, the coroutine would have suspended, as below.
             if "no running event loop" not in str(error):
                 raise
         finally:
@@ -661,7 +661,7 @@ class Simulator:
         raise SimulationError(_waits_for_something_else(coroutine))
 
     def close(self) -> None:
-        """End everything that still runs."""
+        """Stop everything that is still running."""
         for client in self.driver.clients:
             client.close()
         self.driver.close()
@@ -676,12 +676,12 @@ class Simulator:
         delay: timedelta,
     ) -> tuple[Invocation, Handler[Any, Any] | None]:
         if not isinstance(key, str | None):
-            raise SimulationError(f"a key is a string, not {key!r}.")
+            raise SimulationError(f"a key must be a string, not {key!r}.")
         target, known = resolve(handler, key)
         info = self._info_of(target)
         body = encoded(target, known, arg)
         if (reason := info.refusal(body, idempotency_key)) is not None:
-            raise SimulationError(f"a server's ingress answers a call of {target} with 400: {reason}.")
+            raise SimulationError(f"a server's ingress rejects this call of {target} with 400: {reason}.")
         if body and self.codec is not None:
             body = self.codec.encode(body)
         invocation = self.driver.world.submit(
@@ -699,7 +699,7 @@ class Simulator:
         except UnknownHandlerError as error:
             raise SimulationError(str(error)) from None
         if info.keyed and target.key is None:
-            raise SimulationError(f"{target.service}/{target.handler} needs a key: a client's path has one.")
+            raise SimulationError(f"{target.service}/{target.handler} needs a key. Pass key=...")
         return info
 
     async def _complete_awakeable(self, awakeable_id: str, **outcome: Any) -> None:
@@ -720,26 +720,26 @@ def simulate(
     journal_value_codec: JournalValueCodec | None = None,
     seed: int = 0,
 ) -> Simulator:
-    """Play the server for an application, in-process and in virtual time.
+    """Simulate the server for an application, in-process and in virtual time.
 
-    The application, its contexts and the SDK's state machine are the real ones; only the other end of the connection
-    is played. A handler that sleeps for a month is tested in milliseconds.
+    The application, its contexts and the SDK's state machine are the real ones; only the server's end of the connection
+    is simulated. A handler that sleeps for a month is tested in milliseconds.
 
     Args:
-        app: The application, as ``restate_steps.app(...)`` returns it; all services that call each other must be in it.
+        app: The application, as ``restate_steps.app(...)`` returns it. All services that call each other must be in it.
         version: The version of the service protocol, 6 or 7.
         mode: ``"bidirectional"`` as over HTTP/2, or ``"request_response"`` as over HTTP/1.1 and on Lambda, where
             a handler is suspended at every wait.
-        always_replay: Whether to suspend a handler at every wait, so that each goes on by replay.
-        disable_retries: Whether the first failed attempt ends an invocation, so that a mistake fails a test at once.
+        always_replay: Suspend handlers at every wait, so that each continues by replay.
+        disable_retries: End an invocation at the first failed attempt, so that a bug fails a test immediately.
         journal_value_codec: The codec of the application, if it has one: clients use it for arguments and answers.
-        seed: What the random seeds of invocations come from.
+        seed: The seed from which the random seeds of invocations are made.
 
     Returns:
-        The simulator, to be used with ``async with`` or ``with``.
+        The simulator, for use with ``async with`` or ``with``.
 
     Raises:
-        TypeError: ``app`` is no Restate application.
+        TypeError: ``app`` is not a Restate application.
 
     Example:
         >>> import restate, restate_steps
@@ -767,13 +767,13 @@ def simulate(
 
 def _waits_for_something_else(coroutine: Any) -> str:
     return (
-        f"{getattr(coroutine, '__qualname__', coroutine)} waits for something that is not the simulator. Here only the "
-        "simulator's own coroutines can be awaited; what needs an event loop belongs into a handler."
+        f"{getattr(coroutine, '__qualname__', coroutine)} waits for something that is not the simulator. A client can "
+        "await only the simulator's own coroutines. Move code that needs an event loop into a handler."
     )
 
 
 def failures() -> tuple[type[BaseException], ...]:
-    """Return the exceptions with which a test fails: ``except Exception`` would not catch pytest's own."""
+    """Return the exceptions that fail a test: ``except Exception`` would not catch pytest's own."""
     outcomes: Any = sys.modules.get("_pytest.outcomes")
     return (Exception,) if outcomes is None else (Exception, outcomes.Failed)
 
@@ -786,7 +786,7 @@ async def _result_of(
     simulator: Simulator, invocation: Invocation, handler: Handler[Any, Any] | None, *, leaves: bool = False
 ) -> Result[Any]:
     """Let events happen until an invocation has ended; see :meth:`Simulator.call`."""
-    # pytest leaves such frames out: the line that is of interest is that of the test.
+    # Hide this frame from pytest's tracebacks: the test's own line is the relevant one.
     __tracebackhide__ = True
     driver = simulator.driver
     comes_late = invocation.ended
@@ -794,7 +794,7 @@ async def _result_of(
     def ended() -> bool:
         return invocation.ended or invocation.status is InvocationStatus.PAUSED
 
-    # What the client does with the answer may come later than the answer.
+    # The client may act on the answer later than the answer arrives.
     if not (driver.run(ended) if leaves else await simulator.turn(Turn(ended, first=True))):
         _raise_if_out_of_time(driver)
         if (cause := _paused_below(driver, invocation)) is not None:
@@ -817,7 +817,7 @@ async def _result_of(
 
 
 def _paused_below(driver: Driver, invocation: Invocation) -> Invocation | None:
-    """Return the invocation that was paused by a failure, and that another one waits for, by way of others maybe."""
+    """Return the invocation paused by a failure that another one waits for, directly or through others; or None."""
     for child in (driver.world.invocations[each] for each in invocation.children):
         if not child.ended and any(waiter == invocation.id for waiter, _, _ in child.waiters):
             if child.status is InvocationStatus.PAUSED and child.last_error is not None:
@@ -838,11 +838,11 @@ def _paused(invocation: Invocation) -> InvocationPausedError:
 
 def _raise_if_out_of_time(driver: Driver) -> None:
     if driver.is_out_of_time:
-        raise OutOfTimeError(f"the time was used up after {driver.events} events of one run")
+        raise OutOfTimeError(f"the time limit was reached after {driver.events} events of one run")
 
 
 def _journal_of(driver: Driver, invocation: Invocation) -> Journal:
-    """Return what is recorded of an invocation so far."""
+    """Return the journal of an invocation so far."""
     origin = Origin(
         target=invocation.target,
         invocation_id=invocation.id,
@@ -856,12 +856,12 @@ def _journal_of(driver: Driver, invocation: Invocation) -> Journal:
 
 def _why_stuck(driver: Driver, invocation: Invocation) -> str:
     if driver.endless:
-        return f"{invocation.target} has not ended after {driver.events} events: does it loop forever?"
+        return f"{invocation.target} has not ended after {driver.events} events. Does it loop forever?"
     return (
         f"{invocation.target} has not ended, and nothing more can happen:\n{_waits(driver)}\n"
         "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
         "sim.resolve_awakeable(await sim.awakeable(...), ...), which waits until the handler has made the awakeable. "
-        "If it waits for something of asyncio's, it would hang on a server too."
+        "If it awaits something of asyncio that never happens, it would hang on a server too."
     )
 
 
@@ -894,17 +894,17 @@ def _open_awakeables(driver: Driver, invocation: Invocation) -> list[str]:
 
 
 def resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any, Any] | None]:
-    """Return what is called, and the handler if it was given as a function."""
+    """Return the target of a call, and the handler if it was passed as a function."""
     if isinstance(handler, str):
         service, _, name = handler.partition("/")
         if not name or "/" in name:
-            raise SimulationError(f"{handler!r} names no handler. Write it as 'Service/handler'.")
+            raise SimulationError(f"{handler!r} is not the name of a handler. Write it as 'Service/handler'.")
         return Target(service, name, key), None
     try:
         known: Handler[Any, Any] = handler_from_callable(cast(Any, handler))
     except (ValueError, TypeError):
         raise SimulationError(
-            f"{handler!r} is no handler of a service. Give the function that is decorated with @service.handler(), "
+            f"{handler!r} is not a handler of a service. Pass the function that is decorated with @service.handler(), "
             "or its name as 'Service/handler'."
         ) from None
     return Target(known.service_tag.name, known.name, key), known
@@ -920,12 +920,12 @@ def encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> byte
         except (TypeError, ValueError) as error:
             raise SimulationError(
                 f"the argument {arg!r} cannot be sent to {target} as plain JSON: {error}. "
-                "To have it encoded as the handler wants it, give the function in place of its name."
+                "To encode it with the handler's own serde, pass the function instead of its name."
             ) from error
     takes = list(signature(handler.fn).parameters.values())[1:]
     if arg is NOTHING:
         if takes and takes[0].default is Parameter.empty:
-            raise SimulationError(f"{target} takes an argument.")
+            raise SimulationError(f"{target} takes an argument, but none was passed.")
         return b""
     if not takes:
         raise SimulationError(f"{target} takes no argument.")
@@ -938,7 +938,7 @@ def encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> byte
 
 
 async def output_of(output: bytes, handler: Handler[Any, Any] | None, codec: JournalValueCodec | None) -> Any:
-    """Return the value of an answer: decoded with the handler's own serde, or from JSON if the handler is not known."""
+    """Decode the value of an answer, with the handler's own serde, or from JSON if the handler is not known."""
     if output and codec is not None:
         output = await codec.decode(output)
     return handler.handler_io.output_serde.deserialize(output) if handler else decoded(output)
@@ -949,7 +949,7 @@ def _type_name(annotation: object) -> str:
 
 
 def json_of(value: Any) -> bytes:
-    """Encode what comes from outside; besides plain values, whatever pydantic writes as JSON."""
+    """Encode a client's value as JSON; besides plain values, any that pydantic can encode."""
     try:
         return json.dumps(value, default=to_jsonable_python).encode()
     except (TypeError, ValueError, PydanticSerializationError) as error:

@@ -1,4 +1,4 @@
-"""Tell what has happened in a simulation, line by line."""
+"""Describe what happened in a simulation, line by line."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from restate_steps.testing._simulation.wire import is_notification
 
 __all__ = ["shortened", "timeline"]
 
-# A handler that fails at every attempt has some hundred lines of the same.
+# A handler that fails on every attempt repeats the same lines hundreds of times.
 _FIRST_LINES: Final = 60
 _LAST_LINES: Final = 20
 
 
 def timeline(driver: Driver) -> str:
-    """Return what was stored and what was chosen, in the order in which it happened.
+    """Return the stored messages and the chosen events, in the order in which they happened.
 
-    A line with ``→`` is what the application asked for, one with ``←`` is what it was told, and the others are what
-    happened around it. The number is how many messages were stored by then, which is where a crash can be placed.
+    Lines with ``→`` are commands of the application, lines with ``←`` are notifications for it, and the others are
+    events around it. The number is that of the stored messages so far; a schedule places crashes by this number.
     """
     several = len(driver.world.invocations) > 1
     lines: list[str] = []
@@ -40,7 +40,7 @@ def shortened(timeline: str) -> str:
     left_out = len(lines) - _FIRST_LINES - _LAST_LINES
     if left_out <= 1:
         return timeline
-    return "\n".join([*lines[:_FIRST_LINES], f"        … {left_out} lines are left out", *lines[-_LAST_LINES:]])
+    return "\n".join([*lines[:_FIRST_LINES], f"        … {left_out} lines left out", *lines[-_LAST_LINES:]])
 
 
 def _event(what: str) -> str:

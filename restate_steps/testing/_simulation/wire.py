@@ -1,7 +1,7 @@
 """The messages of Restate's service protocol (versions 6 and 7), as bytes and as values.
 
-A message is a header of eight bytes (type, flags, length, big-endian) and a protobuf body. The tables below say what
-is in a body. Nothing here knows what a message is for; nothing here waits, looks at a clock or draws a number.
+A message is a header of eight bytes (type, flags, length, big-endian) and a protobuf body. The tables below define the
+fields of the bodies. This module does not know the meaning of messages, and is pure: no I/O, no clock, no randomness.
 
 The protocol is described in ``service-protocol/`` of restatedev/sdk-shared-core.
 """
@@ -48,7 +48,7 @@ _AWAKEABLE_PREFIX: Final = "sign_1"
 
 
 class Kind(IntEnum):
-    """The types of messages. A completion has the number of its command, with the highest bit for the next."""
+    """The types of messages. A completion has the low byte of its command, with the highest bit set."""
 
     START = 0x0000
     SUSPENSION = 0x0001
@@ -239,17 +239,17 @@ def content_type(version: int) -> str:
 
 
 def is_command(kind: int) -> bool:
-    """Whether a message is an entry of the journal that the handler asks for."""
+    """Return whether a message is a command: a journal entry that the handler issues."""
     return 0x0400 <= kind < NOTIFICATION
 
 
 def is_notification(kind: int) -> bool:
-    """Whether a message is an entry of the journal that tells the handler something."""
+    """Return whether a message is a notification: a journal entry that the server sends."""
     return kind >= NOTIFICATION
 
 
 def is_completion(kind: int) -> bool:
-    """Whether a message is what came of a command."""
+    """Return whether a message is the completion of a command."""
     return kind >= NOTIFICATION and kind != Kind.SIGNAL
 
 
@@ -321,10 +321,10 @@ def _decode(numbered: Mapping[int, tuple[str, Any]], body: bytes) -> dict[str, A
             size = 8 if wire == 1 else 4
             value, at = int.from_bytes(body[at : at + size], "little"), at + size
         else:
-            raise ValueError(f"a field has the wire type {wire}, which protobuf does not use any more")
+            raise ValueError(f"a field has the wire type {wire}, which protobuf no longer uses")
         known = numbered.get(number)
         if known is None:
-            # A newer server may say more than is understood here; the rest of the message is as good as before.
+            # A newer server may send unknown fields; the rest of the message is still valid.
             continue
         name, of = known
         if isinstance(of, list):
@@ -359,7 +359,7 @@ def _numbered(table: _Fields) -> dict[int, tuple[str, Any]]:
 
 
 def make(kind: Kind, /, *, flags: int = 0, **values: Any) -> Frame:
-    """Build a message; a field that is None is left out.
+    """Build a message; fields that are None are omitted.
 
     Example:
         >>> decode(make(Kind.RUN, completion_id=1, name="charge"))
@@ -369,7 +369,7 @@ def make(kind: Kind, /, *, flags: int = 0, **values: Any) -> Frame:
 
 
 def decode(frame: Frame) -> dict[str, Any]:
-    """Return the fields of a message; what is not set is left out. They may be shared: leave them as they are.
+    """Return the fields of a message; unset fields are omitted. The result may be shared: do not change it.
 
     Example:
         >>> decode(make(Kind.SLEEP, completion_id=1, wake_up_time=5))
@@ -382,17 +382,17 @@ def decode(frame: Frame) -> dict[str, Any]:
 
 @lru_cache(maxsize=8192)
 def _decode_cached(kind: int, body: bytes) -> dict[str, Any]:
-    # Whoever explores a handler sees the same messages again and again.
+    # An exploration decodes the same messages many times.
     return _decode(_BY_NUMBER[kind], body)
 
 
 def encode(frame: Frame) -> bytes:
-    """Return a message as it is sent, header included."""
+    """Return a message as bytes, including the header."""
     return _HEADER_BYTES.pack(frame.kind, frame.flags, len(frame.body)) + frame.body
 
 
 def frames_to_bytes(frames: Iterable[Frame]) -> bytes:
-    """Return messages as they are sent, one after the other."""
+    """Return messages as bytes, one after the other."""
     return b"".join(encode(frame) for frame in frames)
 
 
@@ -400,7 +400,7 @@ def _kind(number: int) -> Kind:
     if (kind := _KINDS.get(number)) is None:
         raise ValueError(
             f"the message type {number:#06x} is unknown. This version of restate-steps knows versions 6 and 7 of the "
-            "service protocol: install one that was tested with your restate-sdk."
+            "service protocol. Install a version that was tested with your restate-sdk."
         )
     return kind
 
@@ -418,7 +418,7 @@ class FrameReader:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes, and return the messages that are whole now."""
+        """Take the next bytes, and return the messages that are complete now."""
         data = self._rest + data if self._rest else data
         frames: list[Frame] = []
         at = 0
@@ -436,9 +436,9 @@ class FrameReader:
 
 
 def as_json(frame: Frame) -> dict[str, Any]:
-    """Return a message as a value that JSON can hold: ``type``, ``flags`` if there are any, and the fields.
+    """Return a message as a JSON value: ``type``, ``flags`` if there are any, and the fields.
 
-    Bytes are text where they are UTF-8, and ``{"base64": ...}`` otherwise.
+    Bytes become text if they are UTF-8, and ``{"base64": ...}`` otherwise.
 
     Example:
         >>> as_json(make(Kind.RUN, completion_id=1, name="charge"))
@@ -462,7 +462,7 @@ def _plain(value: Any) -> Any:
 
 
 def from_json(value: Mapping[str, Any]) -> Frame:
-    """Return the message that :func:`as_json` has made a value of."""
+    """Return the message of a value from :func:`as_json`."""
     kind = Kind[value["type"]]
     fields = {name: inner for name, inner in value.items() if name not in ("type", "flags")}
     return Frame(kind, _encode(FIELDS[kind], _unplain(FIELDS[kind], fields)), value.get("flags", 0))
@@ -488,17 +488,17 @@ def awakeable_id(raw_id: bytes, number: int) -> str:
     """Return the id of an awakeable.
 
     Args:
-        raw_id: The id of its invocation, as bytes.
-        number: The number of its signal: :data:`FIRST_AWAKEABLE` for the first one of the invocation, and so on.
+        raw_id: The id of the invocation, as bytes.
+        number: The number of the signal: :data:`FIRST_AWAKEABLE` for the first awakeable of the invocation, and so on.
     """
     return _AWAKEABLE_PREFIX + base64.urlsafe_b64encode(raw_id + number.to_bytes(4, "big")).decode().rstrip("=")
 
 
 def awakeable_of(awakeable_id: str) -> tuple[bytes, int]:
-    """Return what an awakeable's id is made of: the id of its invocation, and the number of its signal.
+    """Return the parts of an awakeable's id: the id of the invocation, and the number of the signal.
 
     Raises:
-        ValueError: It is not the id of an awakeable.
+        ValueError: The text is not the id of an awakeable.
     """
     text = awakeable_id.removeprefix(_AWAKEABLE_PREFIX)
     try:
@@ -507,6 +507,6 @@ def awakeable_of(awakeable_id: str) -> tuple[bytes, int]:
         raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except ValueError:
         raise ValueError(
-            f"{awakeable_id!r} is not the id of an awakeable: it starts with {_AWAKEABLE_PREFIX!r}."
+            f"{awakeable_id!r} is not the id of an awakeable. An id starts with {_AWAKEABLE_PREFIX!r}."
         ) from None
     return raw[:-4], int.from_bytes(raw[-4:], "big")
