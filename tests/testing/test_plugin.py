@@ -215,9 +215,9 @@ def test_marked_test_runs_with_every_crash(pytester: pytest.Pytester, testfile: 
             runs.append(simulator.timeline())
 
         def test_after():
-            assert len(runs) == 10
+            assert len(runs) == 18
             crashed = [run for run in runs if "crash" in run]
-            assert len(crashed) == len(set(crashed)) == 8
+            assert len(crashed) == len(set(crashed)) == 16
         """
     )
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
@@ -447,7 +447,7 @@ def test_setup_is_called_before_each_run(pytester: pytest.Pytester, testfile: Te
             await simulator.call(checkout, "tea")
 
         def test_after():
-            assert ["setup", "run"] * 10 == runs
+            assert ["setup", "run"] * 18 == runs
         """
     )
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
@@ -477,7 +477,7 @@ def test_fixtures_are_shared_between_the_runs(pytester: pytest.Pytester, testfil
             runs.append("run")
 
         def test_after():
-            assert ["set up", *["run"] * 10, "torn down"] == runs
+            assert ["set up", *["run"] * 18, "torn down"] == runs
         """
     )
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
@@ -600,7 +600,7 @@ COUNTS = """
 
 @pytest.mark.parametrize(
     ("options", "runs"),
-    [([], 3), (["--restate-explore=0"], 1), (["--restate-explore=5"], 5), (["--restate-explore=1000"], 10)],
+    [([], 3), (["--restate-explore=0"], 1), (["--restate-explore=5"], 5), (["--restate-explore=1000"], 18)],
 )
 def test_budget_of_runs(pytester: pytest.Pytester, testfile: TestFile, options: list[str], runs: int) -> None:
     """The option wins over the marker, and 0 runs the test once, plainly."""
@@ -711,9 +711,9 @@ def test_summary_says_what_was_explored(pytester: pytest.Pytester, testfile: Tes
     pytester.runpytest_inprocess().stdout.fnmatch_lines(
         [
             "*= explored with crashes =*",
-            "test_shop.py::test_all: 2 schedules, 8 prefixes after a crash, all there are",
+            "test_shop.py::test_all: 2 schedules, 16 prefixes after a crash, all there are",
             "test_shop.py::test_some: 2 schedules, 2 prefixes after a crash, a sample",
-            "2 tests: 4 schedules, 10 prefixes after a crash in *.* s, * runs a second",
+            "2 tests: 4 schedules, 18 prefixes after a crash in *.* s, * runs a second",
         ]
     )
 
@@ -724,7 +724,7 @@ def test_summary_is_short_where_that_is_asked_for(pytester: pytest.Pytester, tes
 
     result = pytester.runpytest_inprocess("-q")
 
-    result.stdout.fnmatch_lines(["2 tests: 4 schedules, 10 prefixes after a crash in *"])
+    result.stdout.fnmatch_lines(["2 tests: 4 schedules, 18 prefixes after a crash in *"])
     result.stdout.no_fnmatch_line("test_shop.py::test_all: *")
 
 
@@ -812,7 +812,7 @@ def test_works_with_pytest_asyncio(pytester: pytest.Pytester, testfile: TestFile
             runs.append(1)
 
         def test_after():
-            assert 10 == len(runs)
+            assert 18 == len(runs)
         """,
         mode=mode,
     )
@@ -862,7 +862,7 @@ def test_works_with_anyio(pytester: pytest.Pytester, testfile: TestFile) -> None
             assert charged == ["tea"]
 
         def test_after():
-            assert {"asyncio": 7, "trio": 7} == {name: runs.count(name) for name in runs}
+            assert {"asyncio": 12, "trio": 12} == {name: runs.count(name) for name in runs}
         """,
         mode="strict",
     )

@@ -278,13 +278,14 @@ class Exploration:
     def does_not_fit(self, job: _Job, run: Run) -> bool:
         """Return whether a schedule did not fit because a step returned a different result than in the run before.
 
-        The result is recorded, so the handler may correctly take another path. Results of bodies that run again
-        after a crash do not count.
+        The result is recorded, so the handler may correctly take another path. Results that a crash of this run alone
+        has lost do not count, because their bodies run again.
         """
         if job.before is None:
             return False
-        crashes = run.schedule.crashes
-        step = job.before.history.random_result_in(run.history, crashes[0].stored if crashes else None)
+        # Up to a crash of its own, the run has to be the same as the run it varies.
+        new_crashes = run.schedule.crashes[len(job.before.schedule.crashes) :]
+        step = job.before.history.random_result_in(run.history, new_crashes[0].stored if new_crashes else None)
         if step is None:
             return False
         self._has_random_results = True
@@ -368,8 +369,9 @@ class Exploration:
             # Up to the last crash, the run is the same as without that crash.
             if point.crashes < len(schedule.crashes) or not point.cancelled:
                 continue
-            # Losing a result twice differs from losing it once.
-            key = hash((point.fingerprint, len(schedule.crashes)))
+            # Losing a result twice differs from losing it once, and after the crash, a handler that is suspended at every
+            # wait continues differently from one that is not.
+            key = hash((point.fingerprint, len(schedule.crashes), schedule.always_replay))
             if key in self._seen:
                 continue
             self._seen.add(key)

@@ -18,7 +18,7 @@ import contextvars
 import json
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -462,6 +462,8 @@ class Driver:
         self.turns: list[Turn] = []
         """The turns that clients wait for. Whoever adds one removes it again."""
         self.turns_taken = 0
+        self._unrecorded: Counter[tuple[str, int]] = Counter()
+        """The runs of bodies without a recorded result: those in progress, and those that a crash has lost."""
         self.clients: list[Any] = []
         """The clients that were started."""
         self._app, self._mode = app, mode
@@ -717,7 +719,7 @@ class Driver:
             statuses = tuple(each.status.value for each in self.world.invocations.values())
             running = tuple(run.name for attempt in process.attempts.values() for run in attempt.running.values())
             labels = tuple(option.label for option in options)
-            self.on_moment(self._moments, hash((self.world.fingerprint(), statuses, running, labels, self.turns_taken)))
+            self.on_moment(self._moments, hash((self._fingerprint(), statuses, running, labels)))
         if self.cancel_at is None or self._moments < self.cancel_at:
             return False
         self.cancel_at = None
@@ -737,9 +739,7 @@ class Driver:
         if world.invocations[attempt.invocation.id].status is not InvocationStatus.RUNNING:
             return
         if kind == Kind.PROPOSE_RUN_COMPLETION:
-            # What ran for the second time, and gets lost again, is another thing than what ran once.
-            result = world.opaque.copy().renamed(frame.body)
-            if self._pass_point(lost=True, what=(result, self._times_run(attempt.invocation, frame))):
+            if self._pass_point(lost=True, what=world.opaque.copy().renamed(frame.body)):
                 return
             self._mark_recorded(attempt, frame)
         world.receive(attempt.invocation.id, frame)
@@ -754,15 +754,19 @@ class Driver:
                 attempt.close()
         self._stored()
 
-    def _times_run(self, invocation: Invocation, proposal: Frame) -> int:
-        number = decode(proposal)["completion_id"]
-        return sum(run.completion_id == number and run.invocation == invocation.id for run in self.bodies)
+    def _fingerprint(self) -> int:
+        """Return a number that is the same for the same state of server, service and client.
+
+        Bodies that ran without a recorded result are a part of it: a payment made twice is not one made once.
+        """
+        return hash((self.world.fingerprint(), frozenset(self._unrecorded.items()), self.turns_taken))
 
     def _mark_recorded(self, attempt: _Attempt, frame: Frame) -> None:
         number = decode(frame)["completion_id"]
         for run in reversed(self.bodies):
             if run.completion_id == number and run.invocation == attempt.invocation.id:
                 run.recorded = True
+                self._unrecorded -= Counter({(run.invocation, number): 1})
                 return
 
     def body_runs(self, run: BodyRun, process: _Process) -> None:
@@ -770,6 +774,7 @@ class Driver:
         if process.dead:
             return
         self.bodies.append(run)
+        self._unrecorded[run.invocation, run.completion_id] += 1
         invocation = self.world.invocations[run.invocation]
         is_open = process.attempts.get(run.invocation) is not None and run.attempt == invocation.attempts
         if is_open and run.completion_id in invocation.completed:
@@ -805,7 +810,7 @@ class Driver:
         """Crash if this is the moment for it, and return whether it was."""
         here = Crash(len(self.world.history), lost)
         if self.on_point is not None:
-            self.on_point(here, hash((self.world.fingerprint(), what, self.turns_taken)))
+            self.on_point(here, hash((self._fingerprint(), what)))
         if self.crash_at is None or here < self.crash_at:
             return False
         self.crash_at = None
