@@ -41,8 +41,8 @@ class Plan:
     max_runs: int = 2_000
     max_seconds: float = 60.0
     seed: int = 0
-    setup: Callable[[], object] | None = None
-    forget: Callable[[], object] | None = None
+    before_each: Callable[[], object] | None = None
+    on_crash: Callable[[], object] | None = None
     version: int = 6
     mode: Literal["bidirectional", "request_response"] = "bidirectional"
 
@@ -57,7 +57,7 @@ class Plan:
                 raise ValueError(f"{name} must be {also}an integer of at least {least}, not {value!r}")
         if self.mode not in ("bidirectional", "request_response"):
             raise ValueError(f"mode must be 'bidirectional' or 'request_response', not {self.mode!r}")
-        for name, function in (("setup", self.setup), ("forget", self.forget)):
+        for name, function in (("before_each", self.before_each), ("on_crash", self.on_crash)):
             if function is not None and not callable(function):
                 raise ValueError(f"{name} must be a function without arguments, not {function!r}")
 
@@ -101,10 +101,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options, and register the marker."""
     config.addinivalue_line(
         "markers",
-        f"{_MARKER}(*, crashes=1, cancel=False, orders='all', max_runs=2000, max_seconds=60, seed=0, setup=None, "
-        "forget=None, version=6, mode='bidirectional'): run the test many times, each with a crash of its handlers at "
-        "a different point, or a different order of events. The test must use the fixture 'simulator'. The arguments "
-        "are those of restate_steps.testing.explore.",
+        f"{_MARKER}(*, crashes=1, cancel=False, orders='all', max_runs=2000, max_seconds=60, seed=0, before_each=None, "
+        "on_crash=None, version=6, mode='bidirectional'): run the test many times, each with a crash of its handlers "
+        "at a different point, or a different order of events. The test must use the fixture 'simulator'. The "
+        "arguments are those of restate_steps.testing.explore.",
     )
     if (schedule := config.getoption("restate_schedule")) is not None:
         from restate_steps.testing import Schedule, SimulationError

@@ -230,7 +230,7 @@ def test_marker_is_registered(pytester: pytest.Pytester) -> None:
 
 
 FAILS_AFTER_A_CRASH = """
-    @pytest.mark.every_crash_point(setup=charged.clear)
+    @pytest.mark.every_crash_point(before_each=charged.clear)
     async def test_checkout(simulator):
         print("tea is ordered")
         await simulator.call(checkout, "tea")
@@ -337,7 +337,7 @@ def test_handler_that_is_not_replay_safe(
     """A replay that goes another way, or hangs, fails a test that has nothing to complain of without a crash."""
     testfile(
         f"""
-        @pytest.mark.every_crash_point(setup=lambda: setattr({handler}, "attempts", 0))
+        @pytest.mark.every_crash_point(before_each=lambda: setattr({handler}, "attempts", 0))
         async def test_it(simulator):
             assert "done" == (await simulator.call({handler})).value
         """
@@ -377,7 +377,7 @@ def test_every_way_to_fail_is_found(pytester: pytest.Pytester, testfile: TestFil
     """pytest.fail, pytest.raises without an exception, and any exception count as an assertion does."""
     testfile(
         f"""
-        @pytest.mark.every_crash_point(setup=charged.clear)
+        @pytest.mark.every_crash_point(before_each=charged.clear)
         async def test_checkout(simulator):
             await simulator.call(checkout, "tea")
             if len(charged) > 1:
@@ -441,7 +441,7 @@ def test_setup_is_called_before_each_run(pytester: pytest.Pytester, testfile: Te
     """It resets what is outside of the test."""
     testfile(
         """
-        @pytest.mark.every_crash_point(setup=lambda: runs.append("setup"))
+        @pytest.mark.every_crash_point(before_each=lambda: runs.append("setup"))
         async def test_it(simulator):
             runs.append("run")
             await simulator.call(checkout, "tea")
@@ -528,8 +528,8 @@ def test_fixture_that_calls_a_handler_is_refused(pytester: pytest.Pytester, test
             "every_crash_point: mode must be 'bidirectional' or 'request_response', not 'http2'",
         ),
         (
-            "@pytest.mark.every_crash_point(setup='clear')\ndef test_it(simulator): pass",
-            "every_crash_point: setup must be a function without arguments, not 'clear'",
+            "@pytest.mark.every_crash_point(before_each='clear')\ndef test_it(simulator): pass",
+            "every_crash_point: before_each must be a function without arguments, not 'clear'",
         ),
         (
             "@pytest.mark.every_crash_point\ndef test_it(): pass",
@@ -774,7 +774,7 @@ def test_logs_of_a_failure_are_those_of_its_schedule(pytester: pytest.Pytester, 
         """
         import logging
 
-        @pytest.mark.every_crash_point(setup=charged.clear)
+        @pytest.mark.every_crash_point(before_each=charged.clear)
         async def test_checkout(simulator):
             await simulator.call(checkout, "tea")
             if len(charged) > 1:
@@ -856,7 +856,7 @@ def test_works_with_anyio(pytester: pytest.Pytester, testfile: TestFile) -> None
         async def test_plain(simulator):
             assert "asyncio" == (await simulator.call(sleeps)).value
 
-        @pytest.mark.every_crash_point(setup=charged.clear)
+        @pytest.mark.every_crash_point(before_each=charged.clear)
         async def test_fails(simulator):
             await simulator.call(checkout, "tea")
             assert charged == ["tea"]
@@ -881,7 +881,7 @@ def test_works_with_plain_functions(pytester: pytest.Pytester, testfile: TestFil
     """A plain function is explored as a coroutine is."""
     testfile(
         """
-        @pytest.mark.every_crash_point(setup=charged.clear)
+        @pytest.mark.every_crash_point(before_each=charged.clear)
         def test_it(simulator):
             assert simulator.run(simulator.call(checkout, "tea")).value == "tea for 3"
             assert charged == ["tea"]

@@ -40,8 +40,8 @@ class _Test:
         self._settings = RunSettings(
             app=held.app,
             manifest=read_manifest(held.app),
-            setup=plan.setup,
-            forget=plan.forget,
+            before_each=plan.before_each,
+            on_crash=plan.on_crash,
             cancel=plan.cancel,
             version=plan.version,
             mode=plan.mode,

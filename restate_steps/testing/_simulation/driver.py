@@ -1,4 +1,4 @@
-"""Runs an application against a :class:`~restate_steps.testing._simulation.world.World`, one event at a time.
+"""Run an application against a ``ServerModel``, one event at a time.
 
 D1. When nothing can run by itself, exactly one event is chosen: a body starts, something arrives, or time passes.
     The list of what can be chosen has the same order whenever the same has happened before.
@@ -29,16 +29,16 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._observe import allow_observers, observing
 from restate_steps.testing._simulation.loop import SimulatedLoop
+from restate_steps.testing._simulation.server_model import START_MS, Invocation, InvocationStatus, Manifest, ServerModel
 from restate_steps.testing._simulation.wire import (
     Frame,
     FrameReader,
-    Kind,
+    MessageType,
     content_type,
     decode,
     frames_to_bytes,
     make,
 )
-from restate_steps.testing._simulation.world import START_MS, Invocation, InvocationStatus, Manifest, World
 
 __all__ = [
     "ASGIApp",
@@ -224,13 +224,13 @@ class _Attempt:
         if not _is_timed(frame):
             return frame
         fields = decode(frame)
-        name = "wake_up_time" if frame.kind == Kind.SLEEP else _INVOKE_TIME
+        name = "wake_up_time" if frame.type == MessageType.SLEEP else _INVOKE_TIME
         if self._timed < len(self._delays):
             delay = self._delays[self._timed]
         else:
             delay = max(0, fields[name] - int(time.time() * 1000))
         self._timed += 1
-        return make(Kind(frame.kind), flags=frame.flags, **{**fields, name: self._driver.world.now + delay})
+        return make(MessageType(frame.type), flags=frame.flags, **{**fields, name: self._driver.world.now + delay})
 
     # What the context tells; see restate_steps.testing._observe.AttemptObserver.
 
@@ -248,11 +248,11 @@ class _Attempt:
         failed: set[int] = set()
         calls: list[int] = []
         for frame in self.invocation.journal:
-            if frame.kind in (Kind.RUN_COMPLETION, Kind.CALL_COMPLETION):
+            if frame.type in (MessageType.RUN_COMPLETION, MessageType.CALL_COMPLETION):
                 fields = decode(frame)
                 if "failure" in fields:
                     failed.add(fields["completion_id"])
-            elif frame.kind == Kind.CALL:
+            elif frame.type == MessageType.CALL:
                 calls.append(decode(frame)["completion_id"])
         if not failed:
             return []
@@ -363,7 +363,6 @@ class _Process:
     def __init__(self, driver: Driver) -> None:
         now = (driver.world.now - START_MS) / 1000
         self.loop = SimulatedLoop.take(driver.idle, now)
-        self.loop.outside_of_steps = self._talks_outside
         self.loop.holds_back = self._holds_back
         self.loop.waiting = self._waiting
         self.loop.on_silence = driver.note_silence
@@ -374,11 +373,6 @@ class _Process:
         """The tasks of the bodies that work on the event loop, by their attempt and handle."""
         self.dead = False
         self._driver = driver
-
-    def _talks_outside(self, what: str) -> None:
-        attempt = observing.get()
-        if isinstance(attempt, _Attempt) and _body.get() is None and not self.dead:
-            self._driver.talks_outside(attempt.invocation, what)
 
     def _waiting(self) -> list[asyncio.Task[Any]]:
         return [*self.tasks.values(), *self.bodies.values()]
@@ -429,7 +423,7 @@ class Driver:
         if mode not in get_args(Mode):
             raise SimulationError(f"mode is 'bidirectional' or 'request_response', not {mode!r}.")
         allow_observers()
-        self.world = World(manifest, version=version, seed=seed)
+        self.world = ServerModel(manifest, version=version, seed=seed)
         self.bodies: list[BodyRun] = []
         self.log: list[tuple[int, str]] = []
         """What has happened: the number of messages stored by then, and what it was."""
@@ -440,7 +434,6 @@ class Driver:
         self.anomalies: list[str] = []
         self.unread_failures: list[str] = []
         """The steps and calls whose failure no handler has looked at."""
-        self.outside: list[tuple[Invocation, str]] = []
         self.silences = 0
         """How often it waited for the world outside in real time, and nothing came."""
         self.events = 0
@@ -527,7 +520,7 @@ class Driver:
         finally:
             self.turns.remove(turn)
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         """End the connection of every attempt; the process lives on."""
         self._note("cut")
         for attempt in list(self._process.attempts.values()) if self._process is not None else ():
@@ -735,10 +728,10 @@ class Driver:
 
     def receive(self, attempt: _Attempt, frame: Frame) -> None:
         """Take a message of an attempt."""
-        world, kind = self.world, frame.kind
+        world, kind = self.world, frame.type
         if world.invocations[attempt.invocation.id].status is not InvocationStatus.RUNNING:
             return
-        if kind == Kind.PROPOSE_RUN_COMPLETION:
+        if kind == MessageType.PROPOSE_RUN_COMPLETION:
             if self._pass_point(lost=True, what=world.opaque.copy().renamed(frame.body)):
                 return
             self._mark_recorded(attempt, frame)
@@ -747,7 +740,7 @@ class Driver:
             return
         if attempt.invocation.status is not InvocationStatus.RUNNING:
             self._note(_said(frame, attempt.invocation))
-            if frame.kind == Kind.END:
+            if frame.type == MessageType.END:
                 self.unread_failures += attempt.unread_failures()
                 attempt.close_after_bodies()
             else:
@@ -779,10 +772,6 @@ class Driver:
         is_open = process.attempts.get(run.invocation) is not None and run.attempt == invocation.attempts
         if is_open and run.completion_id in invocation.completed:
             self.anomalies.append(f"the body of step {run.name!r} runs although its result is in the journal")
-
-    def talks_outside(self, invocation: Invocation, what: str) -> None:
-        """Note that a handler talks to the world outside, and not in a step."""
-        self.outside.append((invocation, what))
 
     def note_silence(self) -> None:
         """Count a wait for the world outside in which nothing came."""
@@ -863,11 +852,11 @@ def read_manifest(app: ASGIApp) -> Manifest:
 
 
 def _said(frame: Frame, invocation: Invocation) -> str:
-    if frame.kind != Kind.ERROR:
-        return f"{invocation.target} {'ends' if frame.kind == Kind.END else 'suspends'}"
+    if frame.type != MessageType.ERROR:
+        return f"{invocation.target} {'ends' if frame.type == MessageType.END else 'suspends'}"
     fields = decode(frame)
     return f"{invocation.target} fails with {fields.get('code')}: {fields.get('message', '')}"
 
 
 def _is_timed(frame: Frame) -> bool:
-    return frame.kind == Kind.SLEEP or (frame.kind == Kind.ONE_WAY_CALL and _INVOKE_TIME in decode(frame))
+    return frame.type == MessageType.SLEEP or (frame.type == MessageType.ONE_WAY_CALL and _INVOKE_TIME in decode(frame))
