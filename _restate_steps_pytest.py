@@ -8,16 +8,16 @@ only pytest until a test needs more.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 if TYPE_CHECKING:
     from restate_steps.server import RestateServer
     from restate_steps.testing import Simulator
+    from restate_steps.testing._exploration.options import ExplorationOptions
 
 _MARKER: Final = "every_crash_point"
 EXPLORED: Final = "restate_explored"
@@ -31,39 +31,8 @@ Define it in the test module, or in conftest.py:
         return restate.app([my_service])"""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The arguments of ``@pytest.mark.every_crash_point(...)``; see :func:`restate_steps.testing.explore`."""
-
-    crashes: int = 1
-    cancel: bool = False
-    orders: Literal["all"] | int = "all"
-    max_runs: int = 2_000
-    max_seconds: float = 60.0
-    seed: int = 0
-    before_each: Callable[[], object] | None = None
-    on_crash: Callable[[], object] | None = None
-    version: int = 6
-    mode: Literal["bidirectional", "request_response"] = "bidirectional"
-
-    def __post_init__(self) -> None:
-        """Check the arguments at runtime, because marks are untyped."""
-        whole = {"crashes": (self.crashes, 0), "max_runs": (self.max_runs, 1)}
-        if self.orders != "all":
-            whole["orders"] = (self.orders, 1)
-        for name, (value, least) in whole.items():
-            if not isinstance(value, int) or value < least:
-                also = "'all' or " if name == "orders" else ""
-                raise ValueError(f"{name} must be {also}an integer of at least {least}, not {value!r}")
-        if self.mode not in ("bidirectional", "request_response"):
-            raise ValueError(f"mode must be 'bidirectional' or 'request_response', not {self.mode!r}")
-        for name, function in (("before_each", self.before_each), ("on_crash", self.on_crash)):
-            if function is not None and not callable(function):
-                raise ValueError(f"{name} must be a function without arguments, not {function!r}")
-
-
 _simulator: Final = pytest.StashKey["Simulator"]()
-_plan: Final = pytest.StashKey[Plan]()
+_options: Final[pytest.StashKey[ExplorationOptions]] = pytest.StashKey()
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -163,8 +132,9 @@ def simulator(request: pytest.FixtureRequest, restate_app: Any) -> Iterator[Simu
     """A restate_steps.testing.Simulator, which plays the server for the application of the fixture restate_app."""
     from restate_steps.testing import simulate
 
-    plan = request.node.stash.get(_plan, Plan())
-    with simulate(restate_app, version=plan.version, mode=plan.mode) as simulator:
+    options = request.node.stash.get(_options, None)
+    connected = {} if options is None else {"version": options.version, "mode": options.mode}
+    with simulate(restate_app, **connected) as simulator:
         request.node.stash[_simulator] = simulator
         yield simulator
 
@@ -178,12 +148,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     marker = item.get_closest_marker(_MARKER)
     if marker is None:
         return
+    from restate_steps.testing import SimulationError
+    from restate_steps.testing._exploration.options import ExplorationOptions
+
     try:
-        plan = Plan(*marker.args, **marker.kwargs)
-    except (TypeError, ValueError) as error:
-        wrong = str(error).removeprefix("Plan.__init__() ")
+        options = ExplorationOptions(*marker.args, **marker.kwargs)
+    except (TypeError, SimulationError) as error:
+        wrong = str(error).removeprefix("ExplorationOptions.__init__() ")
     else:
-        item.stash[_plan], wrong = plan, ""
+        item.stash[_options], wrong = options, ""
     if wrong:
         pytest.fail(f"{_MARKER}: {wrong}", pytrace=False)
     if "simulator" not in getattr(item, "fixturenames", ()):
@@ -208,8 +181,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     Each run calls the item's own ``runtest``, and so the plugin that runs its coroutine.
     """
     __tracebackhide__ = True
-    plan = item.stash.get(_plan, None)
-    if plan is None or item.config.getoption("restate_explore") == 0:
+    options = item.stash.get(_options, None)
+    if options is None or item.config.getoption("restate_explore") == 0:
         return (yield)
     held = item.stash.get(_simulator, None)
     if held is None:
@@ -221,7 +194,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     from restate_steps.testing._exploration import marked as _pytest
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(item, "runtest", partial(_pytest.run_explored, item, plan, held, item.runtest))
+        patch.setattr(item, "runtest", partial(_pytest.run_explored, item, options, held, item.runtest))
         return (yield)
 
 

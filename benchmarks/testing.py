@@ -22,9 +22,10 @@ import restate
 
 import restate_steps
 from restate_steps import durable_step, gather
-from restate_steps.testing import Report, Simulator, explore, record, replay
-from restate_steps.testing._simulation.driver import Driver, read_manifest
-from restate_steps.testing._simulation.world import Target
+from restate_steps.testing import Report, explore, record, replay, simulate
+from restate_steps.testing._simulation.application import read_manifest
+from restate_steps.testing._simulation.driver import Driver
+from restate_steps.testing._simulation.server_model import Target
 
 from . import cpu
 from ._handlers import SERVICE
@@ -115,14 +116,14 @@ def attempts(app: Any) -> None:
     def fresh(handler: str, count: int) -> Callable[[], object]:
         def play() -> None:
             driver = Driver(app, manifest)
-            invocation = driver.world.submit(Target(SERVICE, handler), str(count).encode())
+            invocation = driver.model.submit(Target(SERVICE, handler), str(count).encode())
             driver.run(lambda: invocation.ended)
             driver.close()
 
         return play
 
     def replayed(handler: str, count: int) -> Callable[[], object]:
-        with Simulator(app, manifest=manifest) as simulator:
+        with simulate(app) as simulator:
             simulator.run(simulator.call(f"{SERVICE}/{handler}", count))
             [recorded] = simulator.invocations
         journal = record(recorded, Path(tempfile.mkdtemp(), "journal.json"))

@@ -254,7 +254,7 @@ def test_timers_that_are_due_together_can_come_one_by_one() -> None:
     crashes: set[int] = set()
 
     def check(sim: Simulator) -> None:
-        crashes.update(stored for stored, what in sim.driver.log if what == "crash")
+        crashes.update(stored for stored, what in sim.driver.trace.log if what == "crash")
 
     report = explore(app, two_timers, check=check)
 

@@ -21,12 +21,16 @@ from typing import Any, Final, Literal, TypeAlias
 from restate import JournalValueCodec
 
 from restate_steps.testing._errors import NotReplaySafeError, SimulationError
+from restate_steps.testing._exploration.options import ExplorationOptions
 from restate_steps.testing._exploration.run import Problem, Run, RunSettings, Scenario, perform
-from restate_steps.testing._exploration.schedule import Schedule
-from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, quiet, read_manifest
+from restate_steps.testing._simulation.application import ASGIApp, Mode, read_manifest
+from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.outcome import Outcome
+from restate_steps.testing._simulation.process import quiet
+from restate_steps.testing._simulation.schedule import Crash, Schedule
 from restate_steps.testing._simulation.simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
 from restate_steps.testing._simulation.timeline import shortened
+from restate_steps.testing._simulation.trace import Trace
 
 __all__ = ["Exploration", "Finding", "Perform", "Report", "explore", "explore_all", "explore_one"]
 
@@ -182,35 +186,17 @@ class Exploration:
     """Choose the next schedule to try, and collect the results.
 
     Args:
-        crashes: The maximum number of crashes in a run.
-        orders: ``"all"`` for every order of events, or the number of orders to draw.
-        max_runs: The number of runs after which to stop.
-        max_seconds: The number of seconds after which to stop.
-        seed: The seed of the exploration.
+        options: The options.
         stop_at: The number of findings after which to stop.
-        every_order: True if every order of results can occur without a crash. Over HTTP/1.1 it cannot: all running
-            bodies end before the handler continues, so an answer that only a crash gives may be correct.
     """
 
-    def __init__(
-        self,
-        *,
-        crashes: int = 1,
-        orders: Literal["all"] | int = "all",
-        max_runs: int = 2_000,
-        max_seconds: float = 60.0,
-        seed: int = 0,
-        stop_at: int = 1,
-        every_order: bool = True,
-    ) -> None:
-        for name, value, least in (("crashes", crashes, 0), ("max_runs", max_runs, 1), ("orders", orders, 1)):
-            if (name, value) != ("orders", "all") and not (isinstance(value, int) and value >= least):
-                also = "'all' or " if name == "orders" else ""
-                raise SimulationError(f"{name} must be {also}an integer of at least {least}, not {value!r}.")
-        self.report = Report(seed=seed)
-        self._crashes, self._orders, self._every_order = crashes, orders, every_order
-        self._max_runs, self._max_seconds, self._stop_at = max_runs, max_seconds, stop_at
-        self._random = Random(seed)
+    def __init__(self, options: ExplorationOptions, *, stop_at: int = 1) -> None:
+        self.report = Report(seed=options.seed)
+        self._options, self._stop_at = options, stop_at
+        # Over HTTP/1.1, all running bodies end before the handler continues, so not every order of results can occur
+        # without a crash: an answer that only a crash gives may be correct.
+        self._every_order = options.mode == "bidirectional"
+        self._random = Random(options.seed)
         self._began = time.perf_counter()
         self._seen: set[int] = set()
         # Other orders after a crash or a cancellation come last: there is no end of them for all but small handlers,
@@ -220,8 +206,8 @@ class Exploration:
         self._new_cancellations: list[_Job] = []
         self._later: list[_Job] = []
         self._first = [_Job(Schedule()), _Job(Schedule(always_replay=True))]
-        if orders != "all":
-            self._new_orders = [_Job(Schedule(), random=True) for _ in range(max(0, orders - 1))]
+        if options.orders != "all":
+            self._new_orders = [_Job(Schedule(), random=True) for _ in range(options.orders - 1)]
         self._turn = 0
         self._has_random_results = False
         self._crash_only: list[tuple[Outcome, Run]] = []
@@ -239,10 +225,10 @@ class Exploration:
             self._end()
             return None
         # Even the smallest budget gets one run: without any, nothing would have been explored.
-        if report.runs and report.runs >= self._max_runs:
-            self._leave_out(f"after {self._max_runs:,} runs (max_runs)")
+        if report.runs and report.runs >= self._options.max_runs:
+            self._leave_out(f"after {self._options.max_runs:,} runs (max_runs)")
             return None
-        if report.runs and report.seconds > self._max_seconds:
+        if report.runs and report.seconds > self._options.max_seconds:
             self.run_out_of_time()
             return None
         if self._first:
@@ -268,7 +254,7 @@ class Exploration:
             report.schedules += 1
         report.cancellations += run.schedule.cancel is not None
         self._judge(job, run)
-        for name, count in run.effects.max_body_runs.items():
+        for name, count in Effects(run.trace.bodies).max_body_runs.items():
             report.max_body_runs[name] = max(count, report.max_body_runs.get(name, 0))
             if count > 1 and job.crash:
                 report.repeated_steps.setdefault(name, run.schedule)
@@ -298,7 +284,7 @@ class Exploration:
     def run_out_of_time(self) -> None:
         """Record that the time is used up, perhaps in the middle of a run."""
         self.report.seconds = time.perf_counter() - self._began
-        self._leave_out(f"after {self._max_seconds:g} s (max_seconds)")
+        self._leave_out(f"after {self._options.max_seconds:g} s (max_seconds)")
 
     def _leave_out(self, when: str) -> None:
         """Record that the exploration stopped with work left."""
@@ -317,8 +303,8 @@ class Exploration:
     def _end(self) -> None:
         """Record that no work is left."""
         report = self.report
-        if self._orders != "all":
-            report.left_out.append(f"every order but the {self._orders:,} that were drawn (orders)")
+        if self._options.orders != "all":
+            report.left_out.append(f"every order but the {self._options.orders:,} that were drawn (orders)")
         report.left_out += self._random_orders()
         report.complete = not report.left_out
 
@@ -351,22 +337,22 @@ class Exploration:
         """Plan the alternatives to a run: other orders, cancellations and crashes."""
         schedule, made = run.schedule, run.schedule.choices
         given = len(job.schedule.choices)
-        if self._orders == "all":
+        if self._options.orders == "all":
             calm = not job.crash and not schedule.always_replay and schedule.cancel is None
             heap = self._new_orders if calm else self._later
             for at in range(given, len(made)):
-                for other in range(1, run.widths[at]):
+                for other in range(1, run.trace.widths[at]):
                     heap.append(_Job(replace(schedule, choices=(*made[:at], other)), crash=job.crash, before=run))
-        for moment in run.moments:
+        for moment in run.trace.cancel_points:
             key = hash((moment.fingerprint, moment.crashes, schedule.always_replay))
             # Up to the last crash, the run is the same as without that crash.
             if moment.crashes == len(schedule.crashes) and key not in self._seen:
                 self._seen.add(key)
                 cancelled = replace(schedule, choices=made[: moment.choices], cancel=moment.number)
                 self._new_cancellations.append(_Job(cancelled, crash=job.crash, before=run))
-        if len(schedule.crashes) >= self._crashes:
+        if len(schedule.crashes) >= self._options.crashes:
             return
-        for point in run.points:
+        for point in run.trace.crash_points:
             # Up to the last crash, the run is the same as without that crash.
             if point.crashes < len(schedule.crashes) or not point.cancelled:
                 continue
@@ -456,27 +442,22 @@ def explore(
     __tracebackhide__ = True
     if handler is not None and scenario is not None:
         raise SimulationError("pass a handler or a scenario, not both: a scenario calls the handler itself.")
-    settings = RunSettings(
-        app=app,
-        manifest=read_manifest(app),
-        before_each=before_each,
-        on_crash=on_crash,
-        check=check,
-        cancel=cancel,
-        version=version,
-        mode=mode,
-        journal_value_codec=journal_value_codec,
-    )
-    plays = scenario or _call(handler, arg, key)
-    performer = partial(perform, settings, plays)
-    exploration = Exploration(
+    options = ExplorationOptions(
         crashes=crashes,
+        cancel=cancel,
         orders=orders,
         max_runs=max_runs,
         max_seconds=max_seconds,
         seed=seed,
-        every_order=mode == "bidirectional",
+        before_each=before_each,
+        on_crash=on_crash,
+        version=version,
+        mode=mode,
     )
+    settings = RunSettings(app, read_manifest(app), options, check, journal_value_codec)
+    plays = scenario or _call(handler, arg, key)
+    performer = partial(perform, settings, plays)
+    exploration = Exploration(options)
     if schedule is not None:
         return explore_one(performer, Schedule.parse(schedule), exploration)
     # Each run silences logs; silencing them once for all runs is cheaper.
@@ -506,10 +487,10 @@ def explore_all(
             break
         if exploration.does_not_fit(job, run):
             continue
-        if run.problem is None and not simulator.driver.world.invocations:
+        if run.problem is None and not simulator.driver.model.invocations:
             raise SimulationError("no handler was called, so there is nothing to explore. Is an `await` missing?")
         exploration.take(job, run)
-        report.unread_failures.update(simulator.driver.unread_failures)
+        report.unread_failures.update(run.trace.unread_failures)
         if run.problem is not None:
             bar.clear()
             report.findings.append(_shortest(again, job, run))
@@ -528,7 +509,7 @@ def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) 
     """Try one schedule, once."""
     run, simulator = perform(schedule, None)
     exploration.take(_Job(schedule, crash=bool(schedule.crashes)), run)
-    if run.problem is None and (unused := _unused(schedule, run, simulator)):
+    if run.problem is None and (unused := _unused(schedule, run.trace)):
         run.problem, run.details = "not-reproducible", f"{unused} If the handler has changed, explore it again."
     report = exploration.report
     report.left_out = ["every schedule but the given one"]
@@ -537,13 +518,14 @@ def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) 
     return report
 
 
-def _unused(schedule: Schedule, run: Run, simulator: Simulator) -> str:
+def _unused(schedule: Schedule, trace: Trace) -> str:
     """Return which part of a schedule its run did not use; empty if none."""
-    if len(run.widths) < len(schedule.choices):
-        return f"The schedule has {len(schedule.choices)} choices, but the run had only {len(run.widths)} to make."
-    if simulator.driver.crash_at is not None:
-        return f"The run never reached the schedule's crash at {simulator.driver.crash_at.stored} messages."
-    return "The run never reached the schedule's cancellation." if simulator.driver.cancel_at is not None else ""
+    if len(trace.widths) < len(schedule.choices):
+        return f"The schedule has {len(schedule.choices)} choices, but the run had only {len(trace.widths)} to make."
+    if trace.crashes < len(schedule.crashes):
+        return f"The run never reached the schedule's crash at {schedule.crashes[trace.crashes].stored} messages."
+    is_cancelled = schedule.cancel is None or trace.cancelled
+    return "" if is_cancelled else "The run never reached the schedule's cancellation."
 
 
 def _answers_again(perform: Perform, report: Report) -> bool:

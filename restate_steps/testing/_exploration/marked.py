@@ -12,18 +12,21 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from random import Random
 from typing import Any, Final
 
 import pytest
 from restate import TerminalError
 
-from _restate_steps_pytest import EXPLORED, Plan
+from _restate_steps_pytest import EXPLORED
 from restate_steps.testing._errors import InvocationPausedError, NotReplaySafeError, SimulationError, StuckError
 from restate_steps.testing._exploration.explore import Exploration, Finding, Report, explore_all
-from restate_steps.testing._exploration.run import Run, RunSettings, begin_run, end_run
-from restate_steps.testing._exploration.schedule import Schedule
-from restate_steps.testing._simulation.driver import quiet, read_manifest
+from restate_steps.testing._exploration.options import ExplorationOptions
+from restate_steps.testing._exploration.run import Problem, Run, RunSettings, begin_run, end_run
+from restate_steps.testing._simulation.application import read_manifest
+from restate_steps.testing._simulation.process import quiet
+from restate_steps.testing._simulation.schedule import Schedule
 from restate_steps.testing._simulation.simulator import Simulator
 from restate_steps.testing._simulation.timeline import shortened
 
@@ -35,25 +38,19 @@ _PLAIN: Final = Schedule()
 class _Test:
     """A marked test that can be run under a schedule."""
 
-    def __init__(self, item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> None:
+    def __init__(
+        self, item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None]
+    ) -> None:
         self._held, self._runtest = held, runtest
-        self._settings = RunSettings(
-            app=held.app,
-            manifest=read_manifest(held.app),
-            before_each=plan.before_each,
-            on_crash=plan.on_crash,
-            cancel=plan.cancel,
-            version=plan.version,
-            mode=plan.mode,
-        )
+        self._settings = RunSettings(held.app, read_manifest(held.app), options)
         # A test with caplog expects to see the logs.
         self.logs = "caplog" in getattr(item, "fixturenames", ())
 
     def __call__(self, schedule: Schedule, random: Random | None = None) -> tuple[Run, Simulator]:
         """Run the test once."""
         __tracebackhide__ = True
-        simulator, run = begin_run(self._settings, schedule, random)
-        self._held.driver, self._held.choices = simulator.driver, simulator.choices
+        simulator = self._held
+        simulator.reset(begin_run(self._settings, schedule, random))
         raised: BaseException | None = None
         try:
             with nullcontext() if self.logs or schedule == _PLAIN else quiet():
@@ -67,11 +64,13 @@ class _Test:
         if raised is not None and _ends_all(error):
             simulator.close()
             raise raised
-        if isinstance(error, (TerminalError, pytest.fail.Exception)):
-            # In a scenario this would be the outcome; here it has failed the test.
-            run.problem = run.problem or ("error" if isinstance(error, TerminalError) else "assertion")
-            run.error = error
-        end_run(self._settings, simulator, run, None if run.error is not None else error, None)
+        # In a scenario, a terminal error would be the outcome; here it has failed the test.
+        problem: Problem | None = None
+        if isinstance(error, TerminalError):
+            problem = "error"
+        elif isinstance(error, pytest.fail.Exception):
+            problem = "assertion"
+        run = end_run(self._settings, simulator, schedule, error=error, problem=problem)
         if raised is not None and schedule == _PLAIN and random is None:
             raise raised
         return run, simulator
@@ -91,7 +90,7 @@ def _ends_all(error: BaseException | None) -> bool:
     return isinstance(error, pytest.xfail.Exception)
 
 
-def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> None:
+def run_explored(item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None]) -> None:
     """Run a test under many schedules, as its marker and the options say.
 
     Raises:
@@ -104,20 +103,15 @@ def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callab
             "from scratch. Call the handler in the test, so that each run calls it.",
             pytrace=False,
         )
-    test = _Test(item, plan, held, runtest)
+    test = _Test(item, options, held, runtest)
     given: str | None = item.config.getoption("restate_schedule")
     if given is not None:
         _run_one(test, Schedule.parse(given))
         return
     asked: int | None = item.config.getoption("restate_explore")
-    exploration = Exploration(
-        crashes=plan.crashes,
-        orders=plan.orders,
-        max_runs=plan.max_runs if asked is None else asked,
-        max_seconds=plan.max_seconds if asked is None else float("inf"),
-        seed=plan.seed,
-    )
-    report = explore_all(test, exploration)
+    if asked is not None:
+        options = replace(options, max_runs=asked, max_seconds=float("inf"))
+    report = explore_all(test, Exploration(options))
     item.user_properties.append((EXPLORED, _numbers(report)))
     if report.findings:
         finding = report.findings[0]
