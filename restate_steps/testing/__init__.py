@@ -13,7 +13,8 @@ from restate_steps.testing._errors import (
     SimulationError,
     StuckError,
 )
-from restate_steps.testing._exploration.explore import Finding, Report, explore
+from restate_steps.testing._exploration.explore import explore
+from restate_steps.testing._exploration.report import Finding, Report
 from restate_steps.testing._recording.api import load_journals, replay
 from restate_steps.testing._recording.export import export_journal
 from restate_steps.testing._recording.recorded import RecordedJournal, record

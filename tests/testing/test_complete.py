@@ -17,12 +17,15 @@ import restate
 
 import restate_steps
 from restate_steps import durable_step, gather, race
-from restate_steps.testing._exploration.explore import Exploration, Report, explore_all
+from restate_steps.testing._exploration.exploration import Exploration
+from restate_steps.testing._exploration.explore import explore_all
 from restate_steps.testing._exploration.options import ExplorationOptions
+from restate_steps.testing._exploration.report import Report
 from restate_steps.testing._exploration.run import Run, RunSettings, perform
 from restate_steps.testing._simulation.application import read_manifest
+from restate_steps.testing._simulation.calls import NOTHING
 from restate_steps.testing._simulation.schedule import Schedule
-from restate_steps.testing._simulation.simulator import NOTHING, Simulator
+from restate_steps.testing._simulation.simulator import Simulator
 
 Handler: TypeAlias = Callable[[restate.Context], Coroutine[Any, Any, str]]
 

@@ -26,7 +26,7 @@ from restate_steps.testing._determinism.user_code import (
 )
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._simulation.application import ASGIApp
-from restate_steps.testing._simulation.simulator import HandlerRef
+from restate_steps.testing._simulation.calls import HandlerRef
 
 __all__ = ["AppName", "app_of", "load_app", "name_of"]
 

@@ -21,8 +21,10 @@ from restate import TerminalError
 
 from _restate_steps_pytest import EXPLORED
 from restate_steps.testing._errors import InvocationPausedError, NotReplaySafeError, SimulationError, StuckError
-from restate_steps.testing._exploration.explore import Exploration, Finding, Report, explore_all
+from restate_steps.testing._exploration.exploration import Exploration
+from restate_steps.testing._exploration.explore import explore_all
 from restate_steps.testing._exploration.options import ExplorationOptions
+from restate_steps.testing._exploration.report import Finding, Report
 from restate_steps.testing._exploration.run import Problem, Run, RunSettings, begin_run, end_run
 from restate_steps.testing._simulation.application import read_manifest
 from restate_steps.testing._simulation.process import quiet

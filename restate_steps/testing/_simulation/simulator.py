@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from inspect import Parameter, signature
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
+from typing import Any, Generic, Self, TypeVar, cast, overload
 
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 from restate import JournalValueCodec, TerminalError
-from restate.handler import Handler, handler_from_callable
+from restate.handler import Handler
 
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import (
     InvocationEndedError,
-    InvocationPausedError,
-    JournalMismatchError,
-    OutOfTimeError,
     SimulationError,
     StuckError,
 )
 from restate_steps.testing._simulation.application import ASGIApp, Mode, read_manifest
+from restate_steps.testing._simulation.calls import (
+    NOTHING,
+    A,
+    HandlerRef,
+    encoded,
+    json_of,
+    output_of,
+    resolve,
+)
 from restate_steps.testing._simulation.driver import Driver
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
@@ -40,40 +43,14 @@ from restate_steps.testing._simulation.server_model import (
     InvocationStatus,
     Target,
     UnknownHandlerError,
-    awakeable_of,
 )
 from restate_steps.testing._simulation.timeline import timeline
 from restate_steps.testing._simulation.turn import Turn
-from restate_steps.testing._simulation.wire import MessageType, decode
+from restate_steps.testing._simulation.verdicts import open_waits, paused, paused_below, raise_if_out_of_time, why_stuck
 
-__all__ = [
-    "NOTHING",
-    "A",
-    "HandlerOf",
-    "HandlerRef",
-    "Result",
-    "SimulatedClient",
-    "SimulatedInvocation",
-    "Simulator",
-    "encoded",
-    "failures",
-    "json_of",
-    "output_of",
-    "resolve",
-    "simulate",
-]
+__all__ = ["Result", "SimulatedClient", "SimulatedInvocation", "Simulator", "failures", "simulate"]
 
-A = TypeVar("A")
 T = TypeVar("T")
-
-HandlerRef: TypeAlias = Callable[..., Any] | str
-"""A handler: the decorated function, or ``"Service/handler"``."""
-
-HandlerOf: TypeAlias = Callable[[Any, A], Awaitable[object]] | Callable[[Any], Awaitable[object]] | str
-"""A handler that takes an ``A``, or nothing, for the type checker."""
-
-NOTHING: Final[Any] = ...
-"""The default of an argument that may be omitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,13 +525,13 @@ class Simulator:
 
         if await self.turn(Turn(lambda: bool(condition()) or ended(), first=True)) and (not ended() or condition()):
             return
-        _raise_if_out_of_time(self.driver)
+        raise_if_out_of_time(self.driver)
         if invocation is None and len(self._sent) == 1 and (only := self._sent[0].outcome) and only.kind == "failure":
             await self._sent[0].result()
         if invocation is not None and (invocation.outcome is not None or invocation.status == "paused"):
             result = await invocation.result()
             raise InvocationEndedError(f"{invocation!r} has ended before the condition held", result.value)
-        raise StuckError(f"the condition does not hold, and nothing more can happen:\n{_waits(self.driver)}")
+        raise StuckError(f"the condition does not hold, and nothing more can happen:\n{open_waits(self.driver)}")
 
     async def awakeable(self, invocation: SimulatedInvocation[Any], n: int = 0) -> str:
         """Wait until an invocation has made an awakeable, and return the awakeable's id; time passes as needed.
@@ -786,14 +763,14 @@ async def _result_of(
 
     # The client may act on the answer later than the answer arrives.
     if not (driver.run(ended) if leaves else await simulator.turn(Turn(ended, first=True))):
-        _raise_if_out_of_time(driver)
-        if (cause := _paused_below(driver, invocation)) is not None:
-            paused = _paused(cause)
-            paused.add_note(f"{invocation.target} waits for it.")
-            raise paused
-        raise StuckError(_why_stuck(driver, invocation))
+        raise_if_out_of_time(driver)
+        if (cause := paused_below(driver, invocation)) is not None:
+            error = paused(cause)
+            error.add_note(f"{invocation.target} waits for it.")
+            raise error
+        raise StuckError(why_stuck(driver, invocation))
     if invocation.status is InvocationStatus.PAUSED:
-        raise _paused(invocation)
+        raise paused(invocation)
     failure = invocation.failure if comes_late else invocation.removal or invocation.failure
     if failure is not None:
         raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)
@@ -804,31 +781,6 @@ async def _result_of(
         attempts=invocation.attempts,
         invocation_id=invocation.id,
     )
-
-
-def _paused_below(driver: Driver, invocation: Invocation) -> Invocation | None:
-    """Return the invocation paused by a failure that another one waits for, directly or through others; or None."""
-    for child in (driver.model.invocations[each] for each in invocation.children):
-        if not child.ended and any(waiter == invocation.id for waiter, _, _ in child.waiters):
-            if child.status is InvocationStatus.PAUSED and child.last_error is not None:
-                return child
-            if (cause := _paused_below(driver, child)) is not None:
-                return cause
-    return None
-
-
-def _paused(invocation: Invocation) -> InvocationPausedError:
-    error = invocation.last_error or Failure(0, "it was paused from outside")
-    kind = JournalMismatchError if invocation.wedged else InvocationPausedError
-    paused = kind(str(invocation.target), invocation.attempts, error.code, error.message)
-    if error.stacktrace:
-        paused.add_note(f"What the handler raised:\n{error.stacktrace}")
-    return paused
-
-
-def _raise_if_out_of_time(driver: Driver) -> None:
-    if driver.trace.is_out_of_time:
-        raise OutOfTimeError(f"the time limit was reached after {driver.trace.events} events of one run")
 
 
 def _journal_of(driver: Driver, invocation: Invocation) -> Journal:
@@ -842,105 +794,3 @@ def _journal_of(driver: Driver, invocation: Invocation) -> Journal:
         idempotency_key=invocation.idempotency_key,
     )
     return Journal(invocation.journal, origin)
-
-
-def _why_stuck(driver: Driver, invocation: Invocation) -> str:
-    if driver.trace.is_endless:
-        return f"{invocation.target} has not ended after {driver.trace.events} events. Does it loop forever?"
-    return (
-        f"{invocation.target} has not ended, and nothing more can happen:\n{_waits(driver)}\n"
-        "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
-        "sim.resolve_awakeable(await sim.awakeable(...), ...), which waits until the handler has made the awakeable. "
-        "If it awaits something of asyncio that never happens, it would hang on a server too."
-    )
-
-
-_WAITING: Final = frozenset(
-    {InvocationStatus.RUNNING, InvocationStatus.SUSPENDED, InvocationStatus.QUEUED, InvocationStatus.PAUSED}
-)
-
-
-def _waits(driver: Driver) -> str:
-    waits: list[str] = []
-    for each in driver.model.invocations.values():
-        if each.status in (
-            InvocationStatus.RUNNING,
-            InvocationStatus.SUSPENDED,
-            InvocationStatus.QUEUED,
-            InvocationStatus.PAUSED,
-        ):
-            pending = Journal(each.journal)
-            open_entries = [f"{entry.type} {entry.name or ''}".rstrip() for entry in pending if not entry.completed]
-            open_entries += _open_awakeables(driver, each)
-            what = ", ".join(open_entries) or "nothing that is in its journal"
-            waits.append(f"  {each.target} is {each.status.value}, and waits for {what}")
-    return "\n".join(waits)
-
-
-def _open_awakeables(driver: Driver, invocation: Invocation) -> list[str]:
-    answered = {decode(frame).get("signal_id") for frame in invocation.journal if frame.type == MessageType.SIGNAL}
-    made = driver.trace.awakeables.get(invocation.id, ())
-    return [f"the awakeable {each!r}" for each in made if awakeable_of(each)[1] not in answered]
-
-
-def resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any, Any] | None]:
-    """Return the target of a call, and the handler if it was passed as a function."""
-    if isinstance(handler, str):
-        service, _, name = handler.partition("/")
-        if not name or "/" in name:
-            raise SimulationError(f"{handler!r} is not the name of a handler. Write it as 'Service/handler'.")
-        return Target(service, name, key), None
-    try:
-        known: Handler[Any, Any] = handler_from_callable(cast(Any, handler))
-    except (ValueError, TypeError):
-        raise SimulationError(
-            f"{handler!r} is not a handler of a service. Pass the function that is decorated with @service.handler(), "
-            "or its name as 'Service/handler'."
-        ) from None
-    return Target(known.service_tag.name, known.name, key), known
-
-
-def encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> bytes:
-    """Return an argument as the body of a call."""
-    if handler is None:
-        if arg is NOTHING or isinstance(arg, bytes):
-            return b"" if arg is NOTHING else arg
-        try:
-            return json.dumps(arg).encode()
-        except (TypeError, ValueError) as error:
-            raise SimulationError(
-                f"the argument {arg!r} cannot be sent to {target} as plain JSON: {error}. "
-                "To encode it with the handler's own serde, pass the function instead of its name."
-            ) from error
-    takes = list(signature(handler.fn).parameters.values())[1:]
-    if arg is NOTHING:
-        if takes and takes[0].default is Parameter.empty:
-            raise SimulationError(f"{target} takes an argument, but none was passed.")
-        return b""
-    if not takes:
-        raise SimulationError(f"{target} takes no argument.")
-    try:
-        return bytes(handler.handler_io.input_serde.serialize(arg))
-    except Exception as error:
-        hint = handler.handler_io.input_type
-        which = "" if hint is None or hint.annotation is None else f", which takes {_type_name(hint.annotation)}"
-        raise SimulationError(f"the argument {arg!r} cannot be sent to {target}{which}: {error}") from error
-
-
-async def output_of(output: bytes, handler: Handler[Any, Any] | None, codec: JournalValueCodec | None) -> Any:
-    """Decode the value of an answer, with the handler's own serde, or from JSON if the handler is not known."""
-    if output and codec is not None:
-        output = await codec.decode(output)
-    return handler.handler_io.output_serde.deserialize(output) if handler else decoded(output)
-
-
-def _type_name(annotation: object) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
-
-
-def json_of(value: Any) -> bytes:
-    """Encode a client's value as JSON; besides plain values, any that pydantic can encode."""
-    try:
-        return json.dumps(value, default=to_jsonable_python).encode()
-    except (TypeError, ValueError, PydanticSerializationError) as error:
-        raise SimulationError(f"{value!r} cannot be sent as JSON: {error}") from error
