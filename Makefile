@@ -30,7 +30,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Folders may be missing in a checkout in the making, and the checkers refuse a path that does not exist.
-TYPED := restate_steps _restate_steps_pytest.py $(wildcard tests/typing/api_*.py) $(wildcard examples) $(wildcard chaos)
+TYPED := restate_steps $(wildcard tests/typing/api_*.py) $(wildcard examples) $(wildcard chaos)
 
 # More arguments for pytest, for example `make test ARGS="-k codec -x"`.
 ARGS ?=

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import is_typeddict
 
@@ -45,8 +46,18 @@ def imported() -> set[str]:
 
 
 def test_names_are_imported_when_they_are_used() -> None:
-    """pytest imports the plugin in every run of tests, so importing the package alone must not import the SDK."""
+    """Importing the package does not import the SDK, because pytest imports the plugin in every test run."""
     assert {"restate", "pydantic"}.isdisjoint(_imports("import restate_steps"))
+
+
+def test_the_pytest_plugin_is_light() -> None:
+    """Loading the plugin imports pytest and the package's `__init__`, and nothing else that takes long."""
+    [plugin] = entry_points(group="pytest11", name="restate_steps")
+    loaded = _imports(f"import {plugin.value}")
+    ours = {name for name in loaded if name.split(".")[0] == "restate_steps"}
+
+    assert {"restate_steps", "restate_steps._pytest"} == ours
+    assert {"pydantic", "restate", "httpx"}.isdisjoint(loaded)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -181,11 +192,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
 
 
 def test_wheel_is_complete(wheel: zipfile.Path) -> None:
-    """The wheel has every module, the marker of a typed package, the license, and only pytest's plugin on top."""
+    """The wheel has every module, the marker of a typed package and the license, and installs only the package."""
     names = wheel.root.namelist()
     folders = {name.split("/")[0] for name in names}
 
-    assert {"restate_steps", "_restate_steps_pytest.py", f"restate_steps-{PROJECT['version']}.dist-info"} == folders
+    assert {"restate_steps", f"restate_steps-{PROJECT['version']}.dist-info"} == folders
     assert "restate_steps/py.typed" in names
     assert {str(module.relative_to(ROOT)) for module in MODULES} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)

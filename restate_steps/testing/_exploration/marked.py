@@ -1,4 +1,4 @@
-"""Run one test under many schedules. The pytest hooks and fixtures are in ``_restate_steps_pytest``.
+"""Run one test under many schedules. The pytest hooks and fixtures are in ``restate_steps._pytest``.
 
 P1. Each run is a normal call of the test: the same plugin runs it as without the marker, on the same event loop.
 P2. The fixture ``simulator`` is one object for all runs, so that objects that other fixtures derived from it keep
@@ -12,13 +12,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import pytest
 from restate import TerminalError
 
-from _restate_steps_pytest import EXPLORED, Plan
 from restate_steps.testing._errors import InvocationPausedError, NotReplaySafeError, SimulationError, StuckError
 from restate_steps.testing._exploration.explore import Exploration, Finding, Report, explore_all
 from restate_steps.testing._exploration.run import Run, RunSettings, begin_run, end_run
@@ -27,9 +27,40 @@ from restate_steps.testing._simulation.driver import quiet, read_manifest
 from restate_steps.testing._simulation.simulator import Simulator
 from restate_steps.testing._simulation.timeline import shortened
 
-__all__ = ["run_explored"]
+__all__ = ["Plan", "run_explored", "run_scheduled"]
 
 _PLAIN: Final = Schedule()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The arguments of ``@pytest.mark.every_crash_point(...)``; see :func:`restate_steps.testing.explore`."""
+
+    crashes: int = 1
+    cancel: bool = False
+    orders: Literal["all"] | int = "all"
+    max_runs: int = 2_000
+    max_seconds: float = 60.0
+    seed: int = 0
+    setup: Callable[[], object] | None = None
+    forget: Callable[[], object] | None = None
+    version: int = 6
+    mode: Literal["bidirectional", "request_response"] = "bidirectional"
+
+    def __post_init__(self) -> None:
+        """Check the arguments at runtime, because marks are untyped."""
+        whole = {"crashes": (self.crashes, 0), "max_runs": (self.max_runs, 1)}
+        if self.orders != "all":
+            whole["orders"] = (self.orders, 1)
+        for name, (value, least) in whole.items():
+            if not isinstance(value, int) or value < least:
+                also = "'all' or " if name == "orders" else ""
+                raise ValueError(f"{name} must be {also}an integer of at least {least}, not {value!r}")
+        if self.mode not in ("bidirectional", "request_response"):
+            raise ValueError(f"mode must be 'bidirectional' or 'request_response', not {self.mode!r}")
+        for name, function in (("setup", self.setup), ("forget", self.forget)):
+            if function is not None and not callable(function):
+                raise ValueError(f"{name} must be a function without arguments, not {function!r}")
 
 
 class _Test:
@@ -91,12 +122,62 @@ def _ends_all(error: BaseException | None) -> bool:
     return isinstance(error, pytest.xfail.Exception)
 
 
-def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> None:
-    """Run a test under many schedules, as its marker and the options say.
+def run_explored(
+    item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None], max_runs: int | None
+) -> tuple[dict[str, Any], NotReplaySafeError | None]:
+    """Run a test under many schedules, as its marker says.
+
+    Args:
+        item: The test.
+        plan: The arguments of its marker.
+        held: The object that its fixture ``simulator`` is.
+        runtest: Runs the test once.
+        max_runs: The number of runs that replaces the limits of the marker; None keeps them.
+
+    Returns:
+        The numbers for the summary, and the error if the test fails under one of the schedules.
+    """
+    __tracebackhide__ = True
+    test = _begin(item, plan, held, runtest)
+    exploration = Exploration(
+        crashes=plan.crashes,
+        orders=plan.orders,
+        max_runs=plan.max_runs if max_runs is None else max_runs,
+        max_seconds=plan.max_seconds if max_runs is None else float("inf"),
+        seed=plan.seed,
+    )
+    report = explore_all(test, exploration)
+    failure = None
+    if report.findings:
+        finding = report.findings[0]
+        # Run it once more, so that pytest shows the output and logs of this run only.
+        _forget_output(item.config)
+        test.logs = True
+        again, _ = test(finding.schedule)
+        failure = NotReplaySafeError(_text(item, finding, report))
+        failure.__cause__ = again.error if again.problem == finding.problem else finding.error
+    return _numbers(report), failure
+
+
+def run_scheduled(
+    item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None], schedule: Schedule
+) -> None:
+    """Run a test once, under a schedule, and raise the error itself, so that a debugger stops in the test.
 
     Raises:
-        NotReplaySafeError: The test fails under one of them.
+        NotReplaySafeError: The test raises no error, but is not safe to replay.
     """
+    __tracebackhide__ = True
+    test = _begin(item, plan, held, runtest)
+    test.logs = True
+    run, simulator = test(schedule)
+    if run.error is not None:
+        raise run.error
+    if run.problem is not None:
+        raise NotReplaySafeError(f"{_under(schedule)}: {run.why}\n\n{shortened(simulator.timeline())}")
+
+
+def _begin(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> _Test:
     __tracebackhide__ = True
     if held.invocations:
         pytest.fail(
@@ -104,40 +185,7 @@ def run_explored(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callab
             "from scratch. Call the handler in the test, so that each run calls it.",
             pytrace=False,
         )
-    test = _Test(item, plan, held, runtest)
-    given: str | None = item.config.getoption("restate_schedule")
-    if given is not None:
-        _run_one(test, Schedule.parse(given))
-        return
-    asked: int | None = item.config.getoption("restate_explore")
-    exploration = Exploration(
-        crashes=plan.crashes,
-        orders=plan.orders,
-        max_runs=plan.max_runs if asked is None else asked,
-        max_seconds=plan.max_seconds if asked is None else float("inf"),
-        seed=plan.seed,
-    )
-    report = explore_all(test, exploration)
-    item.user_properties.append((EXPLORED, _numbers(report)))
-    if report.findings:
-        finding = report.findings[0]
-        # Run it once more, so that pytest shows the output and logs of this run only.
-        _forget_output(item.config)
-        test.logs = True
-        again, _ = test(finding.schedule)
-        error = again.error if again.problem == finding.problem else finding.error
-        raise NotReplaySafeError(_text(item, finding, report)) from error
-
-
-def _run_one(test: _Test, schedule: Schedule) -> None:
-    """Run a test once, and raise the error itself, so that a debugger stops in the test."""
-    __tracebackhide__ = True
-    test.logs = True
-    run, simulator = test(schedule)
-    if run.error is not None:
-        raise run.error
-    if run.problem is not None:
-        raise NotReplaySafeError(f"{_under(schedule)}: {run.why}\n\n{shortened(simulator.timeline())}")
+    return _Test(item, plan, held, runtest)
 
 
 def _text(item: pytest.Item, finding: Finding, report: Report) -> str:

@@ -1,26 +1,26 @@
 """The pytest plugin: fixtures, a marker and options. ``restate_steps.testing._exploration.marked`` implements them.
 
-The module is outside the package because pytest imports it in every test run, wherever the package is installed.
-Importing anything from the package imports the SDK and pydantic, which takes most of a second. So this module imports
-only pytest until a test needs more.
+pytest imports this module in every test run, wherever the package is installed. Importing the SDK and pydantic takes
+most of a second. So this module imports only pytest until a test needs more.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 if TYPE_CHECKING:
     from restate_steps.server import RestateServer
     from restate_steps.testing import Simulator
+    from restate_steps.testing._exploration.marked import Plan
+
+__all__: list[str] = []
 
 _MARKER: Final = "every_crash_point"
-EXPLORED: Final = "restate_explored"
+_EXPLORED: Final = "restate_explored"
 
 _NO_APP: Final = """\
 The fixture 'simulator' needs the application from the fixture 'restate_app', which is not defined.
@@ -30,40 +30,8 @@ Define it in the test module, or in conftest.py:
     def restate_app():
         return restate.app([my_service])"""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The arguments of ``@pytest.mark.every_crash_point(...)``; see :func:`restate_steps.testing.explore`."""
-
-    crashes: int = 1
-    cancel: bool = False
-    orders: Literal["all"] | int = "all"
-    max_runs: int = 2_000
-    max_seconds: float = 60.0
-    seed: int = 0
-    setup: Callable[[], object] | None = None
-    forget: Callable[[], object] | None = None
-    version: int = 6
-    mode: Literal["bidirectional", "request_response"] = "bidirectional"
-
-    def __post_init__(self) -> None:
-        """Check the arguments at runtime, because marks are untyped."""
-        whole = {"crashes": (self.crashes, 0), "max_runs": (self.max_runs, 1)}
-        if self.orders != "all":
-            whole["orders"] = (self.orders, 1)
-        for name, (value, least) in whole.items():
-            if not isinstance(value, int) or value < least:
-                also = "'all' or " if name == "orders" else ""
-                raise ValueError(f"{name} must be {also}an integer of at least {least}, not {value!r}")
-        if self.mode not in ("bidirectional", "request_response"):
-            raise ValueError(f"mode must be 'bidirectional' or 'request_response', not {self.mode!r}")
-        for name, function in (("setup", self.setup), ("forget", self.forget)):
-            if function is not None and not callable(function):
-                raise ValueError(f"{name} must be a function without arguments, not {function!r}")
-
-
-_simulator: Final = pytest.StashKey["Simulator"]()
-_plan: Final = pytest.StashKey[Plan]()
+_simulator: Final[pytest.StashKey[Simulator]] = pytest.StashKey()
+_plan: Final[pytest.StashKey[Plan]] = pytest.StashKey()
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -162,6 +130,7 @@ def restate_app() -> Any:
 def simulator(request: pytest.FixtureRequest, restate_app: Any) -> Iterator[Simulator]:
     """A restate_steps.testing.Simulator, which plays the server for the application of the fixture restate_app."""
     from restate_steps.testing import simulate
+    from restate_steps.testing._exploration.marked import Plan
 
     plan = request.node.stash.get(_plan, Plan())
     with simulate(restate_app, version=plan.version, mode=plan.mode) as simulator:
@@ -178,6 +147,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     marker = item.get_closest_marker(_MARKER)
     if marker is None:
         return
+    from restate_steps.testing._exploration.marked import Plan
+
     try:
         plan = Plan(*marker.args, **marker.kwargs)
     except (TypeError, ValueError) as error:
@@ -218,10 +189,24 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
             "plugin cannot make it crash. Rename yours, or define the fixture 'restate_app' instead.",
             pytrace=False,
         )
-    from restate_steps.testing._exploration import marked as _pytest
+    from restate_steps.testing import Schedule
+    from restate_steps.testing._exploration.marked import run_explored, run_scheduled
+
+    runtest = item.runtest
+    schedule: str | None = item.config.getoption("restate_schedule")
+
+    def run_marked() -> None:
+        __tracebackhide__ = True
+        if schedule is not None:
+            run_scheduled(item, plan, held, runtest, Schedule.parse(schedule))
+            return
+        counts, failure = run_explored(item, plan, held, runtest, item.config.getoption("restate_explore"))
+        item.user_properties.append((_EXPLORED, counts))
+        if failure is not None:
+            raise failure
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(item, "runtest", partial(_pytest.run_explored, item, plan, held, item.runtest))
+        patch.setattr(item, "runtest", run_marked)
         return (yield)
 
 
@@ -251,7 +236,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in reports:
             if isinstance(report, pytest.TestReport) and report.when == "call":
                 for name, value in report.user_properties:
-                    if name == EXPLORED and isinstance(value, dict):
+                    if name == _EXPLORED and isinstance(value, dict):
                         found[report.nodeid] = value
     if not found:
         return
