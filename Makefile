@@ -30,7 +30,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Folders may be missing in a checkout in the making, and the checkers refuse a path that does not exist.
-TYPED := restate_steps $(wildcard tests/typing/api_*.py) $(wildcard examples) $(wildcard chaos)
+TYPED := restate_steps $(wildcard tests/typing/api_*.py) $(wildcard examples) $(wildcard tests/chaos)
 
 # More arguments for pytest, for example `make test ARGS="-k codec -x"`.
 ARGS ?=
@@ -107,8 +107,8 @@ bench: $(READY) ## Measure the claims of the documentation
 	$(PY) -m benchmarks
 
 .PHONY: chaos
-chaos: $(READY) ## Kill everything again and again, and count what went wrong
-	$(PY) -m chaos $(ARGS)
+chaos: $(READY) ## Kill handlers and servers during many runs, and count the errors
+	$(PY) -m tests.chaos $(ARGS)
 
 # For how long, and what is drawn from; ARGS takes names of what to explore, see tests/explore.py.
 SECONDS ?= 120
