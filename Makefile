@@ -110,13 +110,13 @@ bench: $(READY) ## Measure the claims of the documentation
 chaos: $(READY) ## Kill handlers and servers during many runs, and count the errors
 	$(PY) -m tests.chaos $(ARGS)
 
-# For how long, and what is drawn from; ARGS takes names of what to explore, see tests/explore.py.
+# For how long, and what is drawn from; ARGS takes names of what to explore, see tests/support/explore.py.
 SECONDS ?= 120
 SEED ?=
 
 .PHONY: explore
 explore: $(READY) ## Explore orders, crashes and cancellations for SECONDS, drawn from SEED
-	$(PY) tests/explore.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	$(PY) -m tests.support.explore --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # -n and -W: a reference to nothing is an error, as is any other warning.
 .PHONY: docs

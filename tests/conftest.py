@@ -9,15 +9,15 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
-from harness import Env, Harness
 
 import restate_steps
 from restate_steps.server import RestateServer
+from tests.support.harness import Env, Harness, Serve
 
-pytest_plugins = ["explored_total"]
+pytest_plugins = ["tests.support.explored_total"]
 
 
 def pytest_configure() -> None:
@@ -30,12 +30,6 @@ def pytest_configure() -> None:
 def pytest_report_header() -> str:
     """Show the seed of the random programs in ``conformance``, which can be set to draw them again."""
     return f"PROGRAMS_SEED={os.environ['PROGRAMS_SEED']}"
-
-
-class Serve(Protocol):
-    """Serves services to a real server until the test ends."""
-
-    def __call__(self, *services: Any, http1: bool = False) -> Env: ...
 
 
 @pytest.fixture(scope="session")

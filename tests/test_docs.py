@@ -16,8 +16,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from documents import ROOT, Block, DocumentError, commands, docstrings, parse, run, run_docstring
-from example_names import names
+
+from tests.support import ROOT
+from tests.support.documents import Block, DocumentError, commands, docstrings, parse, run, run_docstring
+from tests.support.example_names import names
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Env, InvocationFailed
 from pydantic import BaseModel
 from restate.exceptions import RetryableError
-from stable_ids import stable_id
 
 from restate_steps import DecodeError, StepResultError, StepTimeoutError, durable_step, gather
 from restate_steps.failures import decode_failure, encode_failure
+from tests.support.harness import Env, InvocationFailed
+from tests.support.stable_ids import stable_id
 
 Serve = Callable[..., Env]
 

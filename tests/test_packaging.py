@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import is_typeddict
 
 import pytest
-from documents import ROOT
 from packaging.requirements import Requirement
+
+from tests.support import ROOT
 
 PACKAGE = ROOT / "restate_steps"
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -15,7 +15,7 @@ from tests.chaos.payment_service import PAYMENT_SERVICE
 
 __all__ = ["Service"]
 
-_ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
 
 
 class Service:
@@ -59,7 +59,7 @@ class Service:
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.app", str(self._port), *(["http1"] if self._http1 else [])],
-                cwd=_ROOT,
+                cwd=ROOT,
                 env={**os.environ, EVENT_LOG: str(self.event_log), PAYMENT_SERVICE: self._payments},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

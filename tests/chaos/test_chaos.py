@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -19,8 +18,7 @@ from tests.chaos.event_log import Entry
 from tests.chaos.monkey import Snapshot, make_plan
 from tests.chaos.payment_service import PaymentService
 from tests.chaos.runs import Run
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.support import ROOT
 
 
 def chaos(*options: str) -> dict[str, int]:

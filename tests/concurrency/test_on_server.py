@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import restate
-from conftest import Serve
-from harness import Env, Harness, InvocationFailed, eventually
 
 import restate_steps
-from concurrency import scenarios
 from restate_steps import TaskGroup, durable_step, gather
+from tests.concurrency import scenarios
+from tests.support.harness import Env, Harness, InvocationFailed, Serve, eventually
 
 
 @pytest.fixture

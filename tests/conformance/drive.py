@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from .recording import UNKNOWN
-from .services import board
+from tests.conformance.recording import UNKNOWN
+from tests.conformance.services import board
 
 __all__ = ["MODES", "SCENARIOS", "VARIANTS", "Answer", "Scenario", "World"]
 

@@ -27,12 +27,11 @@ from restate_steps.server._serving import Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
 from restate_steps.testing._simulation.driver import ASGIApp
 from restate_steps.testing._simulation.wire import Frame, Kind, decode
-
-from .drive import SCENARIOS, VARIANTS, Answer, Scenario
-from .programs import handlers, recorded
-from .programs.play import Stored
-from .recording import FOLDER, Recording, Tape, normalise, save, sides
-from .services import app, board
+from tests.conformance.drive import SCENARIOS, VARIANTS, Answer, Scenario
+from tests.conformance.programs import handlers, recorded
+from tests.conformance.programs.play import Stored
+from tests.conformance.recording import FOLDER, Recording, Tape, normalise, save, sides
+from tests.conformance.services import app, board
 
 __all__ = ["Recorder", "recorder"]
 

@@ -11,11 +11,10 @@ from typing import Any
 from restate_steps.testing import SimulationError, Simulator
 from restate_steps.testing._simulation.driver import ASGIApp
 from restate_steps.testing._simulation.world import Failure, Invocation, InvocationStatus, Target, UnknownHandlerError
-
-from .drive import Answer, Scenario
-from .programs.play import Stored
-from .recording import Recording, Tape, normalise, sides
-from .services import app, board
+from tests.conformance.drive import Answer, Scenario
+from tests.conformance.programs.play import Stored
+from tests.conformance.recording import Recording, Tape, normalise, sides
+from tests.conformance.services import app, board
 
 __all__ = ["SimulatedServer"]
 

@@ -17,7 +17,6 @@ import anyio
 import httpx
 import pytest
 import restate
-from harness import Env, Harness, eventually
 from pydantic import BaseModel
 
 import restate_steps
@@ -41,6 +40,7 @@ from restate_steps.testing._recording.difference import _FRAMES
 from restate_steps.testing._recording.recorded import as_recorded
 from restate_steps.testing._recording.replay import _NO_COMMAND
 from restate_steps.testing._simulation.wire import Frame, Kind, decode, make
+from tests.support.harness import Env, Harness, eventually
 
 # The compiled half of the SDK comes without type information.
 COMMANDS = sorted(n for n in dir(import_module("restate._internal").PyVM) if n.startswith("sys_") or "attach" in n)

@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -19,7 +19,7 @@ import httpx
 from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, ASGIApp, RestateServer
 
-__all__ = ["Env", "Harness", "InvocationFailed", "eventually"]
+__all__ = ["Env", "Harness", "InvocationFailed", "Serve", "eventually"]
 
 T = TypeVar("T")
 
@@ -175,6 +175,12 @@ class Env:
             message = body_seen.get("message", "") if isinstance(body_seen, dict) else str(body_seen)
             raise InvocationFailed(answer.status_code, message, body_seen)
         return answer
+
+
+class Serve(Protocol):
+    """Serves services to a real server until the test ends."""
+
+    def __call__(self, *services: Any, http1: bool = False) -> Env: ...
 
 
 class Harness:

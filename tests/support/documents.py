@@ -41,7 +41,7 @@ from markdown_it import MarkdownIt
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
 
 # Directives of MyST that hold no code of ours.
 _DIRECTIVES = {"{toctree}", "{eval-rst}"}
