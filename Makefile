@@ -94,6 +94,10 @@ WORKERS ?= auto
 test: lint server ## Check everything and run all tests, on a real restate-server
 	$(BIN)/pytest -n $(WORKERS) --dist=worksteal $(ARGS)
 
+.PHONY: matrix
+matrix: $(READY) server ## Test on every Python, and with the oldest and newest dependencies
+	$(PY) -m tests.support.matrix $(ARGS)
+
 .PHONY: record
 record: server ## Record anew what the real server says (tests/conformance; ten minutes)
 	$(PY) -m tests.conformance.record $(ARGS)
@@ -131,5 +135,5 @@ lock: | $(UV) ## Write uv.lock again (with ARGS=--upgrade: with the newest versi
 
 .PHONY: clean
 clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist docs/_build .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .matrix build dist docs/_build .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
