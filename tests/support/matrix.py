@@ -3,7 +3,7 @@
 Each environment is a folder in ``.matrix``, with a log beside it:
 
 - ``3.11`` and later: the locked packages on that version of Python;
-- ``lowest``: the oldest versions that ``pyproject.toml`` allows for users, on the oldest Python found;
+- ``lowest``: the oldest versions that ``pyproject.toml`` allows for users and tests, on the oldest Python found;
 - ``newest``: the newest versions of everything, on the newest Python found.
 
 A version of Python that is not installed is reported as missing. Interpreters are looked up on the path and in pyenv.
@@ -17,19 +17,14 @@ import re
 import subprocess
 import sys
 import time
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
-
 from tests.support import ROOT
 
 FOLDER: Final = ROOT / ".matrix"
-PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 PYTHONS: Final = ("3.11", "3.12", "3.13", "3.14")
 TESTS: Final = (
     "tests/agents/test_agent.py",
@@ -100,30 +95,17 @@ def environments() -> list[Environment]:
 def set_up(environment: Environment, uv: str) -> bool:
     """Create the environment or bring it up to date, and return whether that worked."""
     python = str(environment.folder / "bin" / "python")
-    install = [uv, "pip", "install", "--python", python, "--editable", ".", "--group", "dev"]
+    install = [uv, "pip", "install", "--python", python, "--editable", ".[agents,mcp,server,cli,testing]", "--group"]
     if not environment.folder.exists() and not _run(
         environment, [uv, "venv", "--python", str(environment.python), str(environment.folder)]
     ):
         return False
     if environment.name == "newest":
-        return _run(environment, [*install, "--upgrade"])
+        return _run(environment, [*install, "dev", "--upgrade"])
     if environment.name == "lowest":
-        lowest = FOLDER / "lowest.txt"
-        resolve = [uv, "pip", "compile", "pyproject.toml", "--all-extras", "--resolution", "lowest-direct"]
-        if not _run(environment, [*resolve, "--no-annotate", "--python", python, "--output-file", str(lowest)]):
-            return False
-        # Only what the project itself asks for is held at its oldest version.
-        direct = {canonicalize_name(Requirement(each).name) for each in _requirements()}
-        pins = [line for line in lowest.read_text().splitlines() if line.partition("==")[0].partition("[")[0] in direct]
-        lowest.write_text("\n".join([*pins, ""]))
-        return _run(environment, [*install, "--constraints", str(lowest)])
-    sync = [uv, "sync", "--locked", "--quiet", "--no-build-isolation-package", PROJECT["name"]]
+        return _run(environment, [*install, "test", "--upgrade", "--resolution", "lowest-direct"])
+    sync = [uv, "sync", "--locked", "--quiet", "--no-build-isolation-package", "restate-steps"]
     return _run(environment, sync, UV_PROJECT_ENVIRONMENT=str(environment.folder))
-
-
-def _requirements() -> list[str]:
-    extras: dict[str, list[str]] = PROJECT["optional-dependencies"]
-    return [*PROJECT["dependencies"], *(each for extra in extras.values() for each in extra)]
 
 
 def _run(environment: Environment, command: Sequence[str], **variables: str) -> bool:
