@@ -94,6 +94,10 @@ WORKERS ?= auto
 test: lint server ## Check everything and run all tests, on a real restate-server
 	$(BIN)/pytest -n $(WORKERS) --dist=worksteal $(ARGS)
 
+.PHONY: api
+api: $(READY) ## Write the list of public names again (tests/public_api.txt)
+	$(PY) -m tests.test_public_api
+
 .PHONY: matrix
 matrix: $(READY) server ## Test on every Python, and with the oldest and newest dependencies
 	$(PY) -m tests.support.matrix $(ARGS)

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from importlib.metadata import entry_points
@@ -220,3 +221,25 @@ def test_wheel_has_the_extras_of_users(wheel: zipfile.Path) -> None:
     assert ["agents", "cli", "mcp", "server", "testing"] == sorted(
         re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE)
     )
+
+
+def test_an_installed_wheel_is_typed(wheel: zipfile.Path, tmp_path: Path) -> None:
+    """mypy reads the types of the package from an installed wheel, and so checks the code of users."""
+    installed = tmp_path / "site-packages"
+    wheel.root.extractall(installed)
+    (tmp_path / "shop.py").write_text(
+        "from restate_steps import durable_step\n"
+        "@durable_step\n"
+        "async def charge(order: str) -> int:\n    return len(order)\n"
+        "reveal_type(charge)\n"
+    )
+    # Behind the wheel comes what it depends on, and nothing of the repository.
+    path = [str(installed), sysconfig.get_path("purelib")]
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={os.pathsep.join(path)} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "--cache-dir=cache"]
+    done = subprocess.run([*command, "shop.py"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert 0 == done.returncode, done.stdout
+    assert "restate_steps.step.DurableStep[[order: str], int]" in done.stdout
