@@ -329,7 +329,7 @@ class TestMachinery:
             "python -m pip install -e '.[testing]'",
             "uv pip install -r pyproject.toml",
             "uv add restate-steps",
-            "python tests/documents.py",
+            "python tests/support/documents.py",
             "python3 -m venv .venv",
             "OPENAI_API_KEY=key make demo  # with a real model",
             "export OPENAI_API_KEY=key",

@@ -238,12 +238,12 @@ def test_a_failure_that_is_not_declared_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("tampered", "message"),
     [
-        ({}, "is a test_failures:Declined, which is not among them"),
-        ({"restate-steps-exception": "test_failures:Plain", "restate-steps-data": "{}"}, "does not fit Plain: 'args'"),
-        ({"restate-steps-exception": "test_failures:Plain", "restate-steps-data": "?"}, "does not fit Plain: "),
+        ({}, f"is a {__name__}:Declined, which is not among them"),
+        ({"restate-steps-exception": f"{__name__}:Plain", "restate-steps-data": "{}"}, "does not fit Plain: 'args'"),
+        ({"restate-steps-exception": f"{__name__}:Plain", "restate-steps-data": "?"}, "does not fit Plain: "),
         (
             {
-                "restate-steps-exception": "test_failures:Plain",
+                "restate-steps-exception": f"{__name__}:Plain",
                 "restate-steps-data": '{"args": [{"as": "init:gone", "value": 1}], "state": {}}',
             },
             "does not fit Plain: 'init:gone'",
