@@ -35,17 +35,15 @@ def pytest_report_header() -> str:
 @pytest.fixture(scope="session")
 def normal_harness() -> Iterator[Harness]:
     """A server that keeps a handler running while it waits."""
-    harness = Harness()
-    yield harness
-    harness.close()
+    with Harness() as harness:
+        yield harness
 
 
 @pytest.fixture(scope="session")
 def replay_harness() -> Iterator[Harness]:
     """A server that suspends a handler at every wait."""
-    harness = Harness(always_replay=True)
-    yield harness
-    harness.close()
+    with Harness(always_replay=True) as harness:
+        yield harness
 
 
 @pytest.fixture(scope="session")

@@ -365,9 +365,8 @@ def test_first_error_in_order_of_emission(env_factory: Serve, metadata: dict[str
 @pytest.fixture(scope="module")
 def impatient_harness() -> Iterator[Harness]:
     """A server that suspends a handler that has been waiting for a tenth of a second."""
-    harness = Harness(env={"RESTATE_WORKER__INVOKER__INACTIVITY_TIMEOUT": "100ms"})
-    yield harness
-    harness.close()
+    with Harness(env={"RESTATE_WORKER__INVOKER__INACTIVITY_TIMEOUT": "100ms"}) as harness:
+        yield harness
 
 
 def test_bodies_outlast_the_inactivity_timeout(impatient_harness: Harness) -> None:

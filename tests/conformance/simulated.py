@@ -1,4 +1,4 @@
-"""The simulator as a :class:`conformance.drive.World`, recorded as the real server is."""
+"""The simulator as a :class:`tests.conformance.drive.World`, recorded as the real server is."""
 
 from __future__ import annotations
 
