@@ -138,6 +138,13 @@ docs: $(READY) ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W -n --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# Built from a clean checkout, the files have the same bytes everywhere.
+.PHONY: dist
+dist: $(READY) ## Build the wheel and the source distribution into dist, for a release
+	rm -rf dist
+	$(UV) build --quiet --no-build-isolation
+	@ls dist
+
 # It must work when pyproject.toml asks for more than the lock has, so it needs uv and not the whole environment.
 .PHONY: lock
 lock: | $(UV) ## Update uv.lock; ARGS=--upgrade moves everything to the newest version

@@ -136,6 +136,11 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
 
 
+def test_version_is_the_same_everywhere() -> None:
+    """The package knows the version that pyproject.toml gives it."""
+    assert PROJECT["version"] == importlib.import_module("restate_steps").__version__
+
+
 def test_lock_is_portable() -> None:
     """The lock gets every package from PyPI, by a hash: no file of one machine, no other index."""
     packages = [package for package in LOCK["package"] if package["name"] != PROJECT["name"]]
