@@ -125,7 +125,17 @@ def check(environment: Environment, uv: str, arguments: Sequence[str]) -> tuple[
     if not set_up(environment, uv):
         return f"FAILED: the packages cannot be installed; see {environment.log.relative_to(ROOT)}", False
     started = time.monotonic()
-    tests = [str(environment.folder / "bin" / "python"), "-m", "pytest", "-p", "no:cacheprovider", "-q", *arguments]
+    tests = [
+        str(environment.folder / "bin" / "python"),
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "-n",
+        "auto",
+        *arguments,
+    ]
     passed = _run(environment, tests)
     counts = re.findall(r"^=* ?(\d+ .*) in [\d.]+s", environment.log.read_text(), re.MULTILINE)
     said = f"{counts[-1] if counts else 'no test ran'} in {time.monotonic() - started:.0f} s"
