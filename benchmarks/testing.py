@@ -21,15 +21,14 @@ from typing import Any
 import restate
 
 import restate_steps
+from benchmarks import cpu
+from benchmarks._handlers import SERVICE
+from benchmarks._measure import Spread, by_turns, print_table, ratio, spread
+from benchmarks._player import Player, Recording, first
 from restate_steps import durable_step, gather
 from restate_steps.testing import Report, Simulator, explore, record, replay
 from restate_steps.testing._simulation.driver import Driver, read_manifest
 from restate_steps.testing._simulation.world import Target
-
-from . import cpu
-from ._handlers import SERVICE
-from ._measure import Spread, by_turns, print_table, ratio, spread
-from ._player import Player, Recording, first
 
 ATTEMPT_GOAL = 1.5
 REPLAY_GOAL = 4.0

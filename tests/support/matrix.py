@@ -6,7 +6,8 @@ Each environment is a folder in ``.matrix``, with a log beside it:
 - ``lowest``: the oldest versions that ``pyproject.toml`` allows for users and tests, on the oldest Python found;
 - ``newest``: the newest versions of everything, on the newest Python found.
 
-A version of Python that is not installed is reported as missing. Interpreters are looked up on the path and in pyenv.
+A version of Python that is not installed is reported as missing. Interpreters are looked up on the path and in pyenv;
+the one that runs this module counts too.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ class Environment:
 def find_python(version: str) -> Path | None:
     """Return an interpreter of a version such as 3.12, or None."""
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
-    for candidate in (f"python{version}", *map(str, sorted(pyenv.glob(f"{version}.*/bin/python"), reverse=True))):
+    installed = map(str, sorted(pyenv.glob(f"{version}.*/bin/python"), reverse=True))
+    for candidate in (f"python{version}", *installed, sys.executable):
         # A shim of pyenv may be on the path for a version that is not active.
         code = "import sys; print(*sys.version_info[:2], sep='.'); print(sys.executable)"
         try:
@@ -125,18 +127,8 @@ def check(environment: Environment, uv: str, arguments: Sequence[str]) -> tuple[
     if not set_up(environment, uv):
         return f"FAILED: the packages cannot be installed; see {environment.log.relative_to(ROOT)}", False
     started = time.monotonic()
-    tests = [
-        str(environment.folder / "bin" / "python"),
-        "-m",
-        "pytest",
-        "-p",
-        "no:cacheprovider",
-        "-q",
-        "-n",
-        "auto",
-        *arguments,
-    ]
-    passed = _run(environment, tests)
+    pytest = [str(environment.folder / "bin" / "pytest"), "-p", "no:cacheprovider", "-q", "-n", "auto"]
+    passed = _run(environment, [*pytest, *arguments])
     counts = re.findall(r"^=* ?(\d+ .*) in [\d.]+s", environment.log.read_text(), re.MULTILINE)
     said = f"{counts[-1] if counts else 'no test ran'} in {time.monotonic() - started:.0f} s"
     return (said, True) if passed else (f"FAILED: {said}; see {environment.log.relative_to(ROOT)}", False)
