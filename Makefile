@@ -1,5 +1,5 @@
-# Everything a developer does here, each in one word. Needs Python >= 3.11, make, and nothing else by hand:
-# the first target that needs it creates .venv with the locked packages, and later ones find it ready.
+# All tasks of a developer. They need Python 3.11 or newer and make: the first target that needs .venv creates it with
+# the locked packages.
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
@@ -30,7 +30,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # Folders may be missing in a checkout in the making, and the checkers refuse a path that does not exist.
-TYPED := restate_steps _restate_steps_pytest.py $(wildcard tests/typing/api_*.py) $(wildcard examples) $(wildcard chaos)
+TYPED := restate_steps $(wildcard tests/typing/api_*.py) $(wildcard examples) $(wildcard tests/chaos)
 
 # More arguments for pytest, for example `make test ARGS="-k codec -x"`.
 ARGS ?=
@@ -70,23 +70,29 @@ $(READY): uv.lock pyproject.toml | $(UV)
 	@touch $@
 
 .PHONY: lint
-lint: $(READY) ## Check style, format and types
+lint: style types ## Check style, format and types
+
+.PHONY: style
+style: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(READY)
 	$(BIN)/mypy $(TYPED)
 	$(BIN)/pyright --pythonpath $(PY)
 
 .PHONY: format
-format: $(READY) ## Mend what ruff can mend
+format: $(READY) ## Fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # Fetching it here, with a progress bar, keeps the download out of the time limit of the first test.
 .PHONY: server
-server: $(READY) ## Fetch the pinned restate-server, unless there is one
+server: $(READY) ## Download the pinned restate-server, unless it is there
 	@$(PY) -c "from restate_steps.server import ensure_server; print(ensure_server())"
 
-# How many processes share the tests among them. A debugger needs the only one: `make test WORKERS=0 ARGS="--pdb"`.
+# The number of processes that run the tests. A debugger needs 0: `make test WORKERS=0 ARGS="--pdb"`.
 WORKERS ?= auto
 
 # The tests run last, so that the line that closes the output is pytest's.
@@ -94,12 +100,20 @@ WORKERS ?= auto
 test: lint server ## Check everything and run all tests, on a real restate-server
 	$(BIN)/pytest -n $(WORKERS) --dist=worksteal $(ARGS)
 
+.PHONY: api
+api: $(READY) ## Write the list of public names again (tests/public_api.txt)
+	$(PY) -m tests.test_public_api
+
+.PHONY: matrix
+matrix: $(READY) server ## Test on every Python, and with the oldest and newest dependencies
+	$(PY) -m tests.support.matrix $(ARGS)
+
 .PHONY: record
-record: server ## Record anew what the real server says (tests/conformance; ten minutes)
+record: server ## Record the real server again (tests/conformance; takes ten minutes)
 	$(PY) -m tests.conformance.record $(ARGS)
 
 .PHONY: demo
-demo: $(READY) ## Kill a durable agent in the middle, and watch it go on
+demo: $(READY) ## Kill a durable agent in the middle of a run, and watch it continue
 	$(PY) examples/demo.py
 
 .PHONY: bench
@@ -107,16 +121,16 @@ bench: $(READY) ## Measure the claims of the documentation
 	$(PY) -m benchmarks
 
 .PHONY: chaos
-chaos: $(READY) ## Kill everything again and again, and count what went wrong
-	$(PY) -m chaos $(ARGS)
+chaos: $(READY) ## Kill handlers and servers during many runs, and count the errors
+	$(PY) -m tests.chaos $(ARGS)
 
-# For how long, and what is drawn from; ARGS takes names of what to explore, see tests/explore.py.
+# The duration and the seed. ARGS takes the names of what to explore; see tests/support/explore.py.
 SECONDS ?= 120
 SEED ?=
 
 .PHONY: explore
 explore: $(READY) ## Explore orders, crashes and cancellations for SECONDS, drawn from SEED
-	$(PY) tests/explore.py --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
+	$(PY) -m tests.support.explore --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 # -n and -W: a reference to nothing is an error, as is any other warning.
 .PHONY: docs
@@ -124,12 +138,19 @@ docs: $(READY) ## Build the documentation into docs/_build/html
 	$(BIN)/sphinx-build -W -n --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
+# Built from a clean checkout, the files have the same bytes everywhere.
+.PHONY: dist
+dist: $(READY) ## Build the wheel and the source distribution into dist, for a release
+	rm -rf dist
+	$(UV) build --quiet --no-build-isolation
+	@ls dist
+
 # It must work when pyproject.toml asks for more than the lock has, so it needs uv and not the whole environment.
 .PHONY: lock
-lock: | $(UV) ## Write uv.lock again (with ARGS=--upgrade: with the newest versions)
+lock: | $(UV) ## Update uv.lock; ARGS=--upgrade moves everything to the newest version
 	$(UV) lock $(ARGS)
 
 .PHONY: clean
-clean: ## Remove the environment and everything that was built
-	rm -rf $(VENV) build dist docs/_build .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove the environments and all build results
+	rm -rf $(VENV) .matrix build dist docs/_build .demo .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ import importlib
 import sys
 import time
 
-from ._measure import machine
+from benchmarks._measure import machine
 
 # Benchmarks that need a restate-server come last, because it may have to be fetched.
 BENCHMARKS = {

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from typing import Any
 
-from ._handlers import SERVICE
+from benchmarks._handlers import SERVICE
 
 __all__ = ["Player", "Recording", "first"]
 

@@ -7,9 +7,8 @@ from contextlib import contextmanager
 
 import httpx
 
+from benchmarks._handlers import SERVICE, application
 from restate_steps.server import RestateServer, serve_app
-
-from ._handlers import SERVICE, application
 
 __all__ = ["served"]
 

@@ -33,10 +33,9 @@ from pydantic_ai.models.function import AgentInfo, FunctionModel
 from restate.ext.pydantic import RestateAgent as SdkAgent
 
 import restate_steps
+from benchmarks._measure import Ratio, by_turns, print_table, ratio, spread
 from restate_steps.agents import RestateAgent
 from restate_steps.server import RestateServer, serve_app
-
-from ._measure import Ratio, by_turns, print_table, ratio, spread
 
 SERVICES = {"ours": "Agents", "sdk": "AgentsOfTheSdk"}
 OURS, SDK, ON_DBOS, PLAIN = "restate_steps", "restate.ext.pydantic", "DBOS with SQLite", "not durable"

@@ -13,9 +13,9 @@ import gc
 import sys
 from collections.abc import Callable, Sequence
 
-from ._handlers import application
-from ._measure import by_turns, print_table, ratio, spread
-from ._player import Player, first
+from benchmarks._handlers import application
+from benchmarks._measure import by_turns, print_table, ratio, spread
+from benchmarks._player import Player, first
 
 STEPS = 100
 """The minimum number of steps per sample."""

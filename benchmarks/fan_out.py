@@ -12,9 +12,9 @@ import sys
 from functools import partial
 from statistics import median
 
-from ._handlers import PAUSE
-from ._measure import Ratio, by_turns, print_table, ratio, spread
-from ._server import served
+from benchmarks._handlers import PAUSE
+from benchmarks._measure import Ratio, by_turns, print_table, ratio, spread
+from benchmarks._server import served
 
 SECONDS = {1: 4.0, 100: 8.0, 1000: 10.0}
 """The numbers of branches, each with the minimum duration of its measurement."""

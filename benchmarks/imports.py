@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ._measure import by_turns, print_table, ratio, spread
+from benchmarks._measure import by_turns, print_table, ratio, spread
 
 SECONDS = 30.0
 GOAL = 1.10

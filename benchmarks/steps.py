@@ -11,8 +11,8 @@ from __future__ import annotations
 import sys
 from functools import partial
 
-from ._measure import by_turns, print_table, ratio, spread
-from ._server import served
+from benchmarks._measure import by_turns, print_table, ratio, spread
+from benchmarks._server import served
 
 SECONDS = {10: 6.0, 100: 18.0}
 """The numbers of steps, each with the minimum duration of its measurement."""

@@ -21,16 +21,15 @@ from typing import Any
 import restate
 
 import restate_steps
+from benchmarks import cpu
+from benchmarks._handlers import SERVICE
+from benchmarks._measure import Spread, by_turns, print_table, ratio, spread
+from benchmarks._player import Player, Recording, first
 from restate_steps import durable_step, gather
 from restate_steps.testing import Report, explore, record, replay, simulate
 from restate_steps.testing._simulation.application import read_manifest
 from restate_steps.testing._simulation.driver import Driver
 from restate_steps.testing._simulation.server_model import Target
-
-from . import cpu
-from ._handlers import SERVICE
-from ._measure import Spread, by_turns, print_table, ratio, spread
-from ._player import Player, Recording, first
 
 ATTEMPT_GOAL = 1.5
 REPLAY_GOAL = 4.0

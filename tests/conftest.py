@@ -9,15 +9,15 @@ import signal
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
-from harness import Env, Harness
 
 import restate_steps
 from restate_steps.server import RestateServer
+from tests.support.harness import Env, Harness, Serve
 
-pytest_plugins = ["explored_total"]
+pytest_plugins = ["tests.support.explored_total"]
 
 
 def pytest_configure() -> None:
@@ -32,26 +32,18 @@ def pytest_report_header() -> str:
     return f"PROGRAMS_SEED={os.environ['PROGRAMS_SEED']}"
 
 
-class Serve(Protocol):
-    """Serves services to a real server until the test ends."""
-
-    def __call__(self, *services: Any, http1: bool = False) -> Env: ...
-
-
 @pytest.fixture(scope="session")
 def normal_harness() -> Iterator[Harness]:
     """A server that keeps a handler running while it waits."""
-    harness = Harness()
-    yield harness
-    harness.close()
+    with Harness() as harness:
+        yield harness
 
 
 @pytest.fixture(scope="session")
 def replay_harness() -> Iterator[Harness]:
     """A server that suspends a handler at every wait."""
-    harness = Harness(always_replay=True)
-    yield harness
-    harness.close()
+    with Harness(always_replay=True) as harness:
+        yield harness
 
 
 @pytest.fixture(scope="session")

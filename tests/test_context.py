@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Env, InvocationFailed, eventually
 from restate._preview import explicit_recovery
 from restate.exceptions import RetryableError
 
@@ -26,6 +25,7 @@ from restate_steps import (
     run_step,
     step_info,
 )
+from tests.support.harness import Env, InvocationFailed, eventually
 
 Serve = Callable[..., Env]
 

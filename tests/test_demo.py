@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from documents import ROOT
-from harness import eventually
 
 from restate_steps.server import JournalEntry
+from tests.support import ROOT
+from tests.support.harness import eventually
 
 KILLED = "no, it was running"
 

@@ -16,8 +16,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from documents import ROOT, Block, DocumentError, commands, docstrings, parse, run, run_docstring
-from example_names import names
+
+from tests.support import ROOT
+from tests.support.documents import Block, DocumentError, commands, docstrings, parse, run, run_docstring
+from tests.support.example_names import names
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -327,7 +329,7 @@ class TestMachinery:
             "python -m pip install -e '.[testing]'",
             "uv pip install -r pyproject.toml",
             "uv add restate-steps",
-            "python tests/documents.py",
+            "python tests/support/documents.py",
             "python3 -m venv .venv",
             "OPENAI_API_KEY=key make demo  # with a real model",
             "export OPENAI_API_KEY=key",

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from documents import ROOT
+
+from tests.support import ROOT
 
 PATTERNS: Final[dict[str, str]] = {
     r"(?<![Tt]here )\b(is|are|was|were) no (?!longer|more\b|less\b|different|other|one\b|such)[a-z]+": "is not a …",

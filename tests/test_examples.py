@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 from agents import ModelResponse, Usage
-from documents import ROOT
-from harness import Env, InvocationFailed
 from langchain_core.messages import AIMessage
 from openai.types.responses import ResponseFunctionToolCall, ResponseReasoningItem
 
 from restate_steps.codec import DEFAULT_CODEC, Codec, verify
+from tests.support import ROOT
+from tests.support.harness import Env, InvocationFailed
 
 Serve = Callable[..., Env]
 

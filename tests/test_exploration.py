@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import explored_total
 import pytest
-from exploration import SAMPLED, Subject, Variant, subjects
+
+from tests.support import explored_total
+from tests.support.exploration import SAMPLED, Subject, Variant, subjects
 
 AT_LEAST = 28_000
 """How many schedules and resumed prefixes a run of the tests explores together; see ``explored_total``."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 
-import explored_total
 import pytest
+
+from tests.support import explored_total
 
 TESTS = """
 import pytest

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Env, InvocationFailed
 from pydantic import BaseModel
 from restate.exceptions import RetryableError
-from stable_ids import stable_id
 
 from restate_steps import DecodeError, StepResultError, StepTimeoutError, durable_step, gather
 from restate_steps.failures import decode_failure, encode_failure
+from tests.support.harness import Env, InvocationFailed
+from tests.support.stable_ids import stable_id
 
 Serve = Callable[..., Env]
 
@@ -238,12 +238,12 @@ def test_a_failure_that_is_not_declared_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("tampered", "message"),
     [
-        ({}, "is a test_failures:Declined, which is not among them"),
-        ({"restate-steps-exception": "test_failures:Plain", "restate-steps-data": "{}"}, "does not fit Plain: 'args'"),
-        ({"restate-steps-exception": "test_failures:Plain", "restate-steps-data": "?"}, "does not fit Plain: "),
+        ({}, f"is a {__name__}:Declined, which is not among them"),
+        ({"restate-steps-exception": f"{__name__}:Plain", "restate-steps-data": "{}"}, "does not fit Plain: 'args'"),
+        ({"restate-steps-exception": f"{__name__}:Plain", "restate-steps-data": "?"}, "does not fit Plain: "),
         (
             {
-                "restate-steps-exception": "test_failures:Plain",
+                "restate-steps-exception": f"{__name__}:Plain",
                 "restate-steps-data": '{"args": [{"as": "init:gone", "value": 1}], "state": {}}',
             },
             "does not fit Plain: 'init:gone'",

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import restate
 from restate.exceptions import RetryableError
-from stable_ids import stable_id
 
 from restate_steps import DurableStep, RetryPolicy, StepDefinitionError, durable_step, run_step
 from restate_steps.options import StepOptions
+from tests.support.stable_ids import stable_id
 
 
 class Connection:

@@ -11,14 +11,17 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import is_typeddict
 
 import pytest
-from documents import ROOT
 from packaging.requirements import Requirement
+
+from tests.support import ROOT
 
 PACKAGE = ROOT / "restate_steps"
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -45,8 +48,18 @@ def imported() -> set[str]:
 
 
 def test_names_are_imported_when_they_are_used() -> None:
-    """pytest imports the plugin in every run of tests, so importing the package alone must not import the SDK."""
+    """Importing the package does not import the SDK, because pytest imports the plugin in every test run."""
     assert {"restate", "pydantic"}.isdisjoint(_imports("import restate_steps"))
+
+
+def test_the_pytest_plugin_is_light() -> None:
+    """Loading the plugin imports pytest and the package's `__init__`, and nothing else that takes long."""
+    [plugin] = entry_points(group="pytest11", name="restate_steps")
+    loaded = _imports(f"import {plugin.value}")
+    ours = {name for name in loaded if name.split(".")[0] == "restate_steps"}
+
+    assert {"restate_steps", "restate_steps._pytest"} == ours
+    assert {"pydantic", "restate", "httpx"}.isdisjoint(loaded)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
@@ -123,6 +136,11 @@ def test_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) < 150
 
 
+def test_version_is_the_same_everywhere() -> None:
+    """The package knows the version that pyproject.toml gives it."""
+    assert PROJECT["version"] == importlib.import_module("restate_steps").__version__
+
+
 def test_lock_is_portable() -> None:
     """The lock gets every package from PyPI, by a hash: no file of one machine, no other index."""
     packages = [package for package in LOCK["package"] if package["name"] != PROJECT["name"]]
@@ -142,8 +160,9 @@ def test_lock_has_what_the_project_asks_for() -> None:
     pins = {package["name"]: package["version"] for package in LOCK["package"]}
     extras = PROJECT["optional-dependencies"].values()
     groups = PYPROJECT["dependency-groups"].values()
+    asked = [each for each in itertools.chain(PROJECT["dependencies"], *extras, *groups) if isinstance(each, str)]
 
-    for requirement in map(Requirement, itertools.chain(PROJECT["dependencies"], *extras, *groups)):
+    for requirement in map(Requirement, asked):
         assert requirement.specifier.contains(pins.get(requirement.name, "missing")), requirement
     assert len(pins) == len(LOCK["package"]), "one version of each package for every Python"
 
@@ -181,11 +200,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
 
 
 def test_wheel_is_complete(wheel: zipfile.Path) -> None:
-    """The wheel has every module, the marker of a typed package, the license, and only pytest's plugin on top."""
+    """The wheel has every module, the marker of a typed package and the license, and installs only the package."""
     names = wheel.root.namelist()
     folders = {name.split("/")[0] for name in names}
 
-    assert {"restate_steps", "_restate_steps_pytest.py", f"restate_steps-{PROJECT['version']}.dist-info"} == folders
+    assert {"restate_steps", f"restate_steps-{PROJECT['version']}.dist-info"} == folders
     assert "restate_steps/py.typed" in names
     assert {str(module.relative_to(ROOT)) for module in MODULES} <= set(names)
     assert any(name.endswith("/licenses/LICENSE") for name in names)
@@ -207,3 +226,25 @@ def test_wheel_has_the_extras_of_users(wheel: zipfile.Path) -> None:
     assert ["agents", "cli", "mcp", "server", "testing"] == sorted(
         re.findall(r"^Provides-Extra: (\S+)$", metadata, re.MULTILINE)
     )
+
+
+def test_an_installed_wheel_is_typed(wheel: zipfile.Path, tmp_path: Path) -> None:
+    """mypy reads the types of the package from an installed wheel, and so checks the code of users."""
+    installed = tmp_path / "site-packages"
+    wheel.root.extractall(installed)
+    (tmp_path / "shop.py").write_text(
+        "from restate_steps import durable_step\n"
+        "@durable_step\n"
+        "async def charge(order: str) -> int:\n    return len(order)\n"
+        "reveal_type(charge)\n"
+    )
+    # Behind the wheel comes what it depends on, and nothing of the repository.
+    path = [str(installed), sysconfig.get_path("purelib")]
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={os.pathsep.join(path)} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(python), "--cache-dir=cache"]
+    done = subprocess.run([*command, "shop.py"], cwd=tmp_path, capture_output=True, text=True)
+
+    assert 0 == done.returncode, done.stdout
+    assert "restate_steps.step.DurableStep[[order: str], int]" in done.stdout

@@ -18,7 +18,6 @@ import restate
 import restate._internal as native
 import restate.server
 import restate.server_context as server
-from harness import Env, eventually
 from restate.exceptions import SdkInternalBaseException
 from restate.server_types import ReceiveChannel
 from restate.vm import (
@@ -31,6 +30,7 @@ from restate.vm import (
 from restate_steps import ConcurrencyError, _sdk, durable_step, gather
 from restate_steps._loop._asyncio import is_sleep, waiting_on
 from restate_steps._sdk import _context, _guard
+from tests.support.harness import Env, eventually
 
 Serve = Callable[..., Env]
 

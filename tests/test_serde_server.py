@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import pytest
 import restate
-from harness import Env, InvocationFailed, eventually
 from pydantic import BaseModel, Field, computed_field
 from typing_extensions import TypedDict
 
 from restate_steps import publish_schemas, serde, typed_handler
+from tests.support.harness import Env, InvocationFailed, eventually
 
 
 class Line(BaseModel):

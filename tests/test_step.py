@@ -15,10 +15,10 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 import restate
-from harness import Env, InvocationFailed
 from restate.exceptions import RetryableError
 
 from restate_steps import DurableStep, StepDefinitionError, durable_step, run_step
+from tests.support.harness import Env, InvocationFailed
 
 Serve = Callable[..., Env]
 T = TypeVar("T")

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Env
 from pydantic_ai import Agent
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.tools import ToolDefinition
 from restate.exceptions import RetryableError
 
 from restate_steps import durable_step
+from tests.support.harness import Env
 
 SOURCE = '''
 from decimal import Decimal

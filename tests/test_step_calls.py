@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Env, InvocationFailed, eventually
 from restate.exceptions import RetryableError
 
 import restate_steps
 from restate_steps import ContextInStepError, StepDefinitionError, durable_step, gather, run_step
+from tests.support.harness import Env, InvocationFailed, eventually
 
 Serve = Callable[..., Env]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Env, InvocationFailed, eventually
 from restate.exceptions import RetryableError
-from stable_ids import stable_id
 
 from restate_steps import DurableStep, RetryPolicy, StepTimeoutError, durable_step, gather
+from tests.support.harness import Env, InvocationFailed, eventually
+from tests.support.stable_ids import stable_id
 
 Serve = Callable[..., Env]
 

@@ -20,7 +20,6 @@ from uuid import UUID
 import httpx
 import pytest
 import restate
-from harness import Env, InvocationFailed, eventually
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from restate.exceptions import RetryableError
 from typing_extensions import TypedDict
@@ -28,6 +27,7 @@ from typing_extensions import TypedDict
 from restate_steps import DurableStep, durable_step
 from restate_steps.server import AppServer, RestateServer
 from restate_steps.step import MAX_RESULT_BYTES
+from tests.support.harness import Env, InvocationFailed, eventually
 
 Serve = Callable[..., Env]
 T = TypeVar("T")

@@ -12,10 +12,7 @@ from typing import Any
 import pydantic_ai.models
 import pytest
 import restate
-from agents_kit import SESSIONS_LEFT_OPEN, Serve, serve_handler, steps
-from documents import ROOT
 from fastmcp.client.transports import PythonStdioTransport
-from harness import InvocationFailed
 from pydantic import BaseModel
 from pydantic_ai import Agent, AgentRunResultEvent, ModelRetry, RunContext, ToolReturn
 from pydantic_ai.exceptions import ModelHTTPError, UnexpectedModelBehavior, UserError
@@ -36,6 +33,9 @@ from restate.exceptions import RetryableError
 
 from restate_steps import RetryPolicy, durable_step, gather, restate_context, run_step, step_info
 from restate_steps.agents import RestateAgent, RestateDurability
+from tests.support import ROOT
+from tests.support.agents_kit import SESSIONS_LEFT_OPEN, Serve, serve_handler, steps
+from tests.support.harness import InvocationFailed
 
 pytestmark = SESSIONS_LEFT_OPEN
 
@@ -748,7 +748,7 @@ def test_toolsets_without_an_id(env_factory: Serve, tmp_path: Path) -> None:
     ledger = tmp_path / "ledger"
     ran: Counter[str] = Counter()
     servers = [
-        MCPToolset(PythonStdioTransport(Path(__file__).with_name("mcp_places.py"), [word, str(ledger)]))
+        MCPToolset(PythonStdioTransport(ROOT / "tests" / "support" / "mcp_places.py", [word, str(ledger)]))
         for word in ("near", "far")
     ]
     script = Script(("near", {"place": "A"}), ("far", {"place": "B"}), ("plain", {}), ("made", {}))

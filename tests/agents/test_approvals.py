@@ -11,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 import restate
-from harness import Env, InvocationFailed, eventually
 from pydantic_ai import Agent
 from pydantic_ai.capabilities import HandleDeferredToolCalls, RequestInput
 from pydantic_ai.exceptions import CallDeferred
@@ -23,6 +22,7 @@ from restate_steps.agents import RestateAgent, answer_request
 from restate_steps.agents._external_events import ASK_STEP
 from restate_steps.cli import main
 from restate_steps.server import _approvals
+from tests.support.harness import Env, InvocationFailed, eventually
 
 Serve = Callable[..., Env]
 

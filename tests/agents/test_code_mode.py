@@ -8,8 +8,6 @@ from collections.abc import Callable
 import pydantic_ai_harness._monty_exec as monty_exec
 import pytest
 import restate
-from agents_kit import serve_handler
-from harness import Env
 from pydantic_ai import Agent
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, FunctionModel
@@ -19,6 +17,8 @@ import restate_steps
 from restate_steps import durable_step
 from restate_steps.agents import RestateAgent, durable_model
 from restate_steps.testing import Simulator, explore
+from tests.support.agents_kit import serve_handler
+from tests.support.harness import Env
 
 Serve = Callable[..., Env]
 

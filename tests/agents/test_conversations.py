@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 import restate
-from documents import ROOT
-from harness import Env, InvocationFailed
 from pydantic_ai import Agent, Conversation
 from pydantic_ai.conversation_store import (
     ConversationConflict,
@@ -36,6 +34,8 @@ from pydantic_ai.usage import RunUsage
 
 from restate_steps import gather, run_step
 from restate_steps.agents import RestateAgent, RestateConversationStore
+from tests.support import ROOT
+from tests.support.harness import Env, InvocationFailed
 
 Serve = Callable[..., Env]
 

@@ -20,9 +20,7 @@ from typing import Any
 
 import pytest
 import restate
-from agents_kit import Again, Script, Serve, Served, serve_handler
 from fastmcp.client.transports.base import ClientTransport
-from harness import InvocationFailed, eventually
 from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.capabilities import SelectModel
 from pydantic_ai.exceptions import (
@@ -51,6 +49,8 @@ from pydantic_ai.usage import UsageLimits
 
 from restate_steps import RetryPolicy, run_step
 from restate_steps.agents import RestateAgent, RestateDurability
+from tests.support.agents_kit import Again, Script, Serve, Served, serve_handler
+from tests.support.harness import InvocationFailed, eventually
 
 SOON = timedelta(milliseconds=1)
 

@@ -30,9 +30,7 @@ from typing import Any
 
 import pytest
 import restate
-from agents_kit import Crowd, Script, Serve, returned, serve_handler, steps
 from fastmcp.client.transports import FastMCPTransport
-from harness import Harness, InvocationFailed
 from mcp.server import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from pydantic_ai import Agent, ModelRetry, RunContext, ToolReturn
@@ -43,6 +41,8 @@ from pydantic_ai.tools import DeferredToolRequests
 
 from restate_steps import restate_context, step_info
 from restate_steps.agents import RestateAgent
+from tests.support.agents_kit import Crowd, Script, Serve, returned, serve_handler, steps
+from tests.support.harness import Harness, InvocationFailed
 
 
 def say(messages: list[ModelMessage]) -> str:

@@ -12,7 +12,6 @@ from typing import Any, Self
 import httpx
 import pytest
 import restate
-from agents_kit import Again, Answer, Call, Decide, Script, Serve, Served, returned, serve_handler
 from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.capabilities import Hooks
 from pydantic_ai.capabilities.hooks import HookTimeoutError
@@ -25,6 +24,7 @@ import restate_steps
 from restate_steps import durable_step
 from restate_steps.agents import RestateAgent, RestateDurability
 from restate_steps.testing import Simulator, explore
+from tests.support.agents_kit import Again, Answer, Call, Decide, Script, Serve, Served, returned, serve_handler
 
 pytestmark = [pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
 

@@ -30,9 +30,7 @@ from typing import Any
 
 import pytest
 import restate
-from agents_kit import SESSIONS_LEFT_OPEN, Crowd, Script, Serve, returned, serve_handler
 from fastmcp.client.transports import FastMCPTransport, PythonStdioTransport
-from harness import Harness, InvocationFailed
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError
@@ -48,6 +46,9 @@ import restate_steps
 from restate_steps import step_info
 from restate_steps.agents import RestateAgent
 from restate_steps.server import AppServer
+from tests.support import ROOT
+from tests.support.agents_kit import SESSIONS_LEFT_OPEN, Crowd, Script, Serve, returned, serve_handler
+from tests.support.harness import Harness, InvocationFailed
 
 pytestmark = SESSIONS_LEFT_OPEN
 
@@ -149,7 +150,7 @@ def test_server_on_stdio(env_factory: Serve, harness: Harness, tmp_path: Path) -
     """A server on stdio is called once for each call, its error is a retry prompt, and its sessions are closed."""
     ledger = tmp_path / "ledger"
     # The process ends with the session, which the last line in the ledger tells.
-    transport = PythonStdioTransport(Path(__file__).with_name("mcp_clerk.py"), [str(ledger)], keep_alive=False)
+    transport = PythonStdioTransport(ROOT / "tests" / "support" / "mcp_clerk.py", [str(ledger)], keep_alive=False)
     toolset = MCPToolset[None](transport, id="clerk", include_instructions=True)
     script = Script(("file", {"name": "a"}), ("shred", {"name": "contract"}), ("shred", {"name": "b"}), say)
     agent = Agent(script.model, name="office", toolsets=[toolset])

@@ -30,8 +30,6 @@ from typing import Any
 
 import pytest
 import restate
-from agents_kit import Again, Script, Serve, returned, serve_handler
-from harness import InvocationFailed
 from pydantic_ai import Agent
 from pydantic_ai.capabilities import ModelFallback, ResolveModelId, SelectModel
 from pydantic_ai.exceptions import ModelHTTPError, UsageLimitExceeded
@@ -55,6 +53,8 @@ from restate.serde import BytesSerde
 
 from restate_steps import RetryPolicy, run_step
 from restate_steps.agents import RestateAgent, RestateDurability
+from tests.support.agents_kit import Again, Script, Serve, returned, serve_handler
+from tests.support.harness import InvocationFailed
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

@@ -47,8 +47,6 @@ from typing import Any
 import httpx
 import pytest
 import restate
-from agents_kit import Call, Crowd, Script, Serve, returned, serve_handler
-from harness import Harness, eventually
 from pydantic_ai import Agent, CustomEvent, RunContext
 from pydantic_ai.messages import AgentStreamEvent, ModelMessage, ToolReturnPart
 from pydantic_ai.output import ToolOutput
@@ -58,6 +56,9 @@ import restate_steps
 from restate_steps import gather, restate_context, run_step, step_info, wait_for
 from restate_steps.agents import RestateAgent
 from restate_steps.server._ports import free_ports
+from tests.support import ROOT
+from tests.support.agents_kit import Call, Crowd, Script, Serve, returned, serve_handler
+from tests.support.harness import Harness, eventually
 
 OWN_STEPS = {"restate": False}
 
@@ -223,7 +224,7 @@ from pathlib import Path
 
 import restate
 import restate_steps
-from agents_kit import Script, returned
+from tests.support.agents_kit import Script, returned
 from pydantic_ai import Agent
 
 from restate_steps.agents import RestateAgent
@@ -280,14 +281,12 @@ if __name__ == "__main__":
     os.mkfifo(tmp_path / "gate")
     (tmp_path / "ledger").touch()
     (port,) = free_ports(1)
-    here = Path(__file__).parent
-    path = os.pathsep.join([str(here), str(here.parent), str(here.parent.parent)])
     server = normal_harness.server
 
     def start() -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, str(tmp_path / "victim.py"), str(port), str(tmp_path)],
-            env={**os.environ, "PYTHONPATH": path},
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         eventually(lambda: _is_up(port))
         return process
@@ -366,9 +365,8 @@ def test_first_error_in_order_of_emission(env_factory: Serve, metadata: dict[str
 @pytest.fixture(scope="module")
 def impatient_harness() -> Iterator[Harness]:
     """A server that suspends a handler that has been waiting for a tenth of a second."""
-    harness = Harness(env={"RESTATE_WORKER__INVOKER__INACTIVITY_TIMEOUT": "100ms"})
-    yield harness
-    harness.close()
+    with Harness(env={"RESTATE_WORKER__INVOKER__INACTIVITY_TIMEOUT": "100ms"}) as harness:
+        yield harness
 
 
 def test_bodies_outlast_the_inactivity_timeout(impatient_harness: Harness) -> None:

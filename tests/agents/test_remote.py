@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import pytest
 import restate
-from harness import Env, InvocationFailed, eventually
 from pydantic import BaseModel
 from pydantic_ai import Agent, Tool
 from pydantic_ai.exceptions import UserError
@@ -19,6 +18,7 @@ from pydantic_ai.models.test import TestModel
 
 from restate_steps import run_step, typed_handler
 from restate_steps.agents import RestateAgent, remote_tool
+from tests.support.harness import Env, InvocationFailed, eventually
 
 Serve = Callable[..., Env]
 

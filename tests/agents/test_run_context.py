@@ -46,8 +46,6 @@ from uuid import UUID
 import httpx
 import pytest
 import restate
-from agents_kit import Crowd, Script, Serve, returned, serve_handler
-from harness import Harness, InvocationFailed, eventually
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -74,6 +72,8 @@ from pydantic_ai.toolsets import ExternalToolset
 import restate_steps
 from restate_steps import restate_context, run_step
 from restate_steps.agents import RestateAgent
+from tests.support.agents_kit import Crowd, Script, Serve, returned, serve_handler
+from tests.support.harness import Harness, InvocationFailed, eventually
 
 OWN_STEPS = {"restate": False}
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import restate
-from agents_kit import Serve, serve_handler, steps
-from harness import InvocationFailed
 from mcp.server import MCPServer
 from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.direct import model_request, model_request_stream
@@ -23,6 +21,8 @@ from pydantic_ai.usage import RunUsage
 
 from restate_steps import RetryPolicy, gather, run_step
 from restate_steps.agents import durable_event_handler, durable_model, durable_toolset
+from tests.support.agents_kit import Serve, serve_handler, steps
+from tests.support.harness import InvocationFailed
 
 HELLO = [ModelRequest.user_text_prompt("Hello")]
 

@@ -25,8 +25,6 @@ from typing import Any
 
 import pytest
 import restate
-from agents_kit import Again, Crowd, Script, Serve, returned, serve_handler
-from harness import InvocationFailed
 from pydantic_ai import Agent, CustomEvent, RunContext
 from pydantic_ai.capabilities import ModelFallback, ProcessEventStream
 from pydantic_ai.exceptions import ModelHTTPError, UserError
@@ -38,6 +36,8 @@ from restate.exceptions import RetryableError
 from restate_steps import run_step, step_info
 from restate_steps.agents import RestateAgent
 from restate_steps.context import running_step
+from tests.support.agents_kit import Again, Crowd, Script, Serve, returned, serve_handler
+from tests.support.harness import InvocationFailed
 
 SOON = timedelta(milliseconds=1)
 

@@ -8,7 +8,6 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import restate
-from agents_kit import Serve, serve_handler
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.exceptions import ModelRequestTimeout, RunTimedOut
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
@@ -17,6 +16,7 @@ from pydantic_ai.settings import ModelSettings
 
 from restate_steps import RetryPolicy, restate_context, run_step
 from restate_steps.agents import RestateAgent, RestateDurability
+from tests.support.agents_kit import Serve, serve_handler
 
 LONG = timedelta(days=30)
 

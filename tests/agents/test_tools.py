@@ -46,8 +46,6 @@ from typing import Any
 
 import pytest
 import restate
-from agents_kit import Script, Serve, returned, serve_handler
-from harness import InvocationFailed, eventually
 from pydantic import JsonValue
 from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.capabilities import AbstractCapability, Capability, WebSearch
@@ -66,6 +64,8 @@ from pydantic_ai.toolsets import FunctionToolset
 
 from restate_steps import RetryPolicy, durable_step, restate_context, run_step, step_info
 from restate_steps.agents import RestateAgent
+from tests.support.agents_kit import Script, Serve, returned, serve_handler
+from tests.support.harness import InvocationFailed, eventually
 
 ONCE = RetryPolicy(max_attempts=1)
 

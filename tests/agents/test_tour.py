@@ -14,12 +14,13 @@ from typing import Any, TypeAlias
 
 import httpx
 import pytest
-from documents import ROOT
-from exploration import subjects
-from harness import Env, Harness, eventually
 from pydantic_ai.models.function import FunctionModel
 from pydantic_ai.models.test import TestModel
 from pydantic_ai.toolsets import FunctionToolset
+
+from tests.support import ROOT
+from tests.support.exploration import subjects
+from tests.support.harness import Env, Harness, eventually
 
 Serve: TypeAlias = Callable[[str], Env]
 

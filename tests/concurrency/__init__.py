@@ -1,0 +1,1 @@
+"""Tests of the concurrency functions, and scenarios that other tests use."""

@@ -18,10 +18,10 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import restate
-from exploration import Subject, explored
 
 import restate_steps as rs
 from restate_steps import TaskGroup, as_completed, durable_step, gather, race, wait_for
+from tests.support.exploration import Subject, explored
 
 
 class Pace:

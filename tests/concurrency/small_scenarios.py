@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 import restate
-from exploration import Subject, explored
 
 import restate_steps as rs
 from restate_steps import (
@@ -27,6 +26,7 @@ from restate_steps import (
     wait_for,
 )
 from restate_steps.testing import Simulator
+from tests.support.exploration import Subject, explored
 
 service = restate.Service("Small")
 counter = restate.VirtualObject("SmallCounter")

@@ -9,12 +9,12 @@ import random
 
 import pytest
 import restate
-from exploration import VARIANTS, subjects
 
 import restate_steps
-from concurrency import scenarios
 from restate_steps import durable_step, gather
 from restate_steps.testing import Simulator, explore
+from tests.concurrency import scenarios
+from tests.support.exploration import VARIANTS, subjects
 
 
 def test_no_journaled_step_runs_again() -> None:

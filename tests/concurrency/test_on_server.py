@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import restate
-from conftest import Serve
-from harness import Env, Harness, InvocationFailed, eventually
 
 import restate_steps
-from concurrency import scenarios
 from restate_steps import TaskGroup, durable_step, gather
+from tests.concurrency import scenarios
+from tests.support.harness import Env, Harness, InvocationFailed, Serve, eventually
 
 
 @pytest.fixture
@@ -50,13 +49,10 @@ def test_every_scenario(env_factory: Serve) -> None:
 @pytest.mark.usefixtures("milliseconds")
 def test_every_scenario_in_protocol_v7(tmp_path: Any) -> None:
     """The same with acknowledged run results, the server's next protocol."""
-    harness = Harness(env={"RESTATE_EXPERIMENTAL_ENABLE_PROTOCOL_V7": "true"})
-    try:
-        with harness.serve(restate_steps.app([scenarios.service])) as env:
-            for scenario in scenarios.SCENARIOS.values():
-                assert answer(env, "Scenarios", scenario.name) in scenario.answers, scenario.name
-    finally:
-        harness.close()
+    app = restate_steps.app([scenarios.service])
+    with Harness(env={"RESTATE_EXPERIMENTAL_ENABLE_PROTOCOL_V7": "true"}) as harness, harness.serve(app) as env:
+        for scenario in scenarios.SCENARIOS.values():
+            assert answer(env, "Scenarios", scenario.name) in scenario.answers, scenario.name
 
 
 def test_twenty_branches_of_five_steps_fifty_times(env_factory: Serve) -> None:

@@ -1,8 +1,8 @@
 """What the scenarios do from outside: each is driven once, the same against the server and against the simulator.
 
 What plays the server has to be a :class:`World`. Nothing else is asked of it, but that the handlers of
-:mod:`conformance.services` run in the same process and on the same event loop, so that they can meet the scenario at
-the board.
+:mod:`tests.conformance.services` run in the same process and on the same event loop, so that they can meet the scenario
+at the board.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from .recording import UNKNOWN
-from .services import board
+from tests.conformance.recording import UNKNOWN
+from tests.conformance.services import board
 
 __all__ = ["MODES", "SCENARIOS", "VARIANTS", "Answer", "Scenario", "World"]
 
@@ -105,7 +105,7 @@ class Scenario:
         modes: The modes in which it makes sense.
         versions: The versions of the protocol in which it makes sense.
         loose: In which modes the order between the two sides of an attempt is a matter of chance (compare with
-            :func:`conformance.recording.sides`).
+            :func:`tests.conformance.recording.sides`).
     """
 
     name: str

@@ -3,6 +3,10 @@
 So are random programs, which have the name ``programs``; what comes of one must be the same in every variant.
 
 A new version of the server is a new run; what it changes is then the difference between the recordings.
+
+The application is served by a listener of this module, on the event loop of the scenario, so that every message is
+recorded, and a scenario can cut the connections. ``tests.support.harness`` and ``restate_steps.testing.server`` serve
+from another thread.
 """
 
 from __future__ import annotations
@@ -27,12 +31,11 @@ from restate_steps.server._serving import Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
 from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.wire import Frame, MessageType, decode
-
-from .drive import SCENARIOS, VARIANTS, Answer, Scenario
-from .programs import handlers, recorded
-from .programs.play import Stored
-from .recording import FOLDER, Recording, Tape, normalise, save, sides
-from .services import app, board
+from tests.conformance.drive import SCENARIOS, VARIANTS, Answer, Scenario
+from tests.conformance.programs import handlers, recorded
+from tests.conformance.programs.play import Stored
+from tests.conformance.recording import FOLDER, Recording, Tape, normalise, save, sides
+from tests.conformance.services import app, board
 
 __all__ = ["Recorder", "recorder"]
 
@@ -43,7 +46,7 @@ WITHIN = 20.0
 
 
 class Recorder:
-    """The real server as a :class:`conformance.drive.World`, which records what is asked of it."""
+    """The real server as a :class:`tests.conformance.drive.World`, which records what is asked of it."""
 
     def __init__(
         self, server: RestateServer, client: httpx.AsyncClient, listener: Listener, variant: str, application: ASGIApp

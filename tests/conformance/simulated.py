@@ -1,4 +1,4 @@
-"""The simulator as a :class:`conformance.drive.World`, recorded as the real server is."""
+"""The simulator as a :class:`tests.conformance.drive.World`, recorded as the real server is."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ from restate_steps.testing._simulation.server_model import (
     Target,
     UnknownHandlerError,
 )
-
-from .drive import Answer, Scenario
-from .programs.play import Stored
-from .recording import Recording, Tape, normalise, sides
-from .services import app, board
+from tests.conformance.drive import Answer, Scenario
+from tests.conformance.programs.play import Stored
+from tests.conformance.recording import Recording, Tape, normalise, sides
+from tests.conformance.services import app, board
 
 __all__ = ["SimulatedServer"]
 

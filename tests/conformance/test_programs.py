@@ -7,15 +7,15 @@ import secrets
 from typing import Any
 
 import pytest
-from harness import Harness
 
-from .programs import handlers, recorded, written
-from .programs.generate import DEEPEST, generate
-from .programs.handlers import Interpreter
-from .programs.play import play
-from .programs.program import Program, depth, text
-from .record import PROGRAM_VARIANTS, recording
-from .simulated import SimulatedServer
+from tests.conformance.programs import handlers, recorded, written
+from tests.conformance.programs.generate import DEEPEST, generate
+from tests.conformance.programs.handlers import Interpreter
+from tests.conformance.programs.play import play
+from tests.conformance.programs.program import Program, depth, text
+from tests.conformance.record import PROGRAM_VARIANTS, recording
+from tests.conformance.simulated import SimulatedServer
+from tests.support.harness import Harness
 
 FRESH = 10
 """How many programs are drawn in each run of the tests."""

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from restate_steps.testing._simulation import wire as _wire
-
-from .drive import SCENARIOS, VARIANTS
-from .record import recorder
-from .recording import load, names
+from tests.conformance.drive import SCENARIOS, VARIANTS
+from tests.conformance.record import recorder
+from tests.conformance.recording import load, names
 
 RECORDED = [(name, variant) for variant in VARIANTS for name in names(variant)]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from .drive import SCENARIOS, VARIANTS
-from .recording import dump, load, names
-from .simulated import SimulatedServer
+from tests.conformance.drive import SCENARIOS, VARIANTS
+from tests.conformance.recording import dump, load, names
+from tests.conformance.simulated import SimulatedServer
 
 NOT_SIMULATED = {
     "call_unknown_service": "the server tries until the service is registered; the simulator says what is missing",

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Harness, eventually
 
 from restate_steps import durable_step, gather
 from restate_steps.testing import explore
+from tests.support.harness import Harness, eventually
 
 service = restate.Service("Verdicts")
 numbers = itertools.count()

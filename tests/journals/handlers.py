@@ -37,6 +37,9 @@ approval = restate.Workflow("KeptApproval")
 class Declined(Exception):
     """What a step may raise, with its type kept."""
 
+    # The recorded journals name the class with the module that it once had.
+    __module__ = "journals.handlers"
+
 
 class Order(BaseModel):
     id: str

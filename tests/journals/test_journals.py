@@ -13,9 +13,8 @@ import pytest
 
 from restate_steps.testing import RecordedJournal, ReplayDifferenceError, load_journals, replay
 from restate_steps.testing._simulation.wire import MessageType, decode, make
-
-from .handlers import app
-from .write import CASES, FOLDER
+from tests.journals.handlers import app
+from tests.journals.write import CASES, FOLDER
 
 FOLDERS = sorted({folder for folder in FOLDER.glob("*/*") if folder.is_dir()})
 

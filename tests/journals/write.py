@@ -22,13 +22,11 @@ import httpx
 
 from restate_steps import __version__
 from restate_steps.server import AppServer, JournalEntry, RestateServer
-from restate_steps.server._load import load_app
 from restate_steps.testing import RecordedJournal, Simulator, export_journal, record, simulate
 from restate_steps.testing._recording.recorded import as_recorded
+from tests.journals.handlers import app
 
 FOLDER = Path(__file__).parent
-# As the tests import it: the names of exceptions are in journals, and the names of their modules with them.
-app = load_app("journals.handlers:app", folder=FOLDER.parent)
 WITHIN = 30.0
 QUIET = 0.3
 

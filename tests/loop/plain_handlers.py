@@ -25,10 +25,10 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 import restate
-from exploration import Subject, explored
 
 import restate_steps as rs
 from restate_steps import RetryPolicy, durable_step
+from tests.support.exploration import Subject, explored
 
 T = TypeVar("T")
 

@@ -19,7 +19,6 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Harness, eventually
 from pydantic import BaseModel
 from restate import JournalValueCodec, TerminalError
 from restate.exceptions import RetryableError
@@ -29,6 +28,7 @@ from restate_steps import ConcurrencyError, durable_step, local, restate_context
 from restate_steps._loop import HandlerLoop
 from restate_steps.testing import Simulator, explore, simulate
 from restate_steps.testing._simulation.wire import decode
+from tests.support.harness import Harness, eventually
 
 Body = Callable[[], Awaitable[Any]]
 

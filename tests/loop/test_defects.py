@@ -19,12 +19,8 @@ from typing import Any
 import anyio
 import pytest
 import restate
-from concurrency import scenarios
-from exploration import VARIANTS, Subject
 
 import restate_steps
-from loop import plain_handlers
-from loop.plain_handlers import MOMENT, begin, chain, hop, pace, work
 from restate_steps import _sdk, durable_step
 from restate_steps._loop import Cancelled, HandlerTask, _asyncgens, _cancellation, _driver, _local, _loop, _ready
 from restate_steps._loop._asyncio import waiting_on
@@ -35,6 +31,10 @@ from restate_steps._loop._ready import ReadyQueue, owner_of
 from restate_steps._loop._timers import DurableTimer, Timers
 from restate_steps.concurrency._scope import Scope
 from restate_steps.testing import Report, Simulator, simulate
+from tests.concurrency import scenarios
+from tests.loop import plain_handlers
+from tests.loop.plain_handlers import MOMENT, begin, chain, hop, pace, work
+from tests.support.exploration import VARIANTS, Subject
 
 Patch = pytest.MonkeyPatch
 Defect = Callable[[Patch], None]

@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from exploration import Subject
-from harness import Env, Harness, InvocationFailed
 from restate import TerminalError
 
-from loop import plain_handlers
+from tests.loop import plain_handlers
+from tests.support.exploration import Subject
+from tests.support.harness import Env, Harness, InvocationFailed
 
 AT_ONCE = 2
 

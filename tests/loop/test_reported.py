@@ -14,7 +14,6 @@ import anyio
 import anyio.to_thread
 import pytest
 import restate
-from harness import Env, Harness, InvocationFailed, eventually
 from pydantic_ai import Agent, RunContext
 from pydantic_ai.capabilities import Hooks
 from pydantic_ai.capabilities.hooks import HookTimeoutError
@@ -28,6 +27,7 @@ import restate_steps
 from restate_steps import durable_step, restate_context
 from restate_steps.agents import RestateDurability
 from restate_steps.testing import Simulator, explore, simulate
+from tests.support.harness import Env, Harness, InvocationFailed, eventually
 
 SOON = timedelta(milliseconds=10)
 

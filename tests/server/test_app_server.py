@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import restate
-from harness import Env, Harness, eventually
 
 from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, RestateServer, _app, serve_app
 from restate_steps.server._serving import listen
+from tests.support.harness import Env, Harness, eventually
 
 Serve = Callable[..., Env]
 

@@ -16,12 +16,12 @@ from typing import Protocol
 
 import httpx
 import pytest
-from harness import eventually
 
 from restate_steps.cli import main
 from restate_steps.server import SERVER_VERSION, RestateServer
 from restate_steps.server._doctor import examine
 from restate_steps.server._ports import free_ports
+from tests.support.harness import eventually
 
 APP = """
 import restate

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import eventually
 
 from restate_steps.errors import ServerError
 from restate_steps.server import SERVER_VERSION, ensure_server, find_server, locate_server, server_version
 from restate_steps.server._binary import cache_dir, cached_server, server_platform
+from tests.support.harness import eventually
 
 FAKE_SERVER = f"#!/bin/sh\necho restate-server {SERVER_VERSION}\n"
 

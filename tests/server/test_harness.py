@@ -7,7 +7,8 @@ from datetime import timedelta
 
 import pytest
 import restate
-from harness import Env, Harness, InvocationFailed, eventually
+
+from tests.support.harness import Env, Harness, InvocationFailed, eventually
 
 Serve = Callable[..., Env]
 

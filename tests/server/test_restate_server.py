@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 import restate
-from harness import Env, Harness, InvocationFailed, eventually
 
 from restate_steps.errors import ServerError
 from restate_steps.server import JournalEntry, JournalFailure, RestateServer, _process, serve_app
 from restate_steps.server._ports import free_ports
+from tests.support.harness import Env, Harness, InvocationFailed, eventually
 
 linux = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="looks into /proc")
 

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any
 
 import restate
-from exploration import Subject, explored
 from pydantic_ai import Agent, ModelRetry, RunContext
 from pydantic_ai.capabilities import RequestInput
 from pydantic_ai.exceptions import ModelHTTPError, RunCancelled, RunTimedOut
@@ -35,6 +34,7 @@ import restate_steps
 from restate_steps import durable_step, gather, race, restate_context, wait_for
 from restate_steps.agents import RestateAgent, RestateDurability
 from restate_steps.testing import Simulator
+from tests.support.exploration import Subject, explored
 
 service = restate.Service("Agents")
 calls: Counter[str] = Counter()

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from typing import Any
 
 import pytest
-from documents import ROOT
-from exploration import Subject, explored
 
 from restate_steps.testing import Simulator
-
-if str(ROOT) not in sys.path:
-    # The examples are a package in the root of the repository.
-    sys.path.append(str(ROOT))
+from tests.support.exploration import Subject, explored
 
 with pytest.MonkeyPatch.context() as without_key:
     # A key would make the examples call real models.

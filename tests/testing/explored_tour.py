@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from typing import Any
 
-from documents import ROOT
-from exploration import Subject, explored
-
 from restate_steps.testing import SimulatedInvocation, Simulator
+from tests.support.exploration import Subject, explored
 
-if str(ROOT) not in sys.path:
-    # The examples are a package in the root of the repository.
-    sys.path.append(str(ROOT))
 os.environ.pop("TOUR_MODEL", None)
 
 CLAIM = {"id": "C-7", "reason": "a burst pipe", "amount": "4200"}

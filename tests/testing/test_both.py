@@ -10,8 +10,7 @@ import pytest
 from restate import TerminalError
 
 from restate_steps.testing import on_both
-
-from . import test_clients as shop
+from tests.support import client_shop as shop
 
 Scenario = Callable[[Any], Coroutine[Any, Any, Any]]
 

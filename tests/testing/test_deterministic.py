@@ -29,9 +29,8 @@ from restate_steps.testing import (
     Simulator,
     check_deterministic,
 )
-
-from . import deterministic, nondeterministic
-from .nondeterministic import culprits
+from tests.testing import deterministic, nondeterministic
+from tests.testing.nondeterministic import culprits
 
 FILE = nondeterministic.__file__
 QUOTED = "step 'quote'"

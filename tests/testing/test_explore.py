@@ -16,8 +16,7 @@ import restate
 import restate_steps
 from restate_steps import durable_step, gather, race
 from restate_steps.testing import NotReplaySafeError, Schedule, SimulationError, Simulator, explore
-
-from . import shop
+from tests.support import shop
 
 service = restate.Service("Explored")
 

@@ -7,11 +7,10 @@ import os
 from typing import Any
 
 import pytest
-from exploration import VARIANTS, Subject, subjects
 
 from restate_steps.testing import explore
-
-from . import explored_examples
+from tests.support.exploration import VARIANTS, Subject, subjects
+from tests.testing import explored_examples
 
 
 @pytest.fixture(autouse=True)

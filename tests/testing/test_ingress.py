@@ -8,10 +8,10 @@ from typing import Any
 import httpx
 import pytest
 import restate
-from harness import Env, Harness
 
 import restate_steps
 from restate_steps.testing import SimulationError, simulate
+from tests.support.harness import Env, Harness
 
 plain = restate.Service("Plain")
 hidden = restate.Service("Hidden", ingress_private=True)

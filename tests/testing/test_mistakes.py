@@ -16,6 +16,7 @@ from restate_steps.testing import (
     explore,
     simulate,
 )
+from tests.support import ROOT
 
 service = restate.Service("Mistaken")
 
@@ -115,8 +116,8 @@ def test_only_the_test_itself_is_shown(pytester: pytest.Pytester) -> None:
     """The way from the test to the handler leads through this package, and says nothing."""
     pytester.makepyfile(f"""
         import sys
-        sys.path.insert(0, {str(__file__).rpartition("/")[0]!r})
-        from test_mistakes import app, buggy, fine
+        sys.path.insert(0, {str(ROOT)!r})
+        from tests.testing.test_mistakes import app, buggy, fine
         from restate_steps.testing import explore, simulate
 
         def test_buggy():

@@ -30,8 +30,9 @@ from restate_steps import durable_step
 from restate_steps.agents import RestateAgent
 from restate_steps.testing import simulate
 from restate_steps.testing._simulation import loop as simulated_loop
+from tests.support import ROOT
 
-CLERK = Path(__file__).parents[1] / "agents" / "mcp_clerk.py"
+CLERK = ROOT / "tests" / "support" / "mcp_clerk.py"
 ECHO = "import sys, time\nfor line in sys.stdin:\n    time.sleep(0.2)\n    print(line, end='', flush=True)"
 REAL_SECONDS = 0.2
 

@@ -13,7 +13,6 @@ import itertools
 from typing import Any
 
 import pytest
-from documents import ROOT
 
 from restate_steps.testing import (
     InvocationPausedError,
@@ -23,8 +22,8 @@ from restate_steps.testing import (
     on_both,
     server,
 )
-
-from .public_shapes.shape import SHAPES, Shape, table
+from tests.support import ROOT
+from tests.testing.public_shapes.shape import SHAPES, Shape, table
 
 MODULES = ("sdk_examples", "sdk_test_services", "basics", "patterns", "tours", "applications", "agents")
 

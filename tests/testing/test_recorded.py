@@ -14,17 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import httpx
 import pytest
 import restate
-from harness import Env, Harness, eventually
 from pydantic import BaseModel
 
 import restate_steps
 from restate_steps import durable_step, gather
 from restate_steps.cli import main
 from restate_steps.errors import ServerError
-from restate_steps.server import AppServer, RestateServer
 from restate_steps.testing import (
     Journal,
     NotReplaySafeError,
@@ -41,6 +38,7 @@ from restate_steps.testing._recording.attempt import _NO_COMMAND
 from restate_steps.testing._recording.difference import _FRAMES
 from restate_steps.testing._recording.recorded import as_recorded
 from restate_steps.testing._simulation.wire import Frame, MessageType, decode, make
+from tests.support.harness import Env, Harness, eventually
 
 # The compiled half of the SDK comes without type information.
 COMMANDS = sorted(n for n in dir(import_module("restate._internal").PyVM) if n.startswith("sys_") or "attach" in n)
@@ -832,19 +830,12 @@ class TestExport:
             "RESTATE_EXPERIMENTAL_ENABLE_PROTOCOL_V7": "true",
             "RESTATE_EXPERIMENTAL_ENABLE_UNIQUE_RANDOM_SEEDS": "true",
         }
-        with (
-            RestateServer(env=features) as server,
-            AppServer(kept_app) as served,
-            httpx.Client(trust_env=False) as client,
-        ):
-            env = Env(server, served, client)
-            server.register(served.url)
+        with Harness(env=features) as harness, harness.serve(kept_app) as env:
             waiting = env.send("KeptOnServer", "waits", 4)
             eventually(lambda: has(env, waiting, 3))
             drawing = env.send("KeptOnServer", "completes", 4)
             env.attach(drawing)
-            journal, other = export_journal(server, waiting), export_journal(server, drawing)
-            server.kill_invocation(waiting)
+            journal, other = export_journal(env.server, waiting), export_journal(env.server, drawing)
 
         assert (7, None) == (journal.origin.protocol, journal.origin.random_seed)
         assert '"random_seed": null' in journal.to_text()

@@ -10,8 +10,7 @@ import pytest
 import restate_steps
 from restate_steps.testing import Nondeterminism, check_deterministic, simulate
 from restate_steps.testing._determinism.memory import changed, remember
-
-from . import remembering
+from tests.testing import remembering
 
 FILE = remembering.__file__
 

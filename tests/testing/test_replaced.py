@@ -13,8 +13,7 @@ import restate
 
 import restate_steps
 from restate_steps.testing import DeterminismReport, Simulator, check_deterministic
-
-from . import replaced, replaced_too
+from tests.testing import replaced, replaced_too
 
 
 class FakeBank:

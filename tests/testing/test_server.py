@@ -20,7 +20,6 @@ from typing import Any
 import httpx
 import pytest
 import restate
-from harness import eventually
 from restate.types import HarnessEnvironment
 
 from restate_steps import durable_step, gather
@@ -28,12 +27,13 @@ from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, JournalEntry
 from restate_steps.testing import _server
 from restate_steps.testing._server import ServerEnvironment, close_servers, server
+from tests.support import ROOT
+from tests.support.harness import eventually
 
 # An application that is killed leaves its connections to the garbage collector, which tells whichever test runs then.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-TESTS = Path(__file__).parent.parent
-PROCESS_APP = "testing.process_app:app"
+PROCESS_APP = "tests.support.process_app:app"
 
 both_modes = pytest.mark.parametrize("always_replay", [False, True], ids=["normal", "always-replay"])
 
@@ -615,8 +615,8 @@ class TestKillTheApp:
 
     async def test_a_process_that_does_not_start(self, capfd: pytest.CaptureFixture[str]) -> None:
         """The error names the application, stderr has the reason, and the next block is none the worse."""
-        with pytest.raises(ServerError, match=r"'testing\.process_app:missing'.*exit code 1"):
-            await server("testing.process_app:missing").__aenter__()
+        with pytest.raises(ServerError, match=r"'tests\.support\.process_app:missing'.*exit code 1"):
+            await server("tests.support.process_app:missing").__aenter__()
 
         assert "has no 'missing'" in capfd.readouterr().err
         async with server(PROCESS_APP) as env:
@@ -809,7 +809,7 @@ async def env_of_a_fixture() -> AsyncIterator[ServerEnvironment]:
 
 
 def run_python(code: str, *arguments: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, *arguments, "-c", textwrap.dedent(code)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
 
@@ -841,7 +841,7 @@ class TestLoops:
                 import anyio
                 import pytest
                 from restate_steps.testing._server import server
-                from testing.test_server import greet, greeter_app, pid_of
+                from tests.testing.test_server import greet, greeter_app, pid_of
 
                 pytestmark = pytest.mark.anyio
 
@@ -919,7 +919,7 @@ class TestEnd:
     SCRIPT = """
         import asyncio, os, sys
         from restate_steps.testing._server import close_servers, server
-        from testing.test_server import greeter_app
+        from tests.testing.test_server import greeter_app
 
         async def pid():
             async with server(greeter_app) as env:

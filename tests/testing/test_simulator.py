@@ -29,8 +29,7 @@ from restate_steps.testing import (
     simulate,
 )
 from restate_steps.testing._simulation.wire import FrameReader, decode, encode, make
-
-from . import shop
+from tests.support import shop
 
 WAYS: list[dict[str, Any]] = [
     {"version": version, **way}

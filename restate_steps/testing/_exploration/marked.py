@@ -1,4 +1,4 @@
-"""Run one test under many schedules. The pytest hooks and fixtures are in ``_restate_steps_pytest``.
+"""Run one test under many schedules. The pytest hooks and fixtures are in ``restate_steps._pytest``.
 
 P1. Each run is a normal call of the test: the same plugin runs it as without the marker, on the same event loop.
 P2. The fixture ``simulator`` is one object for all runs, so that objects that other fixtures derived from it keep
@@ -19,7 +19,6 @@ from typing import Any, Final
 import pytest
 from restate import TerminalError
 
-from _restate_steps_pytest import EXPLORED
 from restate_steps.testing._errors import InvocationPausedError, NotReplaySafeError, SimulationError, StuckError
 from restate_steps.testing._exploration.exploration import Exploration
 from restate_steps.testing._exploration.explore import explore_all
@@ -32,7 +31,7 @@ from restate_steps.testing._simulation.schedule import Schedule
 from restate_steps.testing._simulation.simulator import Simulator
 from restate_steps.testing._simulation.timeline import shortened
 
-__all__ = ["run_explored"]
+__all__ = ["run_explored", "run_scheduled"]
 
 _PLAIN: Final = Schedule()
 
@@ -92,12 +91,57 @@ def _ends_all(error: BaseException | None) -> bool:
     return isinstance(error, pytest.xfail.Exception)
 
 
-def run_explored(item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None]) -> None:
-    """Run a test under many schedules, as its marker and the options say.
+def run_explored(
+    item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None], max_runs: int | None
+) -> tuple[dict[str, Any], NotReplaySafeError | None]:
+    """Run a test under many schedules, as its marker says.
+
+    Args:
+        item: The test.
+        options: The arguments of its marker.
+        held: The object that its fixture ``simulator`` is.
+        runtest: Runs the test once.
+        max_runs: The number of runs that replaces the limits of the marker; None keeps them.
+
+    Returns:
+        The numbers for the summary, and the error if the test fails under one of the schedules.
+    """
+    __tracebackhide__ = True
+    test = _begin(item, options, held, runtest)
+    if max_runs is not None:
+        options = replace(options, max_runs=max_runs, max_seconds=float("inf"))
+    report = explore_all(test, Exploration(options))
+    failure = None
+    if report.findings:
+        finding = report.findings[0]
+        # Run it once more, so that pytest shows the output and logs of this run only.
+        _forget_output(item.config)
+        test.logs = True
+        again, _ = test(finding.schedule)
+        failure = NotReplaySafeError(_text(item, finding, report))
+        failure.__cause__ = again.error if again.problem == finding.problem else finding.error
+    return _numbers(report), failure
+
+
+def run_scheduled(
+    item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None], schedule: Schedule
+) -> None:
+    """Run a test once, under a schedule, and raise the error itself, so that a debugger stops in the test.
 
     Raises:
-        NotReplaySafeError: The test fails under one of them.
+        NotReplaySafeError: The test raises no error, but is not safe to replay.
     """
+    __tracebackhide__ = True
+    test = _begin(item, options, held, runtest)
+    test.logs = True
+    run, simulator = test(schedule)
+    if run.error is not None:
+        raise run.error
+    if run.problem is not None:
+        raise NotReplaySafeError(f"{_under(schedule)}: {run.why}\n\n{shortened(simulator.timeline())}")
+
+
+def _begin(item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None]) -> _Test:
     __tracebackhide__ = True
     if held.invocations:
         pytest.fail(
@@ -105,35 +149,7 @@ def run_explored(item: pytest.Item, options: ExplorationOptions, held: Simulator
             "from scratch. Call the handler in the test, so that each run calls it.",
             pytrace=False,
         )
-    test = _Test(item, options, held, runtest)
-    given: str | None = item.config.getoption("restate_schedule")
-    if given is not None:
-        _run_one(test, Schedule.parse(given))
-        return
-    asked: int | None = item.config.getoption("restate_explore")
-    if asked is not None:
-        options = replace(options, max_runs=asked, max_seconds=float("inf"))
-    report = explore_all(test, Exploration(options))
-    item.user_properties.append((EXPLORED, _numbers(report)))
-    if report.findings:
-        finding = report.findings[0]
-        # Run it once more, so that pytest shows the output and logs of this run only.
-        _forget_output(item.config)
-        test.logs = True
-        again, _ = test(finding.schedule)
-        error = again.error if again.problem == finding.problem else finding.error
-        raise NotReplaySafeError(_text(item, finding, report)) from error
-
-
-def _run_one(test: _Test, schedule: Schedule) -> None:
-    """Run a test once, and raise the error itself, so that a debugger stops in the test."""
-    __tracebackhide__ = True
-    test.logs = True
-    run, simulator = test(schedule)
-    if run.error is not None:
-        raise run.error
-    if run.problem is not None:
-        raise NotReplaySafeError(f"{_under(schedule)}: {run.why}\n\n{shortened(simulator.timeline())}")
+    return _Test(item, options, held, runtest)
 
 
 def _text(item: pytest.Item, finding: Finding, report: Report) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .program import Op, Program
+from tests.conformance.programs.program import Op, Program
 
 __all__ = ["DEEPEST", "generate"]
 

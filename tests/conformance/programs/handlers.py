@@ -16,7 +16,7 @@ import restate
 from restate import RunOptions, TerminalError
 from restate.serde import BytesSerde
 
-from .program import KINDS, Op, Program
+from tests.conformance.programs.program import KINDS, Op, Program
 
 __all__ = ["PLAYS", "Play", "app", "argument"]
 

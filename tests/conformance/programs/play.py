@@ -10,10 +10,9 @@ from typing import Any, Protocol
 
 from restate_steps.testing._simulation import wire
 from restate_steps.testing._simulation.wire import Frame, MessageType
-
-from ..drive import Answer, World
-from .handlers import PLAYS, Play, argument
-from .program import KINDS, Program, is_orderly
+from tests.conformance.drive import Answer, World
+from tests.conformance.programs.handlers import PLAYS, Play, argument
+from tests.conformance.programs.program import KINDS, Program, is_orderly
 
 __all__ = ["PlayedIn", "Stored", "play"]
 

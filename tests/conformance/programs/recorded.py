@@ -10,9 +10,9 @@ from difflib import unified_diff
 from pathlib import Path
 from typing import Any
 
-from .generate import generate
-from .play import PlayedIn, play
-from .program import Op, Program, text
+from tests.conformance.programs.generate import generate
+from tests.conformance.programs.play import PlayedIn, play
+from tests.conformance.programs.program import Op, Program, text
 
 __all__ = ["FOLDER", "HOW_MANY", "chosen", "differences", "load", "numbers", "operations", "play_all", "save"]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .program import Node, Op, Program
+from tests.conformance.programs.program import Node, Op, Program
 
 __all__ = ["PROGRAMS"]
 

@@ -10,8 +10,7 @@ import restate
 from restate.context import RestateDurableCallFuture
 
 from restate_steps.testing import Simulator
-
-from .shape import Shape, add
+from tests.testing.public_shapes.shape import Shape, add
 
 racers = restate.Service("RacingAgents")
 tools = restate.Service("ParallelTools")

@@ -8,7 +8,7 @@ from typing import Any
 
 import restate
 
-from .shape import Shape, add
+from tests.testing.public_shapes.shape import Shape, add
 
 chat = restate.VirtualObject("ChatSession")
 executor = restate.Service("TaskExecutor")

@@ -7,7 +7,7 @@ from typing import Any
 
 import restate
 
-from .shape import Shape, add
+from tests.testing.public_shapes.shape import Shape, add
 
 subscriptions = restate.Service("BasicSubscriptions")
 blocks = restate.Service("BuildingBlocks")

@@ -10,8 +10,7 @@ from typing import Any
 import restate
 
 from restate_steps.testing import Simulator
-
-from .shape import Shape, add
+from tests.testing.public_shapes.shape import Shape, add
 
 product = restate.VirtualObject("Product")
 tracker = restate.VirtualObject("PackageTracker")

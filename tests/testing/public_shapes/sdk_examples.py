@@ -8,7 +8,7 @@ from typing import Any, cast
 import restate
 from restate.context import RestateDurableCallFuture
 
-from .shape import Shape, add
+from tests.testing.public_shapes.shape import Shape, add
 
 racing = restate.Service("ConcurrentGreeter")
 lucky = restate.Service("RandomGreeter")

@@ -9,8 +9,7 @@ from typing import Any
 import restate
 
 from restate_steps.testing import Simulator
-
-from .shape import Shape, add
+from tests.testing.public_shapes.shape import Shape, add
 
 tickets = restate.Service("ConcertTickets")
 parallel = restate.Service("ParallelSubscriptions")

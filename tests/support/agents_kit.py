@@ -10,10 +10,11 @@ from typing import Any, Final, TypeAlias
 
 import pytest
 import restate
-from harness import Env
 from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
 from pydantic_ai.models.function import AgentInfo, DeltaToolCall, DeltaToolCalls, FunctionModel
 from restate.exceptions import RetryableError
+
+from tests.support.harness import Env
 
 __all__ = [
     "SESSIONS_LEFT_OPEN",

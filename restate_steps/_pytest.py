@@ -1,15 +1,13 @@
 """The pytest plugin: fixtures, a marker and options. ``restate_steps.testing._exploration.marked`` implements them.
 
-The module is outside the package because pytest imports it in every test run, wherever the package is installed.
-Importing anything from the package imports the SDK and pydantic, which takes most of a second. So this module imports
-only pytest until a test needs more.
+pytest imports this module in every test run, wherever the package is installed. Importing the SDK and pydantic takes
+most of a second. So this module imports only pytest until a test needs more.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Generator, Iterator
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -19,8 +17,10 @@ if TYPE_CHECKING:
     from restate_steps.testing import Simulator
     from restate_steps.testing._exploration.options import ExplorationOptions
 
+__all__: list[str] = []
+
 _MARKER: Final = "every_crash_point"
-EXPLORED: Final = "restate_explored"
+_EXPLORED: Final = "restate_explored"
 
 _NO_APP: Final = """\
 The fixture 'simulator' needs the application from the fixture 'restate_app', which is not defined.
@@ -30,8 +30,7 @@ Define it in the test module, or in conftest.py:
     def restate_app():
         return restate.app([my_service])"""
 
-
-_simulator: Final = pytest.StashKey["Simulator"]()
+_simulator: Final[pytest.StashKey[Simulator]] = pytest.StashKey()
 _options: Final[pytest.StashKey[ExplorationOptions]] = pytest.StashKey()
 
 
@@ -191,10 +190,24 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
             "plugin cannot make it crash. Rename yours, or define the fixture 'restate_app' instead.",
             pytrace=False,
         )
-    from restate_steps.testing._exploration import marked as _pytest
+    from restate_steps.testing import Schedule
+    from restate_steps.testing._exploration.marked import run_explored, run_scheduled
+
+    runtest = item.runtest
+    schedule: str | None = item.config.getoption("restate_schedule")
+
+    def run_marked() -> None:
+        __tracebackhide__ = True
+        if schedule is not None:
+            run_scheduled(item, options, held, runtest, Schedule.parse(schedule))
+            return
+        counts, failure = run_explored(item, options, held, runtest, item.config.getoption("restate_explore"))
+        item.user_properties.append((_EXPLORED, counts))
+        if failure is not None:
+            raise failure
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(item, "runtest", partial(_pytest.run_explored, item, options, held, item.runtest))
+        patch.setattr(item, "runtest", run_marked)
         return (yield)
 
 
@@ -224,7 +237,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         for report in reports:
             if isinstance(report, pytest.TestReport) and report.when == "call":
                 for name, value in report.user_properties:
-                    if name == EXPLORED and isinstance(value, dict):
+                    if name == _EXPLORED and isinstance(value, dict):
                         found[report.nodeid] = value
     if not found:
         return

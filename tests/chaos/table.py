@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from chaos.campaign import Result
+from tests.chaos.campaign import Result
 
 __all__ = ["print_table"]
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import httpx
 
-from chaos.runs import Run
-from chaos.shop import APPROVED
+from tests.chaos.checkout_workload import APPROVED
+from tests.chaos.runs import Run
 
 __all__ = ["Clients", "Outcome"]
 

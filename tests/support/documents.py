@@ -6,10 +6,32 @@ Rules:
    inside raw HTML or inside a directive): nothing that looks like code goes unchecked.
 2. The ``python`` blocks of one page are one module: they run in order, in one namespace and one event loop, and may
    ``await`` at top level.
-3. What goes wrong is reported with the file and the line of the page.
-4. Examples in docstrings, after ``>>>`` or in a fence, run as well, and may ``await`` at top level too.
+3. A failure is reported with the file and the line of the page.
+4. Examples in docstrings, after ``>>>`` or in a fence, run as well, and may ``await`` at top level too. They run
+   outside any handler, and may use the public names, those of their module, and those of ``example_names``.
 
-CONTRIBUTING.md explains the conventions to those who write pages.
+The languages of blocks:
+
+- ``console``: lines that start with ``$ `` are command lines, the others are output. ``bash`` and ``sh``: every line is
+  a command line. Command lines are checked without a shell: ``make`` needs an existing target, ``restate-steps`` a verb
+  and options that its parser accepts, an installer well-formed requirements and existing extras, ``python`` an existing
+  file or module. A ``curl`` request is sent, to the address that ``test_urls`` of the page gives for its URL. It must
+  not fail, and the answer must be what the page shows, if anything (``…`` matches what differs from run to run).
+- ``json`` and ``toml``: the block must parse. ``text``: nothing is checked.
+- ``markdown``: an example of a page; every block in it must have a rule.
+
+Comments hold what readers need not see. Each stands alone, with an empty line after it::
+
+    <!-- test: fixtures server, tmp_path -->
+    <!-- test: setup
+    app = await cleanup.enter_async_context(serve_in_background())
+    test_urls = {"http://localhost:8080": server.ingress_url}
+    -->
+    <!-- test: raises StepDefinitionError -->
+
+- ``fixtures`` names synchronous pytest fixtures, which become variables of the page.
+- ``setup`` holds Python code that runs at this point. ``cleanup`` is an ``AsyncExitStack``, closed after the page.
+- ``raises`` names the exception that the next block must raise.
 """
 
 from __future__ import annotations
@@ -41,7 +63,7 @@ from markdown_it import MarkdownIt
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
 
 # Directives of MyST that hold no code of ours.
 _DIRECTIVES = {"{toctree}", "{eval-rst}"}

@@ -22,16 +22,16 @@ import httpx
 
 from restate_steps import step_info
 
-__all__ = ["LEDGER", "Ledger", "act"]
+__all__ = ["PAYMENT_SERVICE", "PaymentService", "act"]
 
-LEDGER = "CHAOS_LEDGER"
-"""The environment variable with the ledger's URL."""
+PAYMENT_SERVICE = "CHAOS_PAYMENT_SERVICE"
+"""The environment variable with the URL of the payment service."""
 
 _SLOWNESS = (0.03, 0.2)
 _WITHIN = 30.0
 
 
-class Ledger:
+class PaymentService:
     """The external service, on loopback.
 
     Args:
@@ -48,7 +48,7 @@ class Ledger:
         self._acted = acted
         self._lock = threading.Lock()
         self._server = _Server(self)
-        self._thread = threading.Thread(target=self._server.serve_forever, name="chaos-ledger", daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="chaos-payment-service", daemon=True)
 
     @property
     def url(self) -> str:
@@ -81,8 +81,8 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, payment_service: PaymentService) -> None:
+        self.payment_service = payment_service
         super().__init__(("127.0.0.1", 0), _Request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -96,7 +96,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        receipt = cast("_Server", self.server).ledger.act(
+        receipt = cast("_Server", self.server).payment_service.act(
             asked["what"], self.headers["idempotency-key"], asked["detail"]
         )
         time.sleep(random.uniform(*_SLOWNESS))
@@ -113,7 +113,7 @@ class _Request(BaseHTTPRequestHandler):
 async def act(what: str, detail: str = "") -> str:
     """Request an effect from a step's body, with the step's idempotency key, and return the receipt."""
     headers = {"idempotency-key": step_info().idempotency_key}
-    answer = await _client().post(os.environ[LEDGER], json={"what": what, "detail": detail}, headers=headers)
+    answer = await _client().post(os.environ[PAYMENT_SERVICE], json={"what": what, "detail": detail}, headers=headers)
     return str(answer.raise_for_status().json())
 
 

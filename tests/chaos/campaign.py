@@ -13,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from chaos.audit import Audit, audit
-from chaos.clients import Clients, Outcome
-from chaos.diary import nonces_in, read
-from chaos.ledger import Ledger
-from chaos.monkey import Monkey, make_plan
-from chaos.progress import Progress
-from chaos.runs import make_runs
-from chaos.servers import Servers
-from chaos.service import Service
+from tests.chaos.audit import Audit, audit
+from tests.chaos.clients import Clients, Outcome
+from tests.chaos.event_log import nonces_in, read
+from tests.chaos.monkey import Monkey, make_plan
+from tests.chaos.payment_service import PaymentService
+from tests.chaos.progress import Progress
+from tests.chaos.runs import make_runs
+from tests.chaos.servers import Servers
+from tests.chaos.service import Service
 
 __all__ = ["Campaign", "Result", "carry_out"]
 
@@ -110,8 +110,8 @@ async def carry_out(campaign: Campaign) -> Result:
             if what.startswith("ask "):
                 loop.call_soon_threadsafe(lambda: approvals.add(loop.create_task(clients.approve(detail))))
 
-        ledger = stack.enter_context(Ledger(acted=acted))
-        service = stack.enter_context(Service(folder, ledger.url, http1=campaign.http1))
+        payments = stack.enter_context(PaymentService(acted=acted))
+        service = stack.enter_context(Service(folder, payments.url, http1=campaign.http1))
         servers.register(service.url, http1=campaign.http1)
 
         progress = Progress(campaign.runs, max(_AT_ONCE[0], min(_AT_ONCE[-1], campaign.runs // 5)))
@@ -127,11 +127,13 @@ async def carry_out(campaign: Campaign) -> Result:
             approval.cancel()
 
         recorded = _recorded(servers)
-        found = audit(outcomes, read(service.diary), monkey.snapshots, recorded, ledger.requests, ledger.receipts)
+        found = audit(
+            outcomes, read(service.event_log), monkey.snapshots, recorded, payments.requests, payments.receipts
+        )
         result = Result(campaign, found, monkey.service_kills, monkey.server_kills, seconds)
         if result.problems:
             removal.pop_all()
-            result.evidence = [f"the diary, the logs and the data are in {folder}", *_evidence(servers, found)]
+            result.evidence = [f"the event log, the logs and the data are in {folder}", *_evidence(servers, found)]
     return result
 
 

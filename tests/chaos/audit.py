@@ -1,4 +1,4 @@
-"""Find errors by comparing what the clients, the diary, the ledger and the journals say.
+"""Find errors by comparing what the clients, the event log, the payment service and the journals say.
 
 A step was *seen twice* if any of these holds:
 
@@ -18,9 +18,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from chaos.clients import Outcome
-from chaos.diary import Entry
-from chaos.monkey import Snapshot
+from tests.chaos.clients import Outcome
+from tests.chaos.event_log import Entry
+from tests.chaos.monkey import Snapshot
 
 __all__ = ["Audit", "Violation", "audit"]
 
@@ -73,7 +73,7 @@ class Audit:
 
 def audit(
     outcomes: Sequence[Outcome],
-    diary: Sequence[Entry],
+    events: Sequence[Entry],
     snapshots: Sequence[Snapshot],
     recorded: Mapping[str, Sequence[str]],
     requests: Mapping[str, int],
@@ -83,7 +83,7 @@ def audit(
 
     Args:
         outcomes: The outcomes that the clients saw.
-        diary: The events in the killed processes.
+        events: The events in the killed processes.
         snapshots: The recorded results at each kill.
         recorded: The nonces in each invocation's journal at the end, for every invocation of the handlers.
         requests: The number of requests for each effect.
@@ -91,7 +91,7 @@ def audit(
     """
     found = Audit(runs=len(outcomes))
     _check_outcomes(found, outcomes, recorded)
-    _check_steps(found, outcomes, diary, snapshots, recorded)
+    _check_steps(found, outcomes, events, snapshots, recorded)
     _check_effects(found, outcomes, requests, receipts)
     return found
 
@@ -152,7 +152,7 @@ class _Step:
 def _check_steps(
     found: Audit,
     outcomes: Sequence[Outcome],
-    diary: Sequence[Entry],
+    events: Sequence[Entry],
     snapshots: Sequence[Snapshot],
     recorded: Mapping[str, Sequence[str]],
 ) -> None:
@@ -166,7 +166,7 @@ def _check_steps(
             return None
         return steps[key_of[nonce]]
 
-    for place, entry in enumerate(diary):
+    for place, entry in enumerate(events):
         if entry.key:
             step = steps.setdefault(entry.key, _Step(entry.invocation, entry.step))
             step.starts.append((place, entry.nonces[0]))
@@ -180,7 +180,7 @@ def _check_steps(
         if isinstance(body, dict):
             for nonce in cast("dict[str, list[str]]", body).get("nonces", ()):
                 if known := find(nonce):
-                    known.seen.setdefault(nonce, len(diary))
+                    known.seen.setdefault(nonce, len(events))
     for snapshot in snapshots:
         for nonce in snapshot.recorded:
             if known := find(nonce):

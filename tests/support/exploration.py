@@ -18,12 +18,12 @@ from restate_steps.testing import Report, Schedule, Simulator, explore
 __all__ = ["SAMPLED", "VARIANTS", "Subject", "Variant", "explored", "subjects"]
 
 MODULES = (
-    "concurrency.scenarios",
-    "concurrency.small_scenarios",
-    "loop.plain_handlers",
-    "testing.explored_agents",
-    "testing.explored_examples",
-    "testing.explored_tour",
+    "tests.concurrency.scenarios",
+    "tests.concurrency.small_scenarios",
+    "tests.loop.plain_handlers",
+    "tests.testing.explored_agents",
+    "tests.testing.explored_examples",
+    "tests.testing.explored_tour",
 )
 
 _subjects: dict[str, Subject] = {}

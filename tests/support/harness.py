@@ -3,6 +3,9 @@
 A :class:`Harness` owns one server, started when it is first needed. :meth:`Harness.serve` serves an application to it
 from a thread and yields an :class:`Env`, which calls handlers as a client would. When the block ends, invocations of
 its services that have not ended are killed, so that they cannot disturb the tests that share the server.
+
+The public ``restate_steps.testing.server`` is built on the same ``RestateServer`` and ``AppServer``. These tests do not
+use it because most are plain functions, call handlers by name and with raw bytes, and stop and restart the application.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -19,7 +22,7 @@ import httpx
 from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, ASGIApp, RestateServer
 
-__all__ = ["Env", "Harness", "InvocationFailed", "eventually"]
+__all__ = ["Env", "Harness", "InvocationFailed", "Serve", "eventually"]
 
 T = TypeVar("T")
 
@@ -177,6 +180,12 @@ class Env:
         return answer
 
 
+class Serve(Protocol):
+    """Serves services to a real server until the test ends."""
+
+    def __call__(self, *services: Any, http1: bool = False) -> Env: ...
+
+
 class Harness:
     """One server that many tests share.
 
@@ -207,7 +216,10 @@ class Harness:
             stack.callback(env.kill_open_invocations)
             yield env
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         """Stop the server, if it was started."""
         if self._server is not None:
             self._server.stop()

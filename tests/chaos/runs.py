@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from chaos.shop import APPROVED
-from chaos.travel import price_of
+from tests.chaos.agent_workload import price_of
+from tests.chaos.checkout_workload import APPROVED
 
 __all__ = ["Run", "make_runs"]
 
@@ -46,7 +46,7 @@ def make_runs(count: int, rng: random.Random) -> list[Run]:
 
 
 def _receipt(what: str) -> str:
-    # The first receipt that the ledger returns for an effect.
+    # The first receipt that the payment service returns for an effect.
     return f"receipt 0 for {what}"
 
 

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import importlib
 import random
 import re
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.chaos.__main__ import conclude
+from tests.chaos.audit import Audit, audit
+from tests.chaos.campaign import Campaign, Result
+from tests.chaos.clients import Outcome
+from tests.chaos.event_log import Entry
+from tests.chaos.monkey import Snapshot, make_plan
+from tests.chaos.payment_service import PaymentService
+from tests.chaos.runs import Run
+from tests.support import ROOT
 
 
 def chaos(*options: str) -> dict[str, int]:
     """Run it, and return the table's first column, by the names of the rows."""
     done = subprocess.run(
-        [sys.executable, "-m", "chaos", "--seconds=80", *options], cwd=ROOT, capture_output=True, text=True, timeout=115
+        [sys.executable, "-m", "tests.chaos", "--seconds=80", *options],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=115,
     )
 
     assert 0 == done.returncode, done.stdout + done.stderr
@@ -46,11 +55,6 @@ def test_cluster() -> None:
     assert (4, 1) == (counts["service kills"], counts["server kills"])
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT)
-
-
 def nonce(number: int) -> str:
     return f"n-{number:032x}"
 
@@ -59,33 +63,30 @@ class Story:
     """The audit's input for one run with one step and one effect, for tests to modify."""
 
     def __init__(self) -> None:
-        modules = {name: importlib.import_module(f"chaos.{name}") for name in ("audit", "clients", "diary", "runs")}
-        run = modules["runs"].Run("o1", "Shop/checkout", {}, [1], None, frozenset({"charge o1"}), 1)
+        run = Run("o1", "Shop/checkout", {}, [1], None, frozenset({"charge o1"}), 1)
         answer = {"value": [1], "nonces": [nonce(1)]}
-        self._audit = modules["audit"].audit
-        self._entry = modules["diary"].Entry
-        self.outcomes = [modules["clients"].Outcome(run, "inv_1", 200, answer)]
-        self.diary = [self.began(1), self.saw(1)]
-        self.snapshots: list[Any] = []
+        self.outcomes = [Outcome(run, "inv_1", 200, answer)]
+        self.events = [self.began(1), self.saw(1)]
+        self.snapshots: list[Snapshot] = []
         self.recorded = {"inv_1": [nonce(1)]}
         self.requests = {"charge o1": 1}
         self.receipts = {"charge o1": {"inv_1/0": "receipt"}}
 
-    def began(self, number: int) -> Any:
-        """Return a diary entry: the step's body started, with this nonce."""
-        return self._entry(1, (nonce(number),), "inv_1", "charge", "inv_1/0")
+    def began(self, number: int) -> Entry:
+        """Return an entry of the event log: the step's body started, with this nonce."""
+        return Entry(1, (nonce(number),), "inv_1", "charge", "inv_1/0")
 
-    def saw(self, number: int) -> Any:
-        """Return a diary entry: the handler saw this nonce."""
-        return self._entry(1, (nonce(number),))
+    def saw(self, number: int) -> Entry:
+        """Return an entry of the event log: the handler saw this nonce."""
+        return Entry(1, (nonce(number),))
 
-    def snapshot(self, number: int, entries: int) -> Any:
-        """Return a snapshot with this nonce, taken when the diary had this number of entries."""
-        return importlib.import_module("chaos.monkey").Snapshot(frozenset({nonce(number)}), entries)
+    def snapshot(self, number: int, entries: int) -> Snapshot:
+        """Return a snapshot with this nonce, taken when the event log had this number of entries."""
+        return Snapshot(frozenset({nonce(number)}), entries)
 
-    def audit(self) -> Any:
+    def audit(self) -> Audit:
         """Return the audit of the story."""
-        return self._audit(self.outcomes, self.diary, self.snapshots, self.recorded, self.requests, self.receipts)
+        return audit(self.outcomes, self.events, self.snapshots, self.recorded, self.requests, self.receipts)
 
 
 @pytest.fixture
@@ -110,7 +111,7 @@ def test_nothing_wrong(story: Story) -> None:
 
 def test_body_without_a_result_may_run_again(story: Story) -> None:
     """A body may start again before a handler saw a result, and repeat its request: both are only counted."""
-    story.diary.insert(0, story.began(0))
+    story.events.insert(0, story.began(0))
     story.snapshots.append(story.snapshot(1, 2))
     story.requests["charge o1"] = 2
 
@@ -136,7 +137,7 @@ def test_run_without_an_end_is_lost(story: Story) -> None:
 
 
 @pytest.mark.parametrize("body", [{"value": [2], "nonces": [nonce(1)]}, {"value": [1], "nonces": []}, "no"], ids=str)
-def test_wrong_answer(story: Story, body: Any) -> None:
+def test_wrong_answer(story: Story, body: object) -> None:
     """A different value, missing steps, and an answer of another shape are wrong."""
     story.outcomes[0].body = body
 
@@ -168,7 +169,7 @@ def test_run_that_was_started_twice(story: Story) -> None:
 
 def test_two_results_of_one_step(story: Story) -> None:
     """A step is seen twice if handlers saw two of its results, even if one is only in the answer."""
-    story.diary.insert(0, story.began(2))
+    story.events.insert(0, story.began(2))
     story.outcomes[0].body["nonces"] = [nonce(2)]
 
     found = story.audit()
@@ -179,7 +180,7 @@ def test_two_results_of_one_step(story: Story) -> None:
 
 def test_body_after_its_result_was_seen(story: Story) -> None:
     """A step is seen twice if its body starts again after a handler saw its result."""
-    story.diary.append(story.began(2))
+    story.events.append(story.began(2))
 
     found = story.audit()
 
@@ -189,7 +190,7 @@ def test_body_after_its_result_was_seen(story: Story) -> None:
 
 def test_body_although_its_result_was_recorded(story: Story) -> None:
     """A step is seen twice if its body starts after its result was in the journal."""
-    story.diary[:] = [story.began(1), story.began(2), story.saw(1)]
+    story.events[:] = [story.began(1), story.began(2), story.saw(1)]
     story.snapshots.append(story.snapshot(1, 1))
 
     found = story.audit()
@@ -200,7 +201,7 @@ def test_body_although_its_result_was_recorded(story: Story) -> None:
 
 def test_journal_with_another_result(story: Story) -> None:
     """A step is seen twice if the journal has a different result than the handler saw."""
-    story.diary.insert(0, story.began(2))
+    story.events.insert(0, story.began(2))
     story.recorded["inv_1"] = [nonce(2)]
 
     assert 1 == story.audit().seen_twice
@@ -208,7 +209,7 @@ def test_journal_with_another_result(story: Story) -> None:
 
 def test_result_from_nowhere(story: Story) -> None:
     """A result that no body produced is wrong."""
-    story.diary.append(story.saw(3))
+    story.events.append(story.saw(3))
 
     assert 1 == story.audit().wrong
 
@@ -231,21 +232,19 @@ def test_effect_that_never_happened(story: Story) -> None:
 @pytest.mark.parametrize(("again", "kills", "code"), [(1, 3, 0), (0, 3, 1), (1, 2, 1)])
 def test_exit_code(story: Story, again: int, kills: int, code: int) -> None:
     """A campaign fails if its kills came too late or interrupted nothing, because it then proves nothing."""
-    campaign = importlib.import_module("chaos.campaign")
     found = story.audit()
     found.bodies_again = again
-    plan = campaign.Campaign("test", runs=1, service_kills=3, server_kills=1, nodes=1, seconds=1, seed=1)
+    plan = Campaign("test", runs=1, service_kills=3, server_kills=1, nodes=1, seconds=1, seed=1)
 
-    assert code == importlib.import_module("chaos.__main__").conclude([campaign.Result(plan, found, kills, 1, 1.0)])
+    assert code == conclude([Result(plan, found, kills, 1, 1.0)])
 
 
 def test_violation_fails(story: Story, capsys: pytest.CaptureFixture[str]) -> None:
     """A violation is printed with its invocation, and fails the campaign."""
-    campaign = importlib.import_module("chaos.campaign")
     story.outcomes[0].status = None
-    plan = campaign.Campaign("test", runs=1, service_kills=0, server_kills=0, nodes=1, seconds=1, seed=1)
+    plan = Campaign("test", runs=1, service_kills=0, server_kills=0, nodes=1, seconds=1, seed=1)
 
-    code = importlib.import_module("chaos.__main__").conclude([campaign.Result(plan, story.audit(), 0, 0, 1.0)])
+    code = conclude([Result(plan, story.audit(), 0, 0, 1.0)])
 
     assert 1 == code
     assert "FAIL (test): inv_1: o1 was lost" in capsys.readouterr().out
@@ -254,18 +253,18 @@ def test_violation_fails(story: Story, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize("nodes", [1, 3])
 def test_plan(nodes: int) -> None:
     """A plan has every kill, in order, and restarts each killed server before it kills the next."""
-    plan = importlib.import_module("chaos.monkey").make_plan(30, 5, random.Random(1), nodes=nodes)
-    deeds = [deed for _, deed in plan.deeds]
+    plan = make_plan(30, 5, random.Random(1), nodes=nodes)
+    actions = [action for _, action in plan.actions]
 
-    assert 30 == deeds.count("kill service")
-    assert ["kill server", "start server"] * 5 == [deed for deed in deeds if deed != "kill service"]
-    assert sorted(share for share, _ in plan.deeds) == [share for share, _ in plan.deeds]
+    assert 30 == actions.count("kill service")
+    assert ["kill server", "start server"] * 5 == [action for action in actions if action != "kill service"]
+    assert sorted(share for share, _ in plan.actions) == [share for share, _ in plan.actions]
 
 
-def test_ledger_acts_once_for_each_key() -> None:
-    """The ledger counts every request, and returns the same receipt for the same key."""
-    with importlib.import_module("chaos.ledger").Ledger() as ledger:
-        receipts = [ledger.act("charge o1", key, "") for key in ("a", "a", "b")]
+def test_payment_service_acts_once_for_each_key() -> None:
+    """The payment service counts every request, and returns the same receipt for the same key."""
+    with PaymentService() as payments:
+        receipts = [payments.act("charge o1", key, "") for key in ("a", "a", "b")]
 
     assert receipts[0] == receipts[1] != receipts[2]
-    assert ({"charge o1": 3}, 2) == (ledger.requests, len(ledger.receipts["charge o1"]))
+    assert ({"charge o1": 3}, 2) == (payments.requests, len(payments.receipts["charge o1"]))

@@ -10,27 +10,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from chaos.diary import DIARY
-from chaos.ledger import LEDGER
+from tests.chaos.event_log import EVENT_LOG
+from tests.chaos.payment_service import PAYMENT_SERVICE
 
 __all__ = ["Service"]
 
-_ROOT = Path(__file__).resolve().parent.parent
+from tests.support import ROOT
 
 
 class Service:
     """A child process that serves the handlers, on the same port after every restart.
 
     Args:
-        folder: The folder for the diary and the process's log.
-        ledger: The URL of the ledger.
+        folder: The folder for the event log and the process's log.
+        payments: The URL of the payment service.
         http1: Whether to serve over HTTP/1.1, so that the server uses its request/response mode.
     """
 
-    def __init__(self, folder: Path, ledger: str, *, http1: bool = False) -> None:
-        self.diary = folder / "diary"
+    def __init__(self, folder: Path, payments: str, *, http1: bool = False) -> None:
+        self.event_log = folder / "events.log"
         self._log = folder / "service.log"
-        self._ledger = ledger
+        self._payments = payments
         self._http1 = http1
         self._process: subprocess.Popen[str] | None = None
         self._port = 0
@@ -58,9 +58,9 @@ class Service:
         """Start the process, and wait until it serves."""
         with self._log.open("a") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "chaos.app", str(self._port), *(["http1"] if self._http1 else [])],
-                cwd=_ROOT,
-                env={**os.environ, DIARY: str(self.diary), LEDGER: self._ledger},
+                [sys.executable, "-m", "tests.chaos.app", str(self._port), *(["http1"] if self._http1 else [])],
+                cwd=ROOT,
+                env={**os.environ, EVENT_LOG: str(self.event_log), PAYMENT_SERVICE: self._payments},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -1,7 +1,7 @@
 """Execute many runs while killing their process and their servers, and print the errors.
 
-    python -m chaos
-    python -m chaos --runs 40 --service-kills 8 --server-kills 2 --no-cluster
+    python -m tests.chaos
+    python -m tests.chaos --runs 40 --service-kills 8 --server-kills 2 --no-cluster
 
 The first campaign uses one restate-server. The second uses a cluster of three, and kills one node halfway. The exit
 code is 0 if every run ended correctly and nothing happened twice.
@@ -14,13 +14,13 @@ import asyncio
 import random
 import sys
 
-from chaos.campaign import Campaign, Result, carry_out
-from chaos.table import print_table
+from tests.chaos.campaign import Campaign, Result, carry_out
+from tests.chaos.table import print_table
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m chaos", description="Kill processes during many runs, and count the errors."
+        prog="python -m tests.chaos", description="Kill processes during many runs, and count the errors."
     )
     both = argparse.BooleanOptionalAction
     parser.add_argument("--runs", type=int, default=200, help="runs per campaign; default: %(default)s")

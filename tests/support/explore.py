@@ -1,8 +1,8 @@
 """Explore on and on: ``make explore SECONDS=600 SEED=7``.
 
-Everything in the list of ``tests/exploration.py`` is explored in every variant, one after another in an order drawn
-from the seed, and again with other seeds until the time is up. The first problem ends it, with the shortest schedule
-and how to have it again.
+Everything in the list of ``tests/support/exploration.py`` is explored in every variant, one after another, in an order
+drawn from the seed. It is explored again with other seeds until the time is up. The first problem ends the exploration,
+with the shortest schedule and the command that repeats it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import sys
 import time
 from random import Random, SystemRandom
 
-from exploration import VARIANTS, Subject, Variant, subjects
-
 from restate_steps.testing import Report
+from tests.support.exploration import VARIANTS, Subject, Variant, subjects
 
 LEAST_SECONDS = 2.0
 MOST_SECONDS = 30.0

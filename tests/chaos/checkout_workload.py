@@ -12,9 +12,9 @@ from typing import Literal, TypeVar
 import restate
 from pydantic import BaseModel
 
-from chaos.diary import begin, saw
-from chaos.ledger import act
 from restate_steps import durable_step, gather, map, wait_for
+from tests.chaos.event_log import begin, saw
+from tests.chaos.payment_service import act
 
 __all__ = ["APPROVED", "Order", "shop"]
 

@@ -1,4 +1,4 @@
-"""A log of events in the processes that the campaigns kill, in the order in which they happened.
+"""The log of events in the processes that the campaigns kill, in the order in which they happened.
 
 1. When a step's body starts, it writes a line with a new nonce. The step's result contains the nonce.
 2. When a handler has seen a result, it writes a line with the result's nonces. A handler only sees results from the
@@ -22,9 +22,9 @@ from pathlib import Path
 
 from restate_steps import step_info
 
-__all__ = ["DIARY", "Entry", "begin", "nonces_in", "read", "saw"]
+__all__ = ["EVENT_LOG", "Entry", "begin", "nonces_in", "read", "saw"]
 
-DIARY = "CHAOS_DIARY"
+EVENT_LOG = "CHAOS_EVENT_LOG"
 """The environment variable that names the file."""
 
 _NONCE = re.compile(r"n-[0-9a-f]{32}")
@@ -32,7 +32,7 @@ _NONCE = re.compile(r"n-[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of the diary.
+    """A line of the event log.
 
     Attributes:
         pid: The id of the process that wrote it.
@@ -68,7 +68,7 @@ def nonces_in(text: str) -> list[str]:
 
 
 def read(path: Path) -> list[Entry]:
-    """Return a diary's entries, oldest first; an empty list if the file does not exist yet."""
+    """Return the entries of an event log, oldest first; an empty list if the file does not exist yet."""
     if not path.exists():
         return []
     # An incomplete last line is still being written.
@@ -77,7 +77,7 @@ def read(path: Path) -> list[Entry]:
 
 
 def _append(entry: Entry) -> None:
-    path = os.environ.get(DIARY)
+    path = os.environ.get(EVENT_LOG)
     if not path:
         return
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)

@@ -21,9 +21,9 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
-from chaos.diary import begin, nonces_in, saw
-from chaos.ledger import act
 from restate_steps.agents import RestateAgent
+from tests.chaos.event_log import begin, nonces_in, saw
+from tests.chaos.payment_service import act
 
 __all__ = ["Trip", "price_of", "travel"]
 

@@ -1,6 +1,6 @@
 """The process that the campaigns kill: serve the checkout and the agent.
 
-    python -m chaos.app PORT [http1]
+    python -m tests.chaos.app PORT [http1]
 
 It prints its port to stdout, and exits when stdin is closed, that is when its parent process is gone.
 """
@@ -11,9 +11,9 @@ import sys
 
 import restate
 
-from chaos.shop import shop
-from chaos.travel import travel
 from restate_steps.server import AppServer
+from tests.chaos.agent_workload import travel
+from tests.chaos.checkout_workload import shop
 
 
 def main() -> int:

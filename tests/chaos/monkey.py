@@ -12,15 +12,15 @@ import random
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from chaos.diary import nonces_in, read
-from chaos.progress import Progress
-from chaos.servers import Servers
-from chaos.service import Service
 from restate_steps.errors import ServerError
+from tests.chaos.event_log import nonces_in, read
+from tests.chaos.progress import Progress
+from tests.chaos.servers import Servers
+from tests.chaos.service import Service
 
 __all__ = ["Monkey", "Plan", "Snapshot", "make_plan"]
 
-Deed: TypeAlias = Literal["kill service", "kill server", "start server"]
+Action: TypeAlias = Literal["kill service", "kill server", "start server"]
 
 # The share of ended runs after which kills stop, so that they all happen while runs are in progress.
 _LAST = 0.75
@@ -34,7 +34,7 @@ class Snapshot:
 
     Attributes:
         recorded: The nonces of the results in the journals.
-        entries: The number of entries in the diary.
+        entries: The number of entries in the event log.
     """
 
     recorded: frozenset[str]
@@ -43,9 +43,9 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sequence of deeds, each with the share of the runs that must have ended before it."""
+    """A sequence of actions, each with the share of the runs that must have ended before it."""
 
-    deeds: tuple[tuple[float, Deed], ...]
+    actions: tuple[tuple[float, Action], ...]
 
 
 def make_plan(service_kills: int, server_kills: int, rng: random.Random, *, nodes: int) -> Plan:
@@ -58,17 +58,17 @@ def make_plan(service_kills: int, server_kills: int, rng: random.Random, *, node
         nodes: The number of servers. A single server restarts immediately, because nothing works without it. In a
             cluster, the other nodes continue without the killed one for a while.
     """
-    servers: list[tuple[float, Deed]] = []
+    servers: list[tuple[float, Action]] = []
     for number in range(server_kills):
         share = _LAST * (number + rng.uniform(0.3, 0.6)) / server_kills
         alone = 0.0 if nodes == 1 else _LAST * 0.3 / server_kills
         servers.append((share, "kill server"))
         servers.append((share + alone, "start server"))
     # Kill the service along with every other server kill, so that both are down at once.
-    both = [share for share, deed in servers if deed == "kill server"][1::2][: service_kills // 2]
+    both = [share for share, action in servers if action == "kill server"][1::2][: service_kills // 2]
     others = service_kills - len(both)
     shares = [_LAST * (number + rng.random()) / others for number in range(others)]
-    services: list[tuple[float, Deed]] = [(share, "kill service") for share in (*both, *shares)]
+    services: list[tuple[float, Action]] = [(share, "kill service") for share in (*both, *shares)]
     order = ("kill server", "kill service", "start server")
     return Plan(tuple(sorted(servers + services, key=lambda planned: (planned[0], order.index(planned[1])))))
 
@@ -103,11 +103,11 @@ class Monkey:
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             starting: asyncio.Task[None] | None = None
-            for share, deed in self.plan.deeds:
+            for share, action in self.plan.actions:
                 await self.progress.until(int(share * self.runs))
-                if deed == "kill service":
+                if action == "kill service":
                     await self._kill_service()
-                elif deed == "start server":
+                elif action == "start server":
                     # It takes seconds, during which kills of the service continue.
                     starting = group.create_task(self._start_server())
                 else:
@@ -134,7 +134,7 @@ class Monkey:
             for entry in self.servers.journal(row["id"]):
                 if entry.type == "Notification: Run":
                     recorded.update(nonces_in(f"{entry.value} {entry.failure}"))
-        return Snapshot(frozenset(recorded), len(read(self.service.diary)))
+        return Snapshot(frozenset(recorded), len(read(self.service.event_log)))
 
     async def _kill_server(self) -> None:
         await asyncio.sleep(self.rng.uniform(*_UP_FOR))

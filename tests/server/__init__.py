@@ -1,0 +1,1 @@
+"""Tests of ``restate_steps.server`` and of the command line."""
