@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from restate_steps.errors import ServerError
+from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import JournalEntry
@@ -80,10 +81,7 @@ def find_pending(admin_url: str) -> list[PendingRequest]:
         ServerError: If the server cannot be reached.
     """
     admin = AdminClient(admin_url)
-    rows = admin.query(
-        "SELECT DISTINCT i.id, i.target, i.created_at FROM sys_invocation i JOIN sys_journal j ON j.id = i.id "
-        f"WHERE i.status != 'completed' AND strpos(j.name, '{_MARK}') > 0 ORDER BY i.created_at"
-    )
+    rows = admin.query(_sql.with_steps_named(_MARK))
     return [found for row in rows for found in _pending_in(admin, row)]
 
 
@@ -220,9 +218,7 @@ def _is_late(entries: Sequence[JournalEntry], asked_at: int, match: re.Match[str
 
 
 def _signals(admin: AdminClient, invocation_id: str) -> set[int]:
-    rows = admin.query(
-        f"SELECT entry_json FROM sys_journal WHERE id = '{invocation_id}' AND entry_type = 'Notification: Signal'"
-    )
+    rows = admin.query(_sql.signals_of(invocation_id))
     ids = [json.loads(row["entry_json"])["Notification"]["Signal"]["id"] for row in rows]
     return {each["Index"] for each in ids if "Index" in each}
 

@@ -104,7 +104,7 @@ def _serve(app: AppProcess, server: RestateServer, options: DevOptions, say: Cal
         say("error: the application failed to start; it will restart after the next change.")
         return
     try:
-        services = server.services(server.register(app.url, force=True, http1=options.http1))
+        services = server.admin.services(server.admin.register(app.url, force=True, http1=options.http1))
     except ServerError as error:
         say(f"error: {error}")
         return

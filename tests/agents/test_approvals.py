@@ -183,7 +183,7 @@ def test_cancelled_while_it_waits(env_factory: Serve) -> None:
     env = env_factory(paying_service("CancelledPayments"))
     invocation, _ = waiting(env, "CancelledPayments")
 
-    env.server.cancel(invocation)
+    env.server.admin.cancel(invocation)
 
     with pytest.raises(InvocationFailed) as raised:
         env.attach(invocation)

@@ -731,11 +731,11 @@ kept_app = restate.app([kept])
 
 
 def status(env: Env, invocation_id: str) -> str:
-    return str(env.server.invocation(invocation_id)["status"])
+    return str(env.server.admin.invocation(invocation_id)["status"])
 
 
 def has(env: Env, invocation_id: str, entries: int) -> bool:
-    return len(env.server.journal(invocation_id)) >= entries
+    return len(env.server.admin.journal(invocation_id)) >= entries
 
 
 class TestExport:
@@ -759,7 +759,7 @@ class TestExport:
             journal.origin.idempotency_key,
         )
         assert answer == journal.journal[-1].value
-        assert env.server.version()["version"] == journal.made_by["server"]
+        assert env.server.admin.version()["version"] == journal.made_by["server"]
         replay(journal, kept_app)
 
     def test_frames_are_those_of_the_server(self, env: Env) -> None:
@@ -767,7 +767,7 @@ class TestExport:
         invocation_id = env.send("KeptOnServer", "completes", 4)
         env.attach(invocation_id)
 
-        shown = [(each.name, each.value, each.completion_id) for each in env.server.journal(invocation_id)]
+        shown = [(each.name, each.value, each.completion_id) for each in env.server.admin.journal(invocation_id)]
         ours = export_journal(env.server.admin_url, invocation_id).journal
         assert [row[0] for row in shown if row[0]] == [each.name for each in ours if each.name]
         assert [row[1:] for row in shown if row[2]] == [
@@ -831,13 +831,13 @@ class TestExport:
             httpx.Client(trust_env=False) as client,
         ):
             env = Env(server, served, client)
-            server.register(served.url)
+            server.admin.register(served.url)
             waiting = env.send("KeptOnServer", "waits", 4)
             eventually(lambda: has(env, waiting, 3))
             drawing = env.send("KeptOnServer", "completes", 4)
             env.attach(drawing)
             journal, other = export_journal(server, waiting), export_journal(server, drawing)
-            server.kill_invocation(waiting)
+            server.admin.kill(waiting)
 
         assert (7, None) == (journal.origin.protocol, journal.origin.random_seed)
         assert '"random_seed": null' in journal.to_text()

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from restate_steps.errors import ServerError
-from restate_steps.server import AdminClient
-from restate_steps.server._admin import quoted
+from restate_steps.server import AdminClient, RestateServer, _sql
+from restate_steps.server._process import admin_of
 from restate_steps.testing._recording.recorded import RecordedJournal, recorded_from
 from restate_steps.testing._simulation.journal import Origin
 from restate_steps.testing._simulation.wire import Frame, Kind, decode
@@ -28,7 +28,7 @@ _ID: Final = re.compile(r"inv_1([0-9a-zA-Z]{11})([0-9a-zA-Z]{22})")
 _MASK: Final = 2**64 - 1
 
 
-def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJournal:
+def export_journal(server: RestateServer | AdminClient | str, invocation_id: str) -> RecordedJournal:
     """Export the journal of an invocation from a real server, to :func:`record` and :func:`replay` it.
 
     The invocation may be in flight, with any status, or completed. A server keeps the journal of a completed invocation
@@ -56,10 +56,9 @@ def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJou
             ...
         restate_steps.ServerError: cannot look up the invocation ...
     """
-    admin = AdminClient(server) if isinstance(server, str) else server
+    admin = admin_of(server)
     row = admin.invocation(invocation_id)
-    columns = '"index", entry_type, raw, version'
-    rows = admin.query(f'SELECT {columns} FROM sys_journal WHERE id = {quoted(invocation_id)} ORDER BY "index"')
+    rows = admin.query(_sql.messages_of(invocation_id))
     if not rows:
         raise ServerError(
             f"the server has no journal of the invocation {invocation_id!r}, which is {row.get('status')}. The server "
