@@ -21,11 +21,10 @@ from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler
 
 from restate_steps.server import RestateServer
+from restate_steps.server._ids import FIRST_AWAKEABLE, awakeable_id, raw_id
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import InvocationEndedError, StuckError
-from restate_steps.testing._recording.export import raw_id
 from restate_steps.testing._simulation.simulator import NOTHING, HandlerRef, encoded, json_of, output_of, resolve
-from restate_steps.testing._simulation.wire import FIRST_AWAKEABLE, awakeable_id
 
 if TYPE_CHECKING:
     import httpx
