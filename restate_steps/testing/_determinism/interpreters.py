@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any, Final
 
-from restate_steps.testing._determinism.find_app import AppName, load_app
+from restate_steps.testing._determinism.find_app import AppName, app_named
 from restate_steps.testing._determinism.image import Image, differing, give, is_set_by_code
 from restate_steps.testing._determinism.rerun import Parting, Recording, Rerun, rerun
 from restate_steps.testing._determinism.sources import watched_sources
@@ -289,7 +289,7 @@ def _answer(question: Question) -> Answer:
     token = watching.set(at_import)
     try:
         with watched_sources():
-            app = load_app(question.app)
+            app = app_named(question.app)
     except BaseException as error:
         return Answer(problem=f"another interpreter cannot import it: {type(error).__name__}: {error}")
     finally:
