@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from restate_steps.errors import ServerError
+from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
 from restate_steps.server._binary import ensure_server
 from restate_steps.server._child import Child
@@ -302,7 +303,7 @@ class RestateServer:
             admin = client.get(f"{self.admin_url}/health")
             ingress = client.get(f"{self.ingress_url}/restate/health")
             # Both become healthy before the worker that runs invocations. A query needs the worker too.
-            query = {"query": "SELECT id FROM sys_invocation LIMIT 1"}
+            query = {"query": _sql.ANY_INVOCATION}
             worker = client.post(f"{self.admin_url}/query", json=query, headers={"accept": "application/json"})
         except (httpx.HTTPError, ValueError):
             return False

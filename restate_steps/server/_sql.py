@@ -6,8 +6,10 @@ Only :func:`select` and :func:`quoted` put values into a query.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 __all__ = [
+    "ANY_INVOCATION",
     "entries_of",
     "invocation_of",
     "invocations",
@@ -19,6 +21,10 @@ __all__ = [
     "state_of",
     "with_steps_named",
 ]
+
+
+ANY_INVOCATION: Final = "SELECT id FROM sys_invocation LIMIT 1"
+"""A query that only a server with a running worker answers."""
 
 
 def quoted(text: str) -> str:
