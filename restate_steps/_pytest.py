@@ -85,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
         path = config.invocation_params.dir / server
         if not path.is_file():
             raise pytest.UsageError(f"--restate-server: there is no file {str(path)!r}.")
-        # Everything that looks for a server reads this variable: the fixtures, server(), and child processes.
+        # Everything that looks for a server reads this variable: the fixtures, restate_server(), and child processes.
         patch = pytest.MonkeyPatch()
         config.add_cleanup(patch.undo)
         patch.setenv("RESTATE_SERVER", str(path))

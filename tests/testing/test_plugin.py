@@ -929,7 +929,7 @@ ON_A_SERVER = """
     def call(server, app):
         attempts.clear()
         with AppServer(app) as served:
-            server.register(served.url)
+            server.admin.register(served.url)
             httpx.post(f"{server.ingress_url}/Shop/naps", trust_env=False).raise_for_status()
         print("pid", server.pid)
 
