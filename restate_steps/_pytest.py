@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures, a marker and options. ``restate_steps.testing._exploration.marked`` implements them.
+"""The pytest plugin: fixtures, a marker and options. ``_exploration.pytest_runs`` runs marked tests.
 
 pytest imports this module in every test run, wherever the package is installed. Importing the SDK and pydantic takes
 most of a second. So this module imports only pytest until a test needs more.
@@ -191,7 +191,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
             pytrace=False,
         )
     from restate_steps.testing import Schedule
-    from restate_steps.testing._exploration.marked import run_explored, run_scheduled
+    from restate_steps.testing._exploration.pytest_runs import run_explored, run_scheduled
 
     runtest = item.runtest
     schedule: str | None = item.config.getoption("restate_schedule")

@@ -16,10 +16,9 @@ import restate
 
 from restate_steps.server import ensure_server
 from restate_steps.testing import Simulator
-from restate_steps.testing._exploration import marked
 
 # What is imported here is not imported again in each session inside.
-assert marked
+assert pytest_runs
 
 INI = """
 [pytest]
@@ -263,7 +262,7 @@ def test_failure_after_a_crash_is_explained(pytester: pytest.Pytester, testfile:
     )
     # Neither pytest's frames nor ours, and the output of one run of many.
     result.stdout.no_fnmatch_line("*def pytest_*")
-    result.stdout.no_fnmatch_line("*marked.py:*")
+    result.stdout.no_fnmatch_line("*pytest_runs.py:*")
     assert 1 == result.outlines.count("tea is ordered")
 
 

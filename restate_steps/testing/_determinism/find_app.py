@@ -16,15 +16,9 @@ import restate
 from restate.handler import handler_from_callable
 
 import restate_steps
+from restate_steps._user_code import is_user_code
 from restate_steps.server._load import is_missing
-from restate_steps.testing._determinism.user_code import (
-    COPY_OF_MAIN,
-    MAIN,
-    Place,
-    definition_of,
-    file_of,
-    is_user_code,
-)
+from restate_steps.testing._determinism.user_code import COPY_OF_MAIN, MAIN, Place, definition_of, file_of
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.calls import HandlerRef
