@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from restate_steps._ids import awakeable_of
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
 from restate_steps.server._extra import missing_extra
-from restate_steps.server._ids import awakeable_of
 from restate_steps.server._journal import JournalEntry
 
 __all__ = ["PendingCall", "PendingRequest", "approve_pending", "deny_pending", "find_pending", "pending_named"]

@@ -20,8 +20,8 @@ import restate
 from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler
 
+from restate_steps._ids import FIRST_AWAKEABLE, awakeable_id, raw_id
 from restate_steps.server import RestateServer
-from restate_steps.server._ids import FIRST_AWAKEABLE, awakeable_id, raw_id
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import InvocationEndedError, StuckError
 from restate_steps.testing._simulation.simulator import NOTHING, HandlerRef, encoded, json_of, output_of, resolve

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from restate_steps._ids import raw_id, seed_of
 from restate_steps.errors import ServerError
 from restate_steps.server import AdminClient, RestateServer, _sql
-from restate_steps.server._ids import raw_id, seed_of
 from restate_steps.server._process import admin_of
 from restate_steps.testing._recording.recorded import RecordedJournal, recorded_from
 from restate_steps.testing._simulation.journal import Origin

@@ -15,7 +15,7 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
-from restate_steps.server._ids import FIRST_AWAKEABLE, awakeable_id, awakeable_of
+from restate_steps._ids import FIRST_AWAKEABLE, awakeable_id, awakeable_of
 
 __all__ = [
     "CANCEL_SIGNAL",
