@@ -16,6 +16,7 @@ import restate
 
 from restate_steps.server import ensure_server
 from restate_steps.testing import Simulator
+from restate_steps.testing._exploration import pytest_runs
 
 # What is imported here is not imported again in each session inside.
 assert pytest_runs

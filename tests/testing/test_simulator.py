@@ -643,7 +643,6 @@ def test_the_heart_does_no_io(module: str) -> None:
         "restate_steps.testing._simulation.opaque",
         "restate_steps.testing._simulation.wire",
         "struct",
-        "restate_steps._ids",
         "typing",
     }
 
