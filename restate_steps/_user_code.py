@@ -1,4 +1,4 @@
-"""Whose code a file or a frame is: the user's, a library's, or that of the machinery around handlers."""
+"""Classify files and frames: the user's code, a library's, or the machinery around handlers."""
 
 from __future__ import annotations
 

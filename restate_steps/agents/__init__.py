@@ -16,9 +16,10 @@ except ImportError as error:
 from restate_steps._public import publish
 from restate_steps.agents._agent import RestateAgent
 from restate_steps.agents._conversations import RestateConversationStore
-from restate_steps.agents._durability import OnToolError, RestateDurability
+from restate_steps.agents._durability import RestateDurability
 from restate_steps.agents._external_events import answer_request
 from restate_steps.agents._remote import remote_tool
+from restate_steps.agents._run import OnToolError
 from restate_steps.agents._standalone import durable_event_handler, durable_model, durable_toolset
 
 del _BaseDurabilityCapability

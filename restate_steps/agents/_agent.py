@@ -13,9 +13,10 @@ from pydantic_ai.models import Model
 from restate import RunOptions
 
 from restate_steps.agents._capabilities import add_model, models_to_fall_back_to
-from restate_steps.agents._durability import OnToolError, RestateDurability
+from restate_steps.agents._durability import RestateDurability
 from restate_steps.agents._failures import terminal_in_handler
 from restate_steps.agents._pydantic_ai import overriding_model
+from restate_steps.agents._run import OnToolError
 from restate_steps.context import current_invocation, running_step
 from restate_steps.options import RetryPolicy
 

@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any, ClassVar, Final, Literal, TypeAlias, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 from pydantic_ai import AgentRunResult
 from pydantic_ai.agent import EventStreamHandler
@@ -34,23 +34,16 @@ from restate_steps.agents._codec import UNIT_CODEC, encoding_failure
 from restate_steps.agents._operation_backend import TOOL_METADATA_KEY, OperationBackend, RetryPolicies
 from restate_steps.agents._outermost import Outermost
 from restate_steps.agents._pydantic_ai import EngineBase, has_output_validators, run_callables_locally
-from restate_steps.agents._run import current_run, unit_context
+from restate_steps.agents._run import OnToolError, RunSettings, current_run, unit_context
 from restate_steps.agents._timeouts import RunClock, clock_of_run, take_request_timeout
 from restate_steps.context import current_invocation
 from restate_steps.errors import StepDefinitionError
 from restate_steps.options import RetryPolicy
 from restate_steps.step import run_step
 
-__all__ = ["OnToolError", "RestateDurability"]
+__all__ = ["RestateDurability"]
 
 AgentDepsT = TypeVar("AgentDepsT")
-
-OnToolError: TypeAlias = Literal["raise", "tell_model"] | Callable[[Exception], bool]
-"""The reaction to a tool call that fails permanently.
-
-``"raise"`` ends the run with the error. ``"tell_model"`` reports the failure to the model, and the run continues. A
-function receives the exception and returns whether to tell the model.
-"""
 
 _FALL_BACK_AT_ONCE: Final = RetryPolicy(max_attempts=1)
 
@@ -130,9 +123,9 @@ class RestateDurability(EngineBase[AgentDepsT]):
                 "on_tool_error must be 'raise', 'tell_model', or a function that takes the exception and returns a "
                 f"bool; got {on_tool_error!r}."
             )
-        self.max_parallel_tools = max_parallel_tools
+        self._max_parallel_tools = max_parallel_tools
         self._disable_auto_wrapping_tools = disable_auto_wrapping_tools
-        self._on_tool_error = on_tool_error
+        self._on_tool_error: OnToolError = on_tool_error
         base = _policy_of(run_options)
         self._has_model_policy = model_retry is not None or run_options is not None
         self._policies = RetryPolicies(
@@ -147,7 +140,15 @@ class RestateDurability(EngineBase[AgentDepsT]):
         """
         bound = super().for_agent(agent)
         engines: list[RestateDurability[AgentDepsT]] = parts_of(bound, RestateDurability)
-        return CombinedCapability([Outermost(engines[0]), bound])
+        engine = engines[0]
+        settings = RunSettings(
+            agent=agent,
+            agent_name=engine.name,
+            max_parallel_tools=self._max_parallel_tools,
+            on_tool_error=self._on_tool_error,
+            tool_lists=engine._tool_lists,
+        )
+        return CombinedCapability([Outermost(settings), bound])
 
     @property
     def in_durable_context(self) -> bool:
@@ -166,14 +167,6 @@ class RestateDurability(EngineBase[AgentDepsT]):
             wraps_tools=not self._disable_auto_wrapping_tools,
             policies=policies,
         )
-
-    def tells_model_of(self, error: Exception) -> bool:
-        """Return whether to tell the model about a permanent failure of a tool call; never for a ``UserError``."""
-        if isinstance(error, UserError):
-            return False
-        if callable(self._on_tool_error):
-            return self._on_tool_error(error)
-        return self._on_tool_error == "tell_model"
 
     # --- values that are the same on every replay ---------------------------------------------------------------
 

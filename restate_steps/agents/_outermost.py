@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from opentelemetry import context as otel_context
 from opentelemetry import propagate, trace
@@ -23,11 +23,8 @@ from pydantic_ai.tools import RunContext, ToolDefinition
 from restate_steps.agents._capabilities import parts_of
 from restate_steps.agents._external_events import AwakeableWaiter
 from restate_steps.agents._failures import is_cancellation, terminal_cause, terminal_in_handler
-from restate_steps.agents._run import Run, current_run, unit_context
+from restate_steps.agents._run import Run, RunSettings, current_run, unit_context
 from restate_steps.context import Invocation, current_invocation, step_observer
-
-if TYPE_CHECKING:
-    from restate_steps.agents._durability import RestateDurability
 
 __all__ = ["Outermost"]
 
@@ -38,11 +35,11 @@ class Outermost(AbstractCapability[AgentDepsT]):
     """The outer half of :class:`RestateDurability`, which adds it to the agent.
 
     Args:
-        engine: The inner half.
+        settings: The settings of the agent's runs.
     """
 
-    def __init__(self, engine: RestateDurability[AgentDepsT]) -> None:
-        self._engine = engine
+    def __init__(self, settings: RunSettings) -> None:
+        self._settings = settings
 
     def get_ordering(self) -> CapabilityOrdering:
         """Go around everything, including spans."""
@@ -58,8 +55,7 @@ class Outermost(AbstractCapability[AgentDepsT]):
         invocation = current_invocation()
         if invocation is None:
             return await handler()
-        engine = self._engine
-        run = Run(invocation, engine.name, engine.max_parallel_tools, engine.changes)
+        run = Run(invocation, self._settings)
         run.has_fallback = ctx.root_capability is not None and bool(parts_of(ctx.root_capability, ModelFallback))
         is_outermost = current_run() is None
         run.enter()
@@ -89,17 +85,15 @@ class Outermost(AbstractCapability[AgentDepsT]):
 
         async def execute() -> Any:
             unit_context.set(ctx)
-            if (agent := self._engine.agent) is None:
-                return await handler(args)
             # A tool that calls other tools, such as code mode, starts them in its own order.
-            with agent.parallel_tool_call_execution_mode("parallel"):
+            with self._settings.agent.parallel_tool_call_execution_mode("parallel"):
                 return await handler(args)
 
         try:
             return await run.call_tool(execute)
         except Exception as error:
             failure = terminal_cause(error)
-            if failure is None or is_cancellation(error) or not self._engine.tells_model_of(error):
+            if failure is None or is_cancellation(error) or not self._settings.tells_model_of(error):
                 raise
             raise ToolFailed(failure.message) from error
 

@@ -49,7 +49,7 @@ import copy
 import functools
 import importlib
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable
 from types import ModuleType
 from typing import Any, Final, TypeVar, cast
 
@@ -68,9 +68,9 @@ from restate_steps.agents._local_callables import LocalToolset, is_custom
 from restate_steps.agents._run import current_run
 
 __all__ = [
+    "AnnouncedVersion",
     "EngineBase",
     "collect_events",
-    "count_changes",
     "emit_again",
     "forget_tools",
     "has_output_validators",
@@ -102,32 +102,39 @@ def emit_again(ctx: RunContext[Any], event: AgentStreamEvent) -> None:
         ctx.root_capability._prepare_event_dispatch(ctx, event)  # pyright: ignore[reportPrivateUsage]
 
 
-def count_changes(made: Any, used: Any) -> Callable[[], int]:
-    """Count how often the server of an MCP toolset announces a change of its tools.
+class AnnouncedVersion:
+    """The version of an MCP toolset's tools: it grows when the server announces a change.
 
     Args:
         made: The program's own toolset, whose client receives the announcements.
         used: The copy that is used in its place, or the same toolset.
-
-    Returns:
-        A function that returns the count so far.
     """
-    kept = cast("dict[str, Any]", vars(made))
-    if _CHANGES not in kept:
-        kept[_CHANGES] = 0
-        copies: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
-        kept[_COPIES] = copies
 
-        def invalidate() -> None:
-            kept[_CHANGES] += 1
-            cast(Any, type(made))._invalidate_tools_cache(made)
-            for copied in list(copies.values()):
-                copied._cached_tools = None
+    def __init__(self, made: Any, used: Any) -> None:
+        self._counts = cast("dict[str, Any]", vars(made))
+        if _CHANGES not in self._counts:
+            _count_changes(made, self._counts)
+        if used is not made:
+            self._counts[_COPIES][id(used)] = used
 
-        made._invalidate_tools_cache = invalidate
-    if used is not made:
-        kept[_COPIES][id(used)] = used
-    return lambda: cast(int, kept[_CHANGES])
+    @property
+    def number(self) -> int:
+        """The number of changes that the server has announced."""
+        return cast(int, self._counts[_CHANGES])
+
+
+def _count_changes(made: Any, counts: dict[str, Any]) -> None:
+    counts[_CHANGES] = 0
+    copies: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+    counts[_COPIES] = copies
+
+    def invalidate() -> None:
+        counts[_CHANGES] += 1
+        cast(Any, type(made))._invalidate_tools_cache(made)
+        for copied in list(copies.values()):
+            copied._cached_tools = None
+
+    made._invalidate_tools_cache = invalidate
 
 
 def forget_tools(ctx: RunContext[Any], toolset_id: str) -> None:
@@ -221,16 +228,16 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
     """The replacements of leaves without an id, by ``id()``."""
     _is_checked = False
     """True while a run's toolsets, already checked, are being wrapped: the wrappers must not be checked again."""
-    changes: dict[str, Callable[[], int]]
-    """For each MCP toolset, by id, a function that counts the changes its server has announced."""
+    _tool_lists: dict[str, AnnouncedVersion]
+    """The version of the tools of each MCP toolset, by its id."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self._bound, self._wrappers, self.changes = {}, {}, {}
+        self._bound, self._wrappers, self._tool_lists = {}, {}, {}
 
     def _bind_to_agent(self, agent: Any) -> None:
         # The capability has just been copied for this agent.
-        self._bound, self._wrappers, self.changes = {}, {}, {}
+        self._bound, self._wrappers, self._tool_lists = {}, {}, {}
         super()._bind_to_agent(agent)
 
     def _bind_models(self, agent: Any) -> None:
@@ -274,7 +281,7 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
 
     def _watch(self, name: str, made: Any, used: Any) -> None:
         if hasattr(cast(Any, type(made)), "_invalidate_tools_cache"):
-            self.changes[name] = count_changes(made, used)
+            self._tool_lists[name] = AnnouncedVersion(made, used)
 
     def _is_rebuilt(self, ts: AbstractToolset[AgentDepsT]) -> bool:
         """Return whether a toolset replaces a bound one: a capability may rebuild its toolsets for each run."""
