@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import restate
+from restate_steps.testing._simulation.world import Target
 
 import restate_steps
 from benchmarks import cpu
@@ -28,7 +29,6 @@ from benchmarks._player import Player, Recording, first
 from restate_steps import durable_step, gather
 from restate_steps.testing import Report, Simulator, explore, record, replay
 from restate_steps.testing._simulation.driver import Driver, read_manifest
-from restate_steps.testing._simulation.world import Target
 
 ATTEMPT_GOAL = 1.5
 REPLAY_GOAL = 4.0

@@ -19,10 +19,10 @@ if _TYPE_CHECKING:
         StepResultError,
         StepsError,
         StepTimeoutError,
-        ValueEncodeError,
+        TerminalEncodeError,
     )
     from restate_steps.options import RetryPolicy
-    from restate_steps.serdes import HandlerOptions, TypedSerde, describe, json_schema, serde, typed_handler
+    from restate_steps.serdes import HandlerOptions, TypedSerde, json_schema, publish_schemas, serde, typed_handler
     from restate_steps.step import DurableStep, durable_step, run_step
 
 __version__ = "0.1.0"
@@ -49,16 +49,16 @@ __all__ = [
     "StepsError",
     "Task",
     "TaskGroup",
+    "TerminalEncodeError",
     "TypedSerde",
-    "ValueEncodeError",
     "app",
     "as_completed",
-    "describe",
     "durable_step",
     "gather",
     "json_schema",
     "local",
     "map",
+    "publish_schemas",
     "race",
     "restate_context",
     "run_step",
@@ -76,7 +76,7 @@ _MODULES = {
     "concurrency": ("AsCompleted", "Task", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"),
     "context": ("StepInfo", "restate_context", "step_info"),
     "options": ("RetryPolicy",),
-    "serdes": ("HandlerOptions", "TypedSerde", "describe", "json_schema", "serde", "typed_handler"),
+    "serdes": ("HandlerOptions", "TypedSerde", "publish_schemas", "json_schema", "serde", "typed_handler"),
     "step": ("DurableStep", "durable_step", "run_step"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

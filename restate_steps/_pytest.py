@@ -69,10 +69,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Check the options, and register the marker."""
     config.addinivalue_line(
         "markers",
-        f"{_MARKER}(*, crashes=1, cancel=False, orders='all', max_runs=2000, max_seconds=60, seed=0, setup=None, "
-        "forget=None, version=6, mode='bidirectional'): run the test many times, each with a crash of its handlers at "
-        "a different point, or a different order of events. The test must use the fixture 'simulator'. The arguments "
-        "are those of restate_steps.testing.explore.",
+        f"{_MARKER}(*, crashes=1, cancel=False, orders='all', max_runs=2000, max_seconds=60, seed=0, before_each=None, "
+        "on_crash=None, version=6, mode='bidirectional'): run the test many times, each with a crash of its handlers "
+        "at a different point, or a different order of events. The test must use the fixture 'simulator'. The "
+        "arguments are those of restate_steps.testing.explore.",
     )
     if (schedule := config.getoption("restate_schedule")) is not None:
         from restate_steps.testing import Schedule, SimulationError

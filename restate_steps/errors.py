@@ -25,7 +25,7 @@ __all__ = [
     "StepResultError",
     "StepTimeoutError",
     "StepsError",
-    "ValueEncodeError",
+    "TerminalEncodeError",
 ]
 
 
@@ -86,7 +86,7 @@ class StepResultError(StepsError, TerminalError):
         self.step = step
 
 
-class ValueEncodeError(StepsError, TerminalError):
+class TerminalEncodeError(StepsError, TerminalError):
     """A value passed to a serde cannot be encoded; terminal, because the serde may be that of a ``ctx.run``.
 
     The body of a ``ctx.run`` runs before its result is encoded, so a retry would run it again. Where a retry would

@@ -1,8 +1,8 @@
 """The codec for the rest of a service: handlers, state, awakeables, promises, calls and ``ctx.run``.
 
 :func:`serde` returns a ``restate.serde.Serde`` for any type that the codec supports. :func:`typed_handler` registers a
-handler that uses it for its input and output, and publishes their JSON schemas. :func:`describe` publishes the schemas
-of handlers that are registered with the SDK's decorators.
+handler that uses it for its input and output, and publishes their JSON schemas. :func:`publish_schemas` publishes the
+schemas of handlers that are registered with the SDK's decorators.
 
 Publishing needs two undocumented parts of the SDK: ``service.handlers``, and a handler's ``handler_io``, whose type
 hints carry the schema. Discovery reads only these hints and never the serde, so there is no other way to publish the
@@ -31,9 +31,9 @@ from typing_extensions import TypeForm, Unpack
 
 from restate_steps._public import publish
 from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec, is_plain, type_name, verify
-from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError, ValueEncodeError
+from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError, TerminalEncodeError
 
-__all__ = ["HandlerOptions", "TypedSerde", "describe", "json_schema", "serde", "typed_handler"]
+__all__ = ["HandlerOptions", "TypedSerde", "json_schema", "publish_schemas", "serde", "typed_handler"]
 
 _log: Final = logging.getLogger(__name__)
 _PUBLIC_CODEC: Final = JsonCodec(round_trip=False)
@@ -72,7 +72,7 @@ class TypedSerde(Serde[T]):
             The encoded value, never empty.
 
         Raises:
-            ValueEncodeError: The value cannot be encoded, or would not come back unchanged; terminal.
+            TerminalEncodeError: The value cannot be encoded, or would not come back unchanged; terminal.
             EncodeError: The same, retryable, if the serde was made with ``terminal=False``.
         """
         try:
@@ -81,7 +81,7 @@ class TypedSerde(Serde[T]):
                 verify(self.codec, self.type, obj, data)
         except EncodeError as error:
             if self._terminal:
-                raise ValueEncodeError(error) from error
+                raise TerminalEncodeError(error) from error
             raise
         return data
 
@@ -222,7 +222,7 @@ def typed_handler(
     return decorate
 
 
-def describe(*services: AnyService) -> None:
+def publish_schemas(*services: AnyService) -> None:
     """Publish the JSON schemas of handlers registered with ``input_serde=serde(T)`` or ``output_serde=serde(T)``.
 
     After that, they behave like handlers of :func:`typed_handler`: output is encoded as the schema says, with computed
@@ -238,7 +238,7 @@ def describe(*services: AnyService) -> None:
         >>> @shop.handler(output_serde=serde(list[int]))
         ... async def stock(ctx: restate.Context) -> list[int]:
         ...     return [1, 2]
-        >>> describe(shop)
+        >>> publish_schemas(shop)
     """
     for service in services:
         for handler in _handlers(service).values():

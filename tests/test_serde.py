@@ -17,10 +17,10 @@ from restate.discovery import compute_discovery_json
 from restate.serde import Serde
 from typing_extensions import TypedDict
 
-from restate_steps import TypedSerde, describe, json_schema, serde, typed_handler
+from restate_steps import TypedSerde, json_schema, publish_schemas, serde, typed_handler
 from restate_steps import serdes as serde_module
 from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON
-from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError, ValueEncodeError
+from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError, TerminalEncodeError
 
 
 class Line(BaseModel):
@@ -105,7 +105,7 @@ def test_no_bytes_are_none_where_the_type_allows_it() -> None:
 
 def test_a_value_that_cannot_be_encoded_is_terminal() -> None:
     """As the serde of a ctx.run, a retryable error would run the body again."""
-    with pytest.raises(ValueEncodeError, match=r"at \$\[0\]: Expected `int`") as caught:
+    with pytest.raises(TerminalEncodeError, match=r"at \$\[0\]: Expected `int`") as caught:
         serde(list[int]).serialize(["a"])  # type: ignore[list-item]
 
     assert isinstance(caught.value, TerminalError)
@@ -123,7 +123,7 @@ def test_a_value_that_cannot_be_encoded_is_retryable_on_request() -> None:
 def test_a_serde_compares_on_request() -> None:
     """With verify, what would be lost is refused."""
     assert serde(Base).serialize(Derived(a=1, b=2)) == b'{"a":1}'
-    with pytest.raises(ValueEncodeError, match="the value is a Derived, but it comes back as a Base"):
+    with pytest.raises(TerminalEncodeError, match="the value is a Derived, but it comes back as a Base"):
         serde(Base, verify=True).serialize(Derived(a=1, b=2))
 
 
@@ -329,8 +329,8 @@ def test_describe_does_the_same_for_handlers_of_the_sdk() -> None:
     async def other(ctx: restate.Context, name: str) -> str:
         return name
 
-    describe(shop)
-    describe(shop)
+    publish_schemas(shop)
+    publish_schemas(shop)
 
     found = handlers_of(shop)
     handler = shop.handlers["pick"]

@@ -12,7 +12,7 @@ import restate
 from pydantic import BaseModel, Field, computed_field
 from typing_extensions import TypedDict
 
-from restate_steps import describe, serde, typed_handler
+from restate_steps import publish_schemas, serde, typed_handler
 from tests.support.harness import Env, InvocationFailed, eventually
 
 
@@ -171,7 +171,7 @@ async def heaviest(ctx: restate.Context, lines: list[Line]) -> Line:
     return max(lines, key=lambda line: line.weight)
 
 
-describe(shop)
+publish_schemas(shop)
 
 
 @pytest.fixture

@@ -15,14 +15,15 @@ from restate_steps.testing._errors import (
 )
 from restate_steps.testing._exploration.explore import Finding, Report, explore
 from restate_steps.testing._exploration.schedule import Schedule
+from restate_steps.testing._recording.api import load_journals, replay
 from restate_steps.testing._recording.export import export_journal
 from restate_steps.testing._recording.recorded import RecordedJournal, record
-from restate_steps.testing._recording.replayed import load_journals, replay
 from restate_steps.testing._server import ServerEnvironment, close_servers, server
 from restate_steps.testing._simulation.driver import BodyRun, Crash
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.outcome import Outcome
+from restate_steps.testing._simulation.server_model import InvocationStatus, Target
 from restate_steps.testing._simulation.simulator import (
     Result,
     SimulatedClient,
@@ -30,8 +31,7 @@ from restate_steps.testing._simulation.simulator import (
     Simulator,
     simulate,
 )
-from restate_steps.testing._simulation.wire import Frame, Kind
-from restate_steps.testing._simulation.world import InvocationStatus, Target
+from restate_steps.testing._simulation.wire import Frame, MessageType
 
 __all__ = [
     "BodyRun",
@@ -46,7 +46,7 @@ __all__ = [
     "InvocationStatus",
     "Journal",
     "JournalMismatchError",
-    "Kind",
+    "MessageType",
     "Nondeterminism",
     "NotDeterministicError",
     "NotReplaySafeError",

@@ -45,7 +45,7 @@ async def on_both(
     app: ASGIApp,
     scenario: Callable[[Any], Coroutine[Any, Any, Any]],
     *,
-    setup: Callable[[], object] | None = None,
+    before_each: Callable[[], object] | None = None,
     always_replay: bool = False,
     journal_value_codec: JournalValueCodec | None = None,
 ) -> BothOutcomes:
@@ -58,7 +58,7 @@ async def on_both(
         app: The application, as ``restate_steps.app(...)`` returns it.
         scenario: The client: a coroutine function that takes a :class:`Simulator`, or a :class:`ServerEnvironment`,
             which has the same methods.
-        setup: Called before each of the two runs, to reset what steps have changed.
+        before_each: Called before each of the two runs, to reset what steps have changed.
         always_replay: Suspend handlers at every wait.
         journal_value_codec: The codec of the application, if it has one.
 
@@ -82,12 +82,12 @@ async def on_both(
         'paid 7'
     """
     __tracebackhide__ = True
-    if setup is not None:
-        setup()
+    if before_each is not None:
+        before_each()
     async with simulate(app, always_replay=always_replay, journal_value_codec=journal_value_codec) as simulator:
         simulated = await _outcome(scenario(simulator))
-    if setup is not None:
-        setup()
+    if before_each is not None:
+        before_each()
     async with server(app, always_replay=always_replay, journal_value_codec=journal_value_codec) as environment:
         real = await _outcome(scenario(environment))
     return BothOutcomes(simulated, real)

@@ -586,7 +586,7 @@ def test_instructions_beside_parallel_tools_explored(how: How) -> None:
     report = explore(
         restate_steps.app([service]),
         "Explored/run",
-        setup=bodies.clear,
+        before_each=bodies.clear,
         check=once,
         crashes=1,
         cancel=True,

@@ -567,7 +567,7 @@ async def test_every_level_can_compensate_when_the_invocation_is_cancelled() -> 
         assert sorted(found) == ["a!", "a1", "a2", "a?", "all", "b!", "b1", "b2", "b?"]
 
     report = explore(
-        restate_steps.app([service]), scenario=cancelled, setup=undone.clear, check=all_is_undone, max_runs=250
+        restate_steps.app([service]), scenario=cancelled, before_each=undone.clear, check=all_is_undone, max_runs=250
     )
     report.assert_replay_safe()
     assert [str(outcome) for outcome, _ in report.outcomes] == ["TerminalError 409: cancelled"]

@@ -75,7 +75,7 @@ class World(Protocol):
 
     async def resume(self, invocation_id: str) -> Answer: ...
 
-    async def cut(self) -> None:
+    async def disconnect(self) -> None:
         """End every attempt that goes on, as a crash of the application would."""
         ...
 
@@ -213,7 +213,7 @@ async def cut_in_step(world: World) -> None:
     """The connection is cut while a step runs; the next attempt runs it again."""
     invocation = await world.send("Steps", "lost")
     await world.until(lambda: board.published.get("at lost"))
-    await world.cut()
+    await world.disconnect()
     await world.until(lambda: board.published["at lost"] == 2)
     board.open("lost")
     await world.attach(invocation)

@@ -30,7 +30,7 @@ from restate_steps.server import RestateServer, ensure_server, server_version
 from restate_steps.server._serving import Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
 from restate_steps.testing._simulation.driver import ASGIApp
-from restate_steps.testing._simulation.wire import Frame, Kind, decode
+from restate_steps.testing._simulation.wire import Frame, MessageType, decode
 from tests.conformance.drive import SCENARIOS, VARIANTS, Answer, Scenario
 from tests.conformance.programs import handlers, recorded
 from tests.conformance.programs.play import Stored
@@ -139,7 +139,7 @@ class Recorder:
     async def resume(self, invocation_id: str) -> Answer:
         return await self._admin(invocation_id, "resume")
 
-    async def cut(self) -> None:
+    async def disconnect(self) -> None:
         self.tape.asked("cut")
         self._listener.hang_up()
         # Only those that are open: the server shall connect again.
@@ -214,7 +214,7 @@ class Recorder:
                 decode(frame)["invocation_id"]: None
                 for one in level
                 for frame in journals[one]
-                if frame.kind == Kind.CALL_INVOCATION_ID_COMPLETION
+                if frame.type == MessageType.CALL_INVOCATION_ID_COMPLETION
             }
             level = [one for one in started if one not in found]
         return found
@@ -270,7 +270,7 @@ def _entry(row: dict[str, Any]) -> Frame:
     kind = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
     if what == "Notification" and kind != "SIGNAL":
         kind += "_COMPLETION"
-    return Frame(Kind[kind], bytes.fromhex(row.get("raw", "")))
+    return Frame(MessageType[kind], bytes.fromhex(row.get("raw", "")))
 
 
 def _shown(body: bytes) -> str:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from restate_steps.testing._simulation import wire as _wire
-from restate_steps.testing._simulation.wire import Frame, FrameReader, Kind
+from restate_steps.testing._simulation.wire import Frame, FrameReader, MessageType
 
 __all__ = ["CLOSED", "CUT", "FOLDER", "UNKNOWN", "Attempt", "Tape", "load", "names", "normalise", "save", "sides"]
 
@@ -74,7 +74,7 @@ class Tape:
     Example:
         >>> tape = Tape()
         >>> attempt = tape.attempt("Greeter/greet", 6)
-        >>> attempt.app(_wire.make(Kind.END))
+        >>> attempt.app(_wire.make(MessageType.END))
         >>> tape.raw({})["attempts"][0]["events"]
         [{'app': {'type': 'END'}}]
     """
@@ -222,7 +222,7 @@ def normalise(raw: Recording) -> Recording:
 
 def _is_awaiting_on(event: dict[str, Any]) -> bool:
     message = event.get("app")
-    return isinstance(message, dict) and message["type"] == Kind.AWAITING_ON.name
+    return isinstance(message, dict) and message["type"] == MessageType.AWAITING_ON.name
 
 
 def _started(events: list[dict[str, Any]]) -> str:
@@ -255,7 +255,7 @@ def _event(event: dict[str, Any], name: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         return event
     message = dict(message)
-    if message["type"] == Kind.START.name:
+    if message["type"] == MessageType.START.name:
         message["id"] = name
         if _ULID.fullmatch(message.get("idempotency_key", "")):
             message["idempotency_key"] = "<ulid>"
@@ -264,7 +264,7 @@ def _event(event: dict[str, Any], name: str) -> dict[str, Any]:
         message.pop("duration", None)
         if message.get("retry_count"):
             message["duration"] = "<ms>"
-    if message["type"] == Kind.SUSPENSION.name:
+    if message["type"] == MessageType.SUSPENSION.name:
         message = _sorted(message)
     if "headers" in message:
         kept = [one for one in message.pop("headers") if one["key"].startswith(_HEADERS_KEPT)]

@@ -10,7 +10,13 @@ from typing import Any
 
 from restate_steps.testing import SimulationError, Simulator
 from restate_steps.testing._simulation.driver import ASGIApp
-from restate_steps.testing._simulation.world import Failure, Invocation, InvocationStatus, Target, UnknownHandlerError
+from restate_steps.testing._simulation.server_model import (
+    Failure,
+    Invocation,
+    InvocationStatus,
+    Target,
+    UnknownHandlerError,
+)
 from tests.conformance.drive import Answer, Scenario
 from tests.conformance.programs.play import Stored
 from tests.conformance.recording import Recording, Tape, normalise, sides
@@ -149,9 +155,9 @@ class SimulatedServer:
         await self._simulator.settle()
         return self._asked("resume", Answer(200, b""), invocation_id)
 
-    async def cut(self) -> None:
+    async def disconnect(self) -> None:
         self.tape.asked("cut")
-        await self._simulator.cut()
+        await self._simulator.disconnect()
 
     async def status(self, invocation_id: str) -> str:
         status = self._world.invocations[invocation_id].status

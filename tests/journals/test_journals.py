@@ -12,7 +12,7 @@ from shutil import copy
 import pytest
 
 from restate_steps.testing import RecordedJournal, ReplayDifferenceError, load_journals, replay
-from restate_steps.testing._simulation.wire import Kind, decode, make
+from restate_steps.testing._simulation.wire import MessageType, decode, make
 from tests.journals.handlers import app
 from tests.journals.write import CASES, FOLDER
 
@@ -45,8 +45,8 @@ def every_beginning(journal: RecordedJournal) -> Iterator[RecordedJournal]:
 def with_another_name(journal: RecordedJournal) -> Iterator[tuple[int, RecordedJournal]]:
     """The journal with another name for one of its steps, and the number of that entry."""
     for index, frame in enumerate(journal.frames):
-        if frame.kind == Kind.RUN:
-            other = make(Kind.RUN, name="another", completion_id=decode(frame)["completion_id"])
+        if frame.type == MessageType.RUN:
+            other = make(MessageType.RUN, name="another", completion_id=decode(frame)["completion_id"])
             yield index, replace(journal, frames=(*journal.frames[:index], other, *journal.frames[index + 1 :]))
 
 

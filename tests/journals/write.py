@@ -190,7 +190,7 @@ class SimulatedRun:
         asyncio.run(self._simulator.send(target, arg, key=key))
 
     def wait(self) -> None:
-        self._simulator.run(self._simulator.drain())
+        self._simulator.run(self._simulator.run_until_idle())
         assert "completed" == self._invocation.status, self._simulator.timeline()[-2000:]
 
     def settle(self) -> None:

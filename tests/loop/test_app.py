@@ -632,7 +632,7 @@ async def test_a_context_manager_is_exited_however_an_attempt_ends(ending: str, 
         await sim.send("App/run")
         if ending == "cut":
             assert ["open"] == log
-            await sim.cut()
+            await sim.disconnect()
         assert ["open", f"close after {ENDINGS[ending]}"] == log
 
 

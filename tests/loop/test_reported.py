@@ -70,7 +70,7 @@ def always(body: Callable[[restate.Context], Awaitable[Any]], *answers: Any, run
     report = explore(
         app_of(body),
         "Reported/run",
-        setup=bodies.clear,
+        before_each=bodies.clear,
         check=once,
         crashes=crashes,
         max_runs=runs,
@@ -243,7 +243,7 @@ async def test_a_guard_is_released_in_the_simulator(
             shared.guard = guard()
             await sim.crash()
         elif ending == "cut":
-            await sim.cut()
+            await sim.disconnect()
         elif ending == "kill":
             await holder.kill()
         elif ending == "cancel":

@@ -122,7 +122,7 @@ class Subject:
         return explore(
             self.app,
             scenario=self.run,
-            setup=lambda: self.setup(seed),
+            before_each=lambda: self.setup(seed),
             check=self.check,
             cancel=self.cancellable,
             crashes=self.crashes,

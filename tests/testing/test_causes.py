@@ -94,7 +94,7 @@ def test_an_exploration_stops_within_a_run() -> None:
     """When its time is used up: here in the second one, which replays all that was before at each wait."""
     slept.clear()
     runs: list[None] = []
-    report = explore(APP, sleeps, 1_500, setup=lambda: runs.append(None), max_seconds=1, progress=False)
+    report = explore(APP, sleeps, 1_500, before_each=lambda: runs.append(None), max_seconds=1, progress=False)
     assert len(slept) == len(runs) - 1
     assert not report.complete
     report.assert_replay_safe()

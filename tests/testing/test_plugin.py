@@ -215,9 +215,9 @@ def test_marked_test_runs_with_every_crash(pytester: pytest.Pytester, testfile: 
             runs.append(simulator.timeline())
 
         def test_after():
-            assert len(runs) == 10
+            assert len(runs) == 18
             crashed = [run for run in runs if "crash" in run]
-            assert len(crashed) == len(set(crashed)) == 8
+            assert len(crashed) == len(set(crashed)) == 16
         """
     )
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
@@ -230,7 +230,7 @@ def test_marker_is_registered(pytester: pytest.Pytester) -> None:
 
 
 FAILS_AFTER_A_CRASH = """
-    @pytest.mark.every_crash_point(setup=charged.clear)
+    @pytest.mark.every_crash_point(before_each=charged.clear)
     async def test_checkout(simulator):
         print("tea is ordered")
         await simulator.call(checkout, "tea")
@@ -337,7 +337,7 @@ def test_handler_that_is_not_replay_safe(
     """A replay that goes another way, or hangs, fails a test that has nothing to complain of without a crash."""
     testfile(
         f"""
-        @pytest.mark.every_crash_point(setup=lambda: setattr({handler}, "attempts", 0))
+        @pytest.mark.every_crash_point(before_each=lambda: setattr({handler}, "attempts", 0))
         async def test_it(simulator):
             assert "done" == (await simulator.call({handler})).value
         """
@@ -377,7 +377,7 @@ def test_every_way_to_fail_is_found(pytester: pytest.Pytester, testfile: TestFil
     """pytest.fail, pytest.raises without an exception, and any exception count as an assertion does."""
     testfile(
         f"""
-        @pytest.mark.every_crash_point(setup=charged.clear)
+        @pytest.mark.every_crash_point(before_each=charged.clear)
         async def test_checkout(simulator):
             await simulator.call(checkout, "tea")
             if len(charged) > 1:
@@ -441,13 +441,13 @@ def test_setup_is_called_before_each_run(pytester: pytest.Pytester, testfile: Te
     """It resets what is outside of the test."""
     testfile(
         """
-        @pytest.mark.every_crash_point(setup=lambda: runs.append("setup"))
+        @pytest.mark.every_crash_point(before_each=lambda: runs.append("setup"))
         async def test_it(simulator):
             runs.append("run")
             await simulator.call(checkout, "tea")
 
         def test_after():
-            assert ["setup", "run"] * 10 == runs
+            assert ["setup", "run"] * 18 == runs
         """
     )
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
@@ -477,7 +477,7 @@ def test_fixtures_are_shared_between_the_runs(pytester: pytest.Pytester, testfil
             runs.append("run")
 
         def test_after():
-            assert ["set up", *["run"] * 10, "torn down"] == runs
+            assert ["set up", *["run"] * 18, "torn down"] == runs
         """
     )
     pytester.runpytest_inprocess().assert_outcomes(passed=2)
@@ -528,8 +528,8 @@ def test_fixture_that_calls_a_handler_is_refused(pytester: pytest.Pytester, test
             "every_crash_point: mode must be 'bidirectional' or 'request_response', not 'http2'",
         ),
         (
-            "@pytest.mark.every_crash_point(setup='clear')\ndef test_it(simulator): pass",
-            "every_crash_point: setup must be a function without arguments, not 'clear'",
+            "@pytest.mark.every_crash_point(before_each='clear')\ndef test_it(simulator): pass",
+            "every_crash_point: before_each must be a function without arguments, not 'clear'",
         ),
         (
             "@pytest.mark.every_crash_point\ndef test_it(): pass",
@@ -600,7 +600,7 @@ COUNTS = """
 
 @pytest.mark.parametrize(
     ("options", "runs"),
-    [([], 3), (["--restate-explore=0"], 1), (["--restate-explore=5"], 5), (["--restate-explore=1000"], 10)],
+    [([], 3), (["--restate-explore=0"], 1), (["--restate-explore=5"], 5), (["--restate-explore=1000"], 18)],
 )
 def test_budget_of_runs(pytester: pytest.Pytester, testfile: TestFile, options: list[str], runs: int) -> None:
     """The option wins over the marker, and 0 runs the test once, plainly."""
@@ -711,9 +711,9 @@ def test_summary_says_what_was_explored(pytester: pytest.Pytester, testfile: Tes
     pytester.runpytest_inprocess().stdout.fnmatch_lines(
         [
             "*= explored with crashes =*",
-            "test_shop.py::test_all: 2 schedules, 8 prefixes after a crash, all there are",
+            "test_shop.py::test_all: 2 schedules, 16 prefixes after a crash, all there are",
             "test_shop.py::test_some: 2 schedules, 2 prefixes after a crash, a sample",
-            "2 tests: 4 schedules, 10 prefixes after a crash in *.* s, * runs a second",
+            "2 tests: 4 schedules, 18 prefixes after a crash in *.* s, * runs a second",
         ]
     )
 
@@ -724,7 +724,7 @@ def test_summary_is_short_where_that_is_asked_for(pytester: pytest.Pytester, tes
 
     result = pytester.runpytest_inprocess("-q")
 
-    result.stdout.fnmatch_lines(["2 tests: 4 schedules, 10 prefixes after a crash in *"])
+    result.stdout.fnmatch_lines(["2 tests: 4 schedules, 18 prefixes after a crash in *"])
     result.stdout.no_fnmatch_line("test_shop.py::test_all: *")
 
 
@@ -774,7 +774,7 @@ def test_logs_of_a_failure_are_those_of_its_schedule(pytester: pytest.Pytester, 
         """
         import logging
 
-        @pytest.mark.every_crash_point(setup=charged.clear)
+        @pytest.mark.every_crash_point(before_each=charged.clear)
         async def test_checkout(simulator):
             await simulator.call(checkout, "tea")
             if len(charged) > 1:
@@ -812,7 +812,7 @@ def test_works_with_pytest_asyncio(pytester: pytest.Pytester, testfile: TestFile
             runs.append(1)
 
         def test_after():
-            assert 10 == len(runs)
+            assert 18 == len(runs)
         """,
         mode=mode,
     )
@@ -856,13 +856,13 @@ def test_works_with_anyio(pytester: pytest.Pytester, testfile: TestFile) -> None
         async def test_plain(simulator):
             assert "asyncio" == (await simulator.call(sleeps)).value
 
-        @pytest.mark.every_crash_point(setup=charged.clear)
+        @pytest.mark.every_crash_point(before_each=charged.clear)
         async def test_fails(simulator):
             await simulator.call(checkout, "tea")
             assert charged == ["tea"]
 
         def test_after():
-            assert {"asyncio": 7, "trio": 7} == {name: runs.count(name) for name in runs}
+            assert {"asyncio": 12, "trio": 12} == {name: runs.count(name) for name in runs}
         """,
         mode="strict",
     )
@@ -881,7 +881,7 @@ def test_works_with_plain_functions(pytester: pytest.Pytester, testfile: TestFil
     """A plain function is explored as a coroutine is."""
     testfile(
         """
-        @pytest.mark.every_crash_point(setup=charged.clear)
+        @pytest.mark.every_crash_point(before_each=charged.clear)
         def test_it(simulator):
             assert simulator.run(simulator.call(checkout, "tea")).value == "tea for 3"
             assert charged == ["tea"]

@@ -54,7 +54,7 @@ def test_what_explore_finds(shape: Shape, cancel: bool) -> None:
     report = explore(
         shape.app,
         scenario=shape.scenario,
-        setup=shape.setup,
+        before_each=shape.setup,
         check=shape.check,
         crashes=2,
         cancel=cancel,
@@ -151,7 +151,7 @@ async def fails_on_server(shape: Shape, app: Any, expected: str, *, http1: bool 
 @pytest.mark.parametrize("shape", shapes_with(None), ids=str)
 async def test_the_server_gives_the_same_answer(shape: Shape) -> None:
     """No shape that the kit finds right fails there (G3)."""
-    outcomes = await on_both(shape.app, shape.scenario, setup=shape.setup)
+    outcomes = await on_both(shape.app, shape.scenario, before_each=shape.setup)
 
     outcomes.assert_same()
 

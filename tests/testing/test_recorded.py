@@ -34,10 +34,10 @@ from restate_steps.testing import (
     replay,
     simulate,
 )
+from restate_steps.testing._recording.attempt import _NO_COMMAND
 from restate_steps.testing._recording.difference import _FRAMES
 from restate_steps.testing._recording.recorded import as_recorded
-from restate_steps.testing._recording.replay import _NO_COMMAND
-from restate_steps.testing._simulation.wire import Frame, Kind, decode, make
+from restate_steps.testing._simulation.wire import Frame, MessageType, decode, make
 from tests.support.harness import Env, Harness, eventually
 
 # The compiled half of the SDK comes without type information.
@@ -148,10 +148,17 @@ class TestFile:
     def test_bytes_come_back_unchanged(self, value: bytes, kept: object, tmp_path: Path) -> None:
         """A replay compares bytes, so the same bytes come out of a file, however they are shown in it."""
         frames = [
-            make(Kind.INPUT, value={"content": value}, headers=[{"key": "k", "value": "v"}]),
-            make(Kind.CALL, service="S", handler="h", parameter=value, completion_id=2, invocation_id_completion_id=1),
-            make(Kind.SET_STATE, key=b"value", value={"content": value}),
-            make(Kind.GET_EAGER_STATE_KEYS, value={"keys": [b"a", b"b"]}),
+            make(MessageType.INPUT, value={"content": value}, headers=[{"key": "k", "value": "v"}]),
+            make(
+                MessageType.CALL,
+                service="S",
+                handler="h",
+                parameter=value,
+                completion_id=2,
+                invocation_id_completion_id=1,
+            ),
+            make(MessageType.SET_STATE, key=b"value", value={"content": value}),
+            make(MessageType.GET_EAGER_STATE_KEYS, value={"keys": [b"a", b"b"]}),
         ]
         journal = record(Journal(frames, ran(recorded).origin), tmp_path / "j.json")
 
@@ -888,6 +895,6 @@ class TestCommandLine:
 
 def test_nothing_but_journal_messages_is_kept() -> None:
     """What passes between an attempt and the server, and is no entry, is no part of a journal."""
-    frames = [*ran(recorded).frames, Frame(Kind.END, b"")]
+    frames = [*ran(recorded).frames, Frame(MessageType.END, b"")]
 
-    assert Kind.END not in [frame.kind for frame in as_recorded(Journal(frames, ran(recorded).origin)).frames]
+    assert MessageType.END not in [frame.type for frame in as_recorded(Journal(frames, ran(recorded).origin)).frames]

@@ -138,8 +138,8 @@ def test_what_would_pass_without_having_tested_anything() -> None:
     def plain(sim: Simulator) -> Any:
         return 1
 
-    with pytest.raises(SimulationError, match="setup is a coroutine function"):
-        explore(app, one, setup=setup)
+    with pytest.raises(SimulationError, match="before_each is a coroutine function"):
+        explore(app, one, before_each=setup)
     with pytest.raises(SimulationError, match="not a coroutine function"):
         explore(app, scenario=plain)
     with pytest.raises(SimulationError, match="not both"):
@@ -151,7 +151,7 @@ def test_a_schedule_that_no_longer_fits_is_told_of(schedule: str) -> None:
     """It would pass without having tested what it was written down for."""
     [finding] = explore(app, one, schedule=schedule).findings
 
-    assert finding.problem == "unrepeatable"
+    assert finding.problem == "not-reproducible"
     assert "explore it again" in finding.why
 
 
@@ -201,7 +201,7 @@ def test_a_job_that_sends_itself_again_is_followed_for_some_rounds() -> None:
     report = explore(app, hourly, max_runs=40, check=lambda sim: len(sim.invocations) == 12)
 
     report.assert_replay_safe()
-    assert report.most_runs == {"tick": 2}
+    assert report.max_body_runs == {"tick": 2}
 
 
 def test_a_job_that_sends_itself_a_number_of_times_comes_to_its_end() -> None:
@@ -277,14 +277,14 @@ async def relies_on_memory(ctx: restate.Context) -> int:
 
 def test_what_a_process_knows_is_forgotten_when_it_is_killed() -> None:
     """If the test says what that is: the simulation cannot know."""
-    assert explore(app, relies_on_memory, setup=known.clear).findings == []
+    assert explore(app, relies_on_memory, before_each=known.clear).findings == []
 
-    [finding] = explore(app, relies_on_memory, setup=known.clear, forget=known.clear).findings
+    [finding] = explore(app, relies_on_memory, before_each=known.clear, on_crash=known.clear).findings
 
     assert finding.problem == "paused"
     assert "KeyError" in finding.why
     assert str(finding.schedule) == "!3"
-    [again] = explore(app, relies_on_memory, setup=known.clear, forget=known.clear, schedule="!3").findings
+    [again] = explore(app, relies_on_memory, before_each=known.clear, on_crash=known.clear, schedule="!3").findings
     assert again.timeline == finding.timeline
 
 

@@ -22,7 +22,7 @@ from restate_steps.testing import (
     InvocationPausedError,
     InvocationStatus,
     JournalMismatchError,
-    Kind,
+    MessageType,
     SimulationError,
     Simulator,
     StuckError,
@@ -356,7 +356,7 @@ async def test_a_cut_connection(sim: Simulator) -> None:
     """The process lives on; the attempt ends, and another one goes on."""
     invocation = await sim.send(shop.checkout, "tea")
 
-    await sim.cut()
+    await sim.disconnect()
 
     assert "tea for 3" == (await invocation.result()).value
 
@@ -616,7 +616,7 @@ async def test_async_generators_after_a_crash_left_some_open() -> None:
             assert 3 == (await invocation.result()).value
 
 
-@pytest.mark.parametrize("module", ["opaque", "wire", "world"])
+@pytest.mark.parametrize("module", ["opaque", "wire", "server_model"])
 def test_the_heart_does_no_io(module: str) -> None:
     """Messages, journals and transitions use no asyncio, no clock and no randomness."""
     path = Path(restate_steps.testing.__file__).with_name("_simulation") / f"{module}.py"
@@ -649,6 +649,6 @@ def test_the_heart_does_no_io(module: str) -> None:
 def test_statuses_and_message_types_have_names() -> None:
     """A status is its text, too; a message type of a newer protocol is refused."""
     assert InvocationStatus.SUSPENDED == "suspended"
-    assert FrameReader().feed(encode(make(Kind.END)))[0].kind is Kind.END
+    assert FrameReader().feed(encode(make(MessageType.END)))[0].type is MessageType.END
     with pytest.raises(ValueError, match="the message type 0x3fff is unknown"):
         FrameReader().feed(bytes.fromhex("3fff000000000000"))

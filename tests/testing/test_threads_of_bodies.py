@@ -113,7 +113,7 @@ def orders(handler: object) -> set[tuple[str, ...]]:
     def note(sim: Simulator) -> None:
         found.add(tuple(effects))
 
-    report = explore(APP, handler, setup=effects.clear, check=note, crashes=0, progress=False)  # type: ignore[arg-type]
+    report = explore(APP, handler, before_each=effects.clear, check=note, crashes=0, progress=False)  # type: ignore[arg-type]
     report.assert_replay_safe()
     assert report.complete
     return found
@@ -142,10 +142,10 @@ def test_a_body_that_the_handler_does_not_wait_for() -> None:
         invocation = await sim.send(hasty)
         given = (await invocation.result()).value
         # What the body does may come after the answer.
-        await sim.drain()
+        await sim.run_until_idle()
         answers.add((given, *effects))
 
-    report = explore(APP, scenario=client, setup=effects.clear, crashes=0, progress=False)
+    report = explore(APP, scenario=client, before_each=effects.clear, crashes=0, progress=False)
     report.assert_replay_safe()
     assert report.complete
     assert answers == {("booked", "book"), ("too late",), ("too late", "book")}
@@ -179,7 +179,7 @@ def test_a_thread_ends_with_its_process() -> None:
         assert 1 <= effects.count("book") <= invocation.attempts
 
     app = restate_steps.app([travel])
-    report = explore(app, once, setup=effects.clear, check=once_for_each_attempt, crashes=2, progress=False)
+    report = explore(app, once, before_each=effects.clear, check=once_for_each_attempt, crashes=2, progress=False)
     report.assert_replay_safe()
     assert report.complete
 
@@ -200,7 +200,7 @@ async def test_the_cancellation_of_an_invocation_does_not_stop_a_thread() -> Non
     report = explore(
         APP,
         scenario=scenario,
-        setup=effects.clear,
+        before_each=effects.clear,
         check=lambda sim: found.add(tuple(effects)),
         crashes=0,
         progress=False,

@@ -101,7 +101,7 @@ async def test_a_cancelled_caller_leaves_nothing_in_the_queue() -> None:
         with pytest.raises(TerminalError, match="cancelled"):
             await caller.result()
         await holder.cancel()
-        await simulator.drain()
+        await simulator.run_until_idle()
 
         invocations = simulator.driver.world.invocations.values()
         assert [0] == [each.attempts for each in invocations if each.target.handler == "sit"]

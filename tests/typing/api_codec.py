@@ -9,7 +9,7 @@ import restate
 from pydantic import BaseModel
 from restate.serde import Serde
 
-from restate_steps import TypedSerde, describe, serde, typed_handler
+from restate_steps import TypedSerde, publish_schemas, serde, typed_handler
 from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec, type_name, verify
 
 
@@ -73,4 +73,4 @@ async def deliver(ctx: restate.WorkflowContext, order: Order | None) -> None:
 
 
 as_written: Callable[[restate.Context, list[str]], Coroutine[Any, Any, list[Order]]] = orders
-describe(shop, cart, delivery)
+publish_schemas(shop, cart, delivery)

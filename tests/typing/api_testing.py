@@ -114,9 +114,9 @@ async def call_and_send(sim: Simulator) -> None:
 async def look_around(sim: Simulator, result: Result[Decimal]) -> None:
     await sim.advance(timedelta(days=1))
     await sim.crash()
-    await sim.cut()
+    await sim.disconnect()
     await sim.settle()
-    await sim.drain()
+    await sim.run_until_idle()
     assert_type(sim.now, timedelta)
     assert_type(sim.effects, Effects)
     assert_type(sim.invocations, list[SimulatedInvocation[Any]])
@@ -128,7 +128,7 @@ async def look_around(sim: Simulator, result: Result[Decimal]) -> None:
     assert_type(result.journal[1:], list[JournalEntry])
     assert_type(result.journal.origin, Origin | None)
     assert_type(result.effects["price"], int)
-    assert_type(result.effects.windows, list[str])
+    assert_type(result.effects.repeated_steps, list[str])
 
 
 async def in_a_test() -> None:
@@ -163,7 +163,7 @@ def exploring() -> None:
     explore(app, stock)
     explore(app, add, 1, key="ann", crashes=2, cancel=True, orders=100, max_runs=10, max_seconds=0.5, seed=1)
     explore(app, "Shop/checkout", {"id": "o1"}, orders="all", version=7, mode="request_response", progress=False)
-    explore(app, scenario=client, setup=charged.clear, check=once)
+    explore(app, scenario=client, before_each=charged.clear, check=once)
     explore(app, scenario=client, check=lambda sim: sim.now < timedelta(1))
     explore(app, checkout, order, schedule="1!5")
     for finding in report.findings:
@@ -172,8 +172,8 @@ def exploring() -> None:
         assert_type(finding.error, BaseException | None)
         explore(app, checkout, order, schedule=finding.schedule)
     assert_type(report.outcomes, list[tuple[Outcome, Schedule]])
-    assert_type(report.most_runs, dict[str, int])
-    assert_type(report.windows, dict[str, Schedule])
+    assert_type(report.max_body_runs, dict[str, int])
+    assert_type(report.repeated_steps, dict[str, Schedule])
     assert_type(report.assert_replay_safe(), None)
     assert_type(report.assert_one_answer(), None)
     assert_type(Schedule.parse("1!5"), Schedule)

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
 
+from restate_steps.testing._determinism.audit_hook import listen
 from restate_steps.testing._determinism.elsewhere import Elsewhere, call_of, named, read_once
 from restate_steps.testing._determinism.find_app import app_of, name_of
 from restate_steps.testing._determinism.interpreters import IS_OTHER_INTERPRETER
 from restate_steps.testing._determinism.memory import Memory, changed, changed_generators, remember
-from restate_steps.testing._determinism.outside import listen
 from restate_steps.testing._determinism.rerun import (
-    Parting,
+    Divergence,
     Recording,
     Rerun,
     Scenario,
@@ -34,7 +34,7 @@ from restate_steps.testing._determinism.rerun import (
 )
 from restate_steps.testing._determinism.sources import SHIFTS, watched_sources
 from restate_steps.testing._determinism.user_code import Place
-from restate_steps.testing._determinism.watch import Kind, Outside, Reading
+from restate_steps.testing._determinism.watch import CauseKind, ExternalAccess, Reading
 from restate_steps.testing._errors import NotDeterministicError, SimulationError
 from restate_steps.testing._simulation.driver import ASGIApp, read_manifest
 from restate_steps.testing._simulation.journal import Journal
@@ -46,7 +46,7 @@ _MOST_READINGS: Final = 64
 # A value in memory may come from a source of another kind, which then is the cause.
 _LAST: Final = ("memory", "unknown")
 
-_FIX: Final[dict[Kind, str]] = {
+_FIX: Final[dict[CauseKind, str]] = {
     "clock": "Get the time with `await ctx.time()`, or read the clock in a step; both are recorded.",
     "randomness": (
         "Use ctx.random() and ctx.uuid(), which return the same values on every attempt, or draw the number in a step."
@@ -88,11 +88,11 @@ class Nondeterminism:
         after_index: The index of that command in the journal.
         recorded: A description of what the recorded run did next.
         replayed: A description of what the other run did instead.
-        parted_at: The line of the user's code where the other run did it.
-        mend: How to fix it.
+        diverged_at: The line of the user's code where the other run did it.
+        fix: How to fix it.
     """
 
-    kind: Kind
+    kind: CauseKind
     cause: str
     handler: str
     location: Place | None
@@ -100,11 +100,13 @@ class Nondeterminism:
     after_index: int
     recorded: str
     replayed: str
-    parted_at: Place | None
-    mend: str
+    diverged_at: Place | None
+    fix: str
 
     def __str__(self) -> str:
-        where = f"\n             at {self.parted_at}" if self.parted_at and self.parted_at != self.location else ""
+        where = (
+            f"\n             at {self.diverged_at}" if self.diverged_at and self.diverged_at != self.location else ""
+        )
         return (
             f"{self.kind}: {self.cause}\n"
             f"  at         {self.location or 'an unknown line'}\n"
@@ -112,7 +114,7 @@ class Nondeterminism:
             f"  after      {self.after} (entry {self.after_index} of the journal)\n"
             f"  recorded   {self.recorded}\n"
             f"  replayed   {self.replayed}{where}\n"
-            f"  fix        {self.mend}"
+            f"  fix        {self.fix}"
         )
 
 
@@ -292,13 +294,13 @@ class _Check:
     def _check(self, recording: Recording, before: Memory, after: Memory) -> None:
         outside = list(_by_place(recording.outside))
         if recording.contradicted is not None:
-            parting = contradiction(recording)
-            if parting is not None:
-                self._found("unknown", "two attempts of the same run diverge", recording, parting)
+            divergence = contradiction(recording)
+            if divergence is not None:
+                self._found("unknown", "two attempts of the same run diverge", recording, divergence)
             return
         plain = self._rerun(recording)
         already = len(self.report.findings)
-        if plain.parting is not None:
+        if plain.divergence is not None:
             self._blame(recording, plain, outside, before, after)
         for each in outside:
             self._outside(recording, each)
@@ -306,36 +308,40 @@ class _Check:
         self._elsewhere(recording, plain)
         self.report.findings[already:] = sorted(self.report.findings[already:], key=lambda each: each.kind in _LAST)
 
-    def _rerun(self, recording: Recording, changed: Reading | Kind | None = None, variant: int = 0) -> Rerun:
+    def _rerun(self, recording: Recording, changed: Reading | CauseKind | None = None, variant: int = 0) -> Rerun:
         self.report.runs += 1
         return rerun(recording, self._app, changed, variant)
 
     # --- what is found --------------------------------------------------------------------------------------------
 
-    def _blame(self, recording: Recording, plain: Rerun, outside: list[Outside], before: Memory, after: Memory) -> None:
+    def _blame(
+        self, recording: Recording, plain: Rerun, outside: list[ExternalAccess], before: Memory, after: Memory
+    ) -> None:
         """Report the cause when a run diverges although nothing was changed."""
-        parting = plain.parting
-        assert parting is not None
+        divergence = plain.divergence
+        assert divergence is not None
         names, generators = changed(before, after), changed_generators(before, after)
-        earlier = [each for each in outside if each.after <= parting.index]
+        earlier = [each for each in outside if each.after <= divergence.index]
         if earlier:
             # The result of the I/O is not known, but it is the most likely cause.
             culprit = earlier[-1]
             outside.remove(culprit)
-            self._found("outside I/O", culprit.what, recording, parting, culprit.place)
+            self._found("outside I/O", culprit.what, recording, divergence, culprit.place)
         elif generators:
             cause = f"a random generator in memory, which continues from its last state: {named(generators)}"
-            self._found("randomness", cause, recording, parting)
+            self._found("randomness", cause, recording, divergence)
         elif names:
             cause = f"something in memory; changed during the recorded run: {named(names)}"
-            self._found("memory", cause, recording, parting)
+            self._found("memory", cause, recording, divergence)
         else:
-            self._found("unknown", "the run diverges with the same journal and the same readings", recording, parting)
+            self._found(
+                "unknown", "the run diverges with the same journal and the same readings", recording, divergence
+            )
 
-    def _outside(self, recording: Recording, outside: Outside) -> None:
+    def _outside(self, recording: Recording, outside: ExternalAccess) -> None:
         does = f"{outside.what}, outside of a step"
-        parting = Parting(outside.after, does, "the same again, because its result is not in the journal", None)
-        self._found("outside I/O", outside.what, recording, parting, outside.place)
+        divergence = Divergence(outside.after, does, "the same again, because its result is not in the journal", None)
+        self._found("outside I/O", outside.what, recording, divergence, outside.place)
 
     def _change_readings(self, recording: Recording, plain: Rerun) -> None:
         """Let each line in turn read another value (C2)."""
@@ -347,47 +353,49 @@ class _Check:
             if self._is_out_of_time(f"{reading.kind}: {reading}"):
                 return
             if (changed := self._change_reading(recording, plain, reading)) is not None:
-                variant, parting = changed
-                self._found(reading.kind, call_of(reading), recording, parting, reading.place, _how(reading, variant))
+                variant, divergence = changed
+                self._found(
+                    reading.kind, call_of(reading), recording, divergence, reading.place, _how(reading, variant)
+                )
 
-    def _change_reading(self, recording: Recording, plain: Rerun, reading: Reading) -> tuple[int, Parting] | None:
+    def _change_reading(self, recording: Recording, plain: Rerun, reading: Reading) -> tuple[int, Divergence] | None:
         """Return the first variant of a value that makes the handler diverge, and where; None if there is none.
 
         An attempt that fails by chance is retried, and the next one draws again. So a failure counts only if every
         draw fails.
         """
-        failed: tuple[int, Parting] | None = None
+        failed: tuple[int, Divergence] | None = None
         passes = False
         for variant in range(self._runs):
-            parting = self._difference(recording, plain, reading, variant)
-            if parting is None:
+            divergence = self._difference(recording, plain, reading, variant)
+            if divergence is None:
                 passes = True
-            elif not (parting.failed and reading.kind == "randomness"):
-                return variant, parting
+            elif not (divergence.failed and reading.kind == "randomness"):
+                return variant, divergence
             else:
-                failed = failed or (variant, parting)
+                failed = failed or (variant, divergence)
         return None if passes else failed
 
-    def _difference(self, recording: Recording, plain: Rerun, reading: Reading, variant: int) -> Parting | None:
+    def _difference(self, recording: Recording, plain: Rerun, reading: Reading, variant: int) -> Divergence | None:
         """Return where a run diverges if one line reads another value; None if the line makes no difference."""
-        if plain.parting is None:
-            return self._rerun(recording, reading, variant).parting
+        if plain.divergence is None:
+            return self._rerun(recording, reading, variant).divergence
         # Memory makes a difference too. Blame the line only if the run without a change stays the same.
-        before = self._rerun(recording).parting
-        found = self._rerun(recording, reading, variant).parting
-        if found is not None and found.index < plain.parting.index:
+        before = self._rerun(recording).divergence
+        found = self._rerun(recording, reading, variant).divergence
+        if found is not None and found.index < plain.divergence.index:
             return found
-        if before is None or before.way != plain.parting.way or (found is not None and found.way == before.way):
+        if before is None or before.way != plain.divergence.way or (found is not None and found.way == before.way):
             return None
-        return found or plain.parting
+        return found or plain.divergence
 
     def _change_addresses(self, recording: Recording, plain: Rerun) -> None:
         """Change all addresses at once, because an object must have the same address everywhere."""
         if any(reading.kind == "memory address" for reading in recording.tape):
             again = self._rerun(recording, "memory address")
-            if again.parting is not None and again.parting.index < _earliest(recording, plain):
+            if again.divergence is not None and again.divergence.index < _earliest(recording, plain):
                 last = [reading for reading in again.tape if reading.kind == "memory address"][-1]
-                self._found(last.kind, f"{last.what}()", recording, again.parting, last.place)
+                self._found(last.kind, f"{last.what}()", recording, again.divergence, last.place)
 
     def _elsewhere(self, recording: Recording, plain: Rerun) -> None:
         """Run the handler again in interpreters where strings have other hashes, and objects other addresses."""
@@ -408,7 +416,7 @@ class _Check:
         for verdict in elsewhere.verdicts():
             found = verdict.reading
             place, how = (None, "") if found is None else (found.place, _how(found, verdict.variant))
-            self._found(verdict.kind, verdict.cause, recording, verdict.parting, place, how)
+            self._found(verdict.kind, verdict.cause, recording, verdict.divergence, place, how)
         self.report.runs += elsewhere.runs
         for what in elsewhere.not_checked:
             self._not_checked(what)
@@ -419,36 +427,36 @@ class _Check:
 
     def _found(
         self,
-        kind: Kind,
+        kind: CauseKind,
         cause: str,
         recording: Recording,
-        parting: Parting,
+        divergence: Divergence,
         location: Place | None = None,
         how: str = "",
     ) -> None:
         known = {(each.kind, each.location) for each in self.report.findings if location is not None}
         if kind in self._ignore or (kind, location) in known:
             return
-        last = parting.index - 1
+        last = divergence.index - 1
         self.report.findings.append(
             Nondeterminism(
                 kind=kind,
                 cause=cause,
                 handler=recording.target,
-                location=location or parting.place,
+                location=location or divergence.place,
                 after=describe_operation(recording.operations[last]) if last >= 0 else "the beginning",
                 after_index=recording.entry_of(last) if last >= 0 else 0,
-                recorded=parting.recorded,
-                replayed=f"{parting.rerun}{how}",
-                parted_at=parting.place,
-                mend=_FIX[kind],
+                recorded=divergence.recorded,
+                replayed=f"{divergence.rerun}{how}",
+                diverged_at=divergence.place,
+                fix=_FIX[kind],
             )
         )
 
 
-def _by_place(outside: Iterable[Outside]) -> Iterable[Outside]:
+def _by_place(outside: Iterable[ExternalAccess]) -> Iterable[ExternalAccess]:
     """Return one event for each line: opening a connection, for example, looks up a name as well."""
-    seen: dict[Place | None, Outside] = {}
+    seen: dict[Place | None, ExternalAccess] = {}
     for each in outside:
         before = seen.setdefault(each.place, each)
         if _rank(each) > _rank(before):
@@ -456,7 +464,7 @@ def _by_place(outside: Iterable[Outside]) -> Iterable[Outside]:
     return seen.values()
 
 
-def _rank(outside: Outside) -> int:
+def _rank(outside: ExternalAccess) -> int:
     """Return how specific the description of an event is."""
     return 2 if "connection to" in outside.what else int("'" in outside.what)
 
@@ -470,4 +478,4 @@ def _how(reading: Reading, variant: int) -> str:
 
 def _earliest(recording: Recording, plain: Rerun) -> int:
     """Return the index of the operation at which a run diverges although nothing was changed."""
-    return len(recording.operations) + 1 if plain.parting is None else plain.parting.index
+    return len(recording.operations) + 1 if plain.divergence is None else plain.divergence.index

@@ -17,9 +17,9 @@ from typing import Final
 from restate_steps.testing._determinism.find_app import AppName
 from restate_steps.testing._determinism.image import take_image
 from restate_steps.testing._determinism.interpreters import Answer, Question, ask_kept, ask_new
-from restate_steps.testing._determinism.rerun import Parting, Recording
+from restate_steps.testing._determinism.rerun import Divergence, Recording
 from restate_steps.testing._determinism.user_code import is_user_code
-from restate_steps.testing._determinism.watch import Kind, Reading, Tape
+from restate_steps.testing._determinism.watch import CauseKind, Reading, Tape
 
 __all__ = ["Elsewhere", "Verdict", "call_of", "named", "read_once"]
 
@@ -40,14 +40,14 @@ class Verdict:
     Attributes:
         kind: The kind of the finding.
         cause: A description of the cause.
-        parting: Where the runs diverge.
+        divergence: Where the runs diverge.
         reading: The reading to blame; None if the cause is not a reading.
         variant: The variant of the value that it read.
     """
 
-    kind: Kind
+    kind: CauseKind
     cause: str
-    parting: Parting
+    divergence: Divergence
     reading: Reading | None = None
     variant: int = 0
 
@@ -104,17 +104,17 @@ class Elsewhere:
         self.runs += len(answers)
         if self._has_problem(answers):
             return
-        partings = [self._early(answer) for answer in answers]
-        found = [each for each in partings if each is not None]
+        divergences = [self._early(answer) for answer in answers]
+        found = [each for each in divergences if each is not None]
         if not found:
             yield from self._read_once(question)
             return
-        parting = min(found, key=lambda each: each.index)
-        seed = seeds[partings.index(parting)]
+        divergence = min(found, key=lambda each: each.index)
+        seed = seeds[divergences.index(divergence)]
         # If two interpreters with the same seed differ, the cause is not the seed (E1).
         [again] = self._ask([question], seed)
-        if self._early(again) == parting and any(each != parting for each in partings):
-            yield Verdict("hash order", "the iteration order of a set", parting)
+        if self._early(again) == divergence and any(each != divergence for each in divergences):
+            yield Verdict("hash order", "the iteration order of a set", divergence)
         else:
             yield from self._remembered(question, seed)
 
@@ -124,39 +124,39 @@ class Elsewhere:
         first, second = self._ask([replace(question, image=take_image())] * 2, seed)
         if self._has_problem([first, second]):
             return
-        parting = self._early(first)
-        if parting is None:
+        divergence = self._early(first)
+        if divergence is None:
             # The reused interpreter diverged because of its memory of an earlier question.
             return
         drawn = [reading for reading in first.read if reading not in self.recording.tape]
         if first.remembered is None:
             if _way(first) != _way(second) and not drawn:
                 cause = "something that differs in each process: the order of objects by address"
-                yield Verdict("memory", cause, parting)
+                yield Verdict("memory", cause, divergence)
                 return
-            self._not_memory(parting, "the global variables of this process do not explain it")
+            self._not_memory(divergence, "the global variables of this process do not explain it")
             return
         names = [each.path for each in first.remembered]
         other = {each.path: each.own for each in second.remembered or ()}
         is_new_each_time = any(other.get(each.path, each.own) != each.own for each in first.remembered)
         patched = [each.path for each in first.remembered if not each.is_set_by_code]
         if patched and not is_new_each_time:
-            self._not_memory(parting, f"it depends on {named(patched)}, which no code of the application sets")
+            self._not_memory(divergence, f"it depends on {named(patched)}, which no code of the application sets")
             return
         sources = list(self._sources(replace(question, tape=first.read), drawn, seed))
         if sources:
             yield from sources
         elif is_new_each_time:
             cause = f"something that differs in each process, set when a module is imported: {named(names)}"
-            yield Verdict("memory", cause, parting)
+            yield Verdict("memory", cause, divergence)
         else:
             cause = f"something that this process has in memory, but a new one lacks: {named(names)}"
-            yield Verdict("memory", cause, parting)
+            yield Verdict("memory", cause, divergence)
 
-    def _not_memory(self, parting: Parting, why: str) -> None:
+    def _not_memory(self, divergence: Divergence, why: str) -> None:
         self.not_checked.append(
-            f"memory: a new interpreter diverges ({parting.rerun!r} instead of {parting.recorded!r}), but {why}, and "
-            f"{_PATCHED}"
+            f"memory: a new interpreter diverges ({divergence.rerun!r} instead of {divergence.recorded!r}), but {why}, "
+            f"and {_PATCHED}"
         )
 
     # --- sources ------------------------------------------------------------------------------------------------
@@ -197,10 +197,10 @@ class Elsewhere:
             if answer.problem or reading in blamed or _way(answer) == _way(plain):
                 continue
             blamed.add(reading)
-            parting = answer.parting or plain.parting
-            assert parting is not None
+            divergence = answer.divergence or plain.divergence
+            assert divergence is not None
             cause = f"{call_of(reading)}, whose value stays in memory"
-            yield Verdict(reading.kind, cause, parting, reading, variant)
+            yield Verdict(reading.kind, cause, divergence, reading, variant)
 
     # --- interpreters -------------------------------------------------------------------------------------------
 
@@ -208,16 +208,16 @@ class Elsewhere:
         self.runs += len(questions)
         return ask_new(questions, seed)
 
-    def _early(self, answer: Answer) -> Parting | None:
-        parting = answer.parting
-        return parting if parting is not None and parting.index < self.earliest else None
+    def _early(self, answer: Answer) -> Divergence | None:
+        divergence = answer.divergence
+        return divergence if divergence is not None and divergence.index < self.earliest else None
 
     def _has_problem(self, answers: Iterable[Answer]) -> bool:
         """Return whether another interpreter has a problem, and note the problem."""
         for answer in answers:
             problem = answer.problem
-            if not problem and answer.parting is not None and answer.parting.failed:
-                problem = f"in another interpreter {answer.parting.rerun}"
+            if not problem and answer.divergence is not None and answer.divergence.failed:
+                problem = f"in another interpreter {answer.divergence.rerun}"
             if problem:
                 self.not_checked.append(f"hash order: {problem}")
                 return True
@@ -225,4 +225,4 @@ class Elsewhere:
 
 
 def _way(answer: Answer) -> object:
-    return None if answer.parting is None else answer.parting.way
+    return None if answer.divergence is None else answer.divergence.way

@@ -27,7 +27,7 @@ from typing import IO, Any, Final
 
 from restate_steps.testing._determinism.find_app import AppName, load_app
 from restate_steps.testing._determinism.image import Image, differing, give, is_set_by_code
-from restate_steps.testing._determinism.rerun import Parting, Recording, Rerun, rerun
+from restate_steps.testing._determinism.rerun import Divergence, Recording, Rerun, rerun
 from restate_steps.testing._determinism.sources import watched_sources
 from restate_steps.testing._determinism.watch import Changed, Playback, Reader, Reading, Tape, watching
 from restate_steps.testing._simulation.driver import ASGIApp
@@ -87,13 +87,13 @@ class Answer:
     """The result of running a handler again in another interpreter.
 
     Attributes:
-        parting: Where it diverged; None if it did not.
+        divergence: Where it diverged; None if it did not.
         problem: The reason why it could not run; empty if it ran.
         read: The values that were read, by the application's modules on import and by the run.
         remembered: The smallest set of variables that leads to the recorded run; None if there is no such set.
     """
 
-    parting: Parting | None = None
+    divergence: Divergence | None = None
     problem: str = ""
     read: Tape = field(default_factory=dict[Reading, list[Any]])
     remembered: tuple[Remembered, ...] | None = None
@@ -314,13 +314,13 @@ def _run(question: Question, app: ASGIApp, playback: Playback, read_at_import: T
         here, there = recording.definition, found.definition
         return Answer(problem=f"another interpreter finds another handler of that name: not {here}, but {there}")
     remembered = None
-    if found.parting is not None and question.image is not None:
+    if found.divergence is not None and question.image is not None:
         remembered = _remembered(question.image, own, lambda: _repeats(question, again()))
-    return Answer(found.parting, read={**read_at_import, **found.tape}, remembered=remembered)
+    return Answer(found.divergence, read={**read_at_import, **found.tape}, remembered=remembered)
 
 
 def _repeats(question: Question, run: Rerun) -> bool:
-    return run.parting is None or run.parting.index >= question.earliest
+    return run.divergence is None or run.divergence.index >= question.earliest
 
 
 def _remembered(image: Image, own: Image, repeats: Callable[[], bool]) -> tuple[Remembered, ...] | None:

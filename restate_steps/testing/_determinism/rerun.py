@@ -15,7 +15,7 @@ from typing import Any, Final
 from restate import TerminalError
 
 from restate_steps.testing._determinism.user_code import Place
-from restate_steps.testing._determinism.watch import Changed, Operation, Outside, Playback, Tape, Watch, watched
+from restate_steps.testing._determinism.watch import Changed, ExternalAccess, Operation, Playback, Tape, Watch, watched
 from restate_steps.testing._errors import (
     InvocationEndedError,
     InvocationPausedError,
@@ -23,17 +23,16 @@ from restate_steps.testing._errors import (
     OutOfTimeError,
 )
 from restate_steps.testing._observe import AttemptObserver
+from restate_steps.testing._recording.attempt import run_against
 from restate_steps.testing._recording.recorded import RecordedJournal
-from restate_steps.testing._recording.replay import run_against
 from restate_steps.testing._simulation.driver import ASGIApp, quiet
 from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.server_model import Failure, Manifest
 from restate_steps.testing._simulation.simulator import Simulator
-from restate_steps.testing._simulation.wire import Frame, decode, is_command
-from restate_steps.testing._simulation.wire import Kind as MessageKind
-from restate_steps.testing._simulation.world import Failure, Manifest
+from restate_steps.testing._simulation.wire import Frame, MessageType, decode, is_command
 from restate_steps.testing._texts import cut, cut_apart
 
-__all__ = ["Parting", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]
+__all__ = ["Divergence", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]
 
 Scenario = Callable[[Simulator], Coroutine[Any, Any, Any]]
 
@@ -59,7 +58,7 @@ class Recording:
     frames: tuple[Frame, ...]
     operations: tuple[Operation, ...]
     tape: Tape
-    outside: tuple[Outside, ...] = ()
+    outside: tuple[ExternalAccess, ...] = ()
     contradicted: tuple[Operation, ...] | None = None
     definition: Place | None = None
     defined_in: str | None = None
@@ -73,12 +72,12 @@ class Recording:
         """Return the index of an operation's entry in the journal."""
         # The first command is the input, which no code issues.
         number = sum(each.is_entry for each in self.operations[: operation + 1])
-        commands = [index for index, frame in enumerate(self.frames) if is_command(frame.kind)]
+        commands = [index for index, frame in enumerate(self.frames) if is_command(frame.type)]
         return commands[min(number, len(commands) - 1)]
 
 
 @dataclass(frozen=True, slots=True)
-class Parting:
+class Divergence:
     """The point at which a run diverges from the recorded one.
 
     Attributes:
@@ -107,9 +106,9 @@ class Parting:
 class Rerun:
     """The result of running a handler again."""
 
-    parting: Parting | None
+    divergence: Divergence | None
     tape: Tape
-    outside: tuple[Outside, ...]
+    outside: tuple[ExternalAccess, ...]
     definition: Place | None = None
 
 
@@ -172,7 +171,7 @@ def _recordings(
         recording = replace(recording, definition=last.handler, defined_in=last.handler_module)
         if invocation.wedged and len(mine) > 1:
             recordings.append(replace(recording, contradicted=tuple(mine[-2].operations)))
-        elif invocation.ended and MessageKind.OUTPUT in {frame.kind for frame in invocation.journal}:
+        elif invocation.ended and MessageType.OUTPUT in {frame.type for frame in invocation.journal}:
             recordings.append(recording)
         else:
             left_out.append(f"{invocation.target}: it has not ended ({invocation.status.value})")
@@ -194,14 +193,14 @@ def rerun(recording: Recording, app: ASGIApp, changed: Changed = None, variant: 
         variant: The variant of the changed values.
     """
     watches: list[Watch] = []
-    partings: list[Parting] = []
+    divergences: list[Divergence] = []
 
     def compare(operation: Operation) -> None:
         index = len(watches[-1].operations)
         recorded = recording.operations[index] if index < len(recording.operations) else None
         if operation.agrees_with(recorded):
             return
-        partings.append(_parting(index, recorded, operation))
+        divergences.append(_divergence(index, recorded, operation))
         watches[-1].open = False
 
     def begin(inner: AttemptObserver) -> Watch:
@@ -214,21 +213,21 @@ def rerun(recording: Recording, app: ASGIApp, changed: Changed = None, variant: 
     attempt = run_against(journal, watched(app, begin))
     watch = watches[-1]
     watch.open = False
-    parting = partings[0] if partings else None
+    divergence = divergences[0] if divergences else None
     asked = len(watch.operations)
-    if parting is None and asked < len(recording.operations):
+    if divergence is None and asked < len(recording.operations):
         does, failed = "it ends there", False
         if attempt.bodies:
             does = f"it waits for step {attempt.bodies[0]!r}"
-        elif (error := attempt.sent_of(MessageKind.ERROR)) is not None:
+        elif (error := attempt.sent_of(MessageType.ERROR)) is not None:
             does, failed = f"it fails: {decode(error).get('message', '')}", True
         elif attempt.crashed is not None:
             does, failed = f"it fails: {attempt.crashed!r}", True
-        elif attempt.sent_of(MessageKind.SUSPENSION) is not None or attempt.waits_at:
+        elif attempt.sent_of(MessageType.SUSPENSION) is not None or attempt.waits_at:
             does = "it waits"
         place = next((str_of(places[0]) for places in attempt.waits_at if places), None)
-        parting = Parting(asked, describe_operation(recording.operations[asked]), does, place, failed)
-    return Rerun(parting, watch.tape, tuple(watch.outside), watch.handler)
+        divergence = Divergence(asked, describe_operation(recording.operations[asked]), does, place, failed)
+    return Rerun(divergence, watch.tape, tuple(watch.outside), watch.handler)
 
 
 def str_of(place: Any) -> Place:
@@ -236,22 +235,22 @@ def str_of(place: Any) -> Place:
     return f"{place.file}:{place.line}"
 
 
-def contradiction(recording: Recording) -> Parting | None:
+def contradiction(recording: Recording) -> Divergence | None:
     """Return where two attempts of the recorded run itself diverged."""
     earlier = recording.contradicted or ()
     for index, operation in enumerate(recording.operations):
         if index >= len(earlier) or not operation.agrees_with(earlier[index]):
-            return _parting(index, earlier[index] if index < len(earlier) else None, operation)
+            return _divergence(index, earlier[index] if index < len(earlier) else None, operation)
     return None
 
 
-def _parting(index: int, recorded: Operation | None, again: Operation) -> Parting:
+def _divergence(index: int, recorded: Operation | None, again: Operation) -> Divergence:
     there = "nothing more" if recorded is None else _in_full(recorded)
     there, here = cut_apart(there, _in_full(again), _WIDTH)
-    return Parting(index, there, here, _where_they_part(recorded, again), operation=again)
+    return Divergence(index, there, here, _where_they_diverge(recorded, again), operation=again)
 
 
-def _where_they_part(recorded: Operation | None, again: Operation) -> Place | None:
+def _where_they_diverge(recorded: Operation | None, again: Operation) -> Place | None:
     """Return the outermost line in which the second stack differs; the lines that it calls may be the same."""
     first = () if recorded is None else recorded.places
     differing = [place for index, place in enumerate(again.places) if first[index : index + 1] != (place,)]

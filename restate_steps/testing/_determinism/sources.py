@@ -36,7 +36,7 @@ from restate_steps.testing._determinism.user_code import (
     origin,
     place_of,
 )
-from restate_steps.testing._determinism.watch import Kind, Reader, Reading, watching
+from restate_steps.testing._determinism.watch import CauseKind, Reader, Reading, watching
 
 __all__ = ["RANDOM_SEEDS", "SHIFTS", "watched_sources"]
 
@@ -59,7 +59,7 @@ def _seed(variant: int) -> int:
     return RANDOM_SEEDS[variant] if variant < len(RANDOM_SEEDS) else 1_000 + variant
 
 
-def _find(kind: Kind, name: str) -> tuple[Reader, Reading] | None:
+def _find(kind: CauseKind, name: str) -> tuple[Reader, Reading] | None:
     """Return the reader that watches the caller's caller, and the reading; None if it is not watched."""
     watch = watching.get()
     if watch is None or not watch.idle:

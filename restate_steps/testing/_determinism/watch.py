@@ -30,11 +30,11 @@ from restate_steps.testing._simulation.driver import ASGIApp
 from restate_steps.testing._simulation.loop import SimulatedLoop
 
 __all__ = [
+    "CauseKind",
     "Change",
     "Changed",
-    "Kind",
+    "ExternalAccess",
     "Operation",
-    "Outside",
     "Playback",
     "Reader",
     "Reading",
@@ -46,7 +46,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-Kind: TypeAlias = Literal[
+CauseKind: TypeAlias = Literal[
     "clock", "randomness", "hash order", "memory address", "environment", "memory", "outside I/O", "unknown"
 ]
 
@@ -89,7 +89,7 @@ class Operation:
 class Reading(NamedTuple):
     """A line of code that reads something that is not in the journal."""
 
-    kind: Kind
+    kind: CauseKind
     what: str
     place: Place
 
@@ -97,7 +97,7 @@ class Reading(NamedTuple):
         return f"{self.what} at {self.place}"
 
 
-class Outside(NamedTuple):
+class ExternalAccess(NamedTuple):
     """An access to the outside world that a handler made outside of a step."""
 
     what: str
@@ -109,7 +109,7 @@ class Outside(NamedTuple):
 Tape: TypeAlias = dict[Reading, list[Any]]
 """The values that each line has read, in order."""
 
-Changed: TypeAlias = Reading | frozenset[Reading] | Kind | None
+Changed: TypeAlias = Reading | frozenset[Reading] | CauseKind | None
 """The readings to change: one line, several lines, or all of a kind."""
 
 Change: TypeAlias = Callable[[Any, int], Any]
@@ -155,7 +155,7 @@ class Reader:
         """Return the number of seconds by which clocks are ahead."""
         return 0.0
 
-    def talks_outside(self, what: str, place: Place | None) -> None:
+    def accesses_outside(self, what: str, place: Place | None) -> None:
         """Ignore it."""
 
     @property
@@ -193,7 +193,7 @@ class Watch(Reader):
         super().__init__(playback)
         self.invocation = ""
         self.operations: list[Operation] = []
-        self.outside: list[Outside] = []
+        self.outside: list[ExternalAccess] = []
         self.handler: Place | None = None
         """The line where the handler is defined."""
         self.handler_module: str | None = None
@@ -206,10 +206,10 @@ class Watch(Reader):
         """Return how much virtual time has passed, in seconds; clocks are ahead by this."""
         return self._loop.time()
 
-    def talks_outside(self, what: str, place: Place | None) -> None:
+    def accesses_outside(self, what: str, place: Place | None) -> None:
         """Note that the handler accesses the outside world."""
         if self.open:
-            self.outside.append(Outside(what, place, len(self.operations)))
+            self.outside.append(ExternalAccess(what, place, len(self.operations)))
 
     # --- commands of the handler; see restate_steps.testing._observe.CommandObserver ----------------------------
 
@@ -288,7 +288,7 @@ def watched(app: ASGIApp, begin: Callable[[AttemptObserver], Watch]) -> ASGIApp:
             watching.set(watch)
             loop = asyncio.get_running_loop()
             if isinstance(loop, SimulatedLoop):
-                loop.outside_of_steps = _talks_outside
+                loop.on_external_access = _talks_outside
         await app(scope, receive, send)
 
     return call
@@ -297,7 +297,7 @@ def watched(app: ASGIApp, begin: Callable[[AttemptObserver], Watch]) -> ASGIApp:
 def _talks_outside(what: str) -> None:
     watch = watching.get()
     if watch is not None:
-        watch.talks_outside(what, next(reversed(user_places(caller())), None))
+        watch.accesses_outside(what, next(reversed(user_places(caller())), None))
 
 
 def _item(values: list[Any] | None, index: int) -> tuple[Any] | None:

@@ -47,8 +47,9 @@ class Finding:
 
     Attributes:
         problem: The kind of problem: ``"mismatch"`` (a replay does not match the journal), ``"stuck"``, ``"paused"``,
-            ``"twice"`` (a recorded step ran again), ``"answer"`` (a crash changed the answer), ``"unrepeatable"`` (the
-            same schedule led to a different run), ``"assertion"`` or ``"error"`` (from the scenario or the check).
+            ``"step-rerun"`` (a recorded step ran again), ``"answer-changed"`` (a crash changed the answer),
+            ``"not-reproducible"`` (the same schedule led to a different run), ``"assertion"`` or ``"error"`` (from the
+            scenario or the check).
         why: The problem as a sentence, with details.
         schedule: The schedule; ``explore(..., schedule=str(finding.schedule))`` runs exactly this one.
         timeline: The events of the run, line by line.
@@ -78,9 +79,9 @@ class Report:
         left_out: What was not tried, one line each; empty if the exploration is complete.
         outcomes: The distinct outcomes for the client, each with a schedule that leads to it.
         findings: The problems found, each with its shortest schedule; empty if there are none.
-        most_runs: The largest number of times that the body of each step ran in one run, by name. More than once means
-            at-least-once.
-        windows: A schedule for each step whose body ran more than once after a crash.
+        max_body_runs: The largest number of times that the body of each step ran in one run, by name. More than once
+            means at-least-once.
+        repeated_steps: A schedule for each step whose body ran more than once after a crash.
         seed: The seed of the exploration.
         unread_failures: Steps and calls that failed in some run, and whose results the handler never read.
         random_steps: The steps whose results differ from run to run, so that some orders could not be tried.
@@ -94,8 +95,8 @@ class Report:
     left_out: list[str] = field(default_factory=list[str])
     outcomes: list[tuple[Outcome, Schedule]] = field(default_factory=list[tuple[Outcome, Schedule]])
     findings: list[Finding] = field(default_factory=list[Finding])
-    most_runs: dict[str, int] = field(default_factory=dict[str, int])
-    windows: dict[str, Schedule] = field(default_factory=dict[str, Schedule])
+    max_body_runs: dict[str, int] = field(default_factory=dict[str, int])
+    repeated_steps: dict[str, Schedule] = field(default_factory=dict[str, Schedule])
     seed: int = 0
     random_steps: set[str] = field(default_factory=set[str])
     unread_failures: set[str] = field(default_factory=set[str])
@@ -151,9 +152,9 @@ class Report:
             lines.append(f"cancelled in {self.cancellations:,} of these runs")
         if len(self.outcomes) > 1:
             lines.append(f"answers: {len(self.outcomes)}")
-        again = sorted(name for name, runs in self.most_runs.items() if runs > 1)
+        again = sorted(name for name, runs in self.max_body_runs.items() if runs > 1)
         if again:
-            shown = ", ".join(f"{name} (up to {self.most_runs[name]} times)" for name in again)
+            shown = ", ".join(f"{name} (up to {self.max_body_runs[name]} times)" for name in again)
             lines.append(f"bodies that may run again after a crash: {shown}")
         lines += [f"left out: {what}" for what in self.left_out]
         if self.unread_failures:
@@ -267,10 +268,10 @@ class Exploration:
             report.schedules += 1
         report.cancellations += run.schedule.cancel is not None
         self._judge(job, run)
-        for name, count in run.effects.most.items():
-            report.most_runs[name] = max(count, report.most_runs.get(name, 0))
+        for name, count in run.effects.max_body_runs.items():
+            report.max_body_runs[name] = max(count, report.max_body_runs.get(name, 0))
             if count > 1 and job.crash:
-                report.windows.setdefault(name, run.schedule)
+                report.repeated_steps.setdefault(name, run.schedule)
         if run.problem is None:
             self._plan(job, run)
         return run
@@ -278,17 +279,18 @@ class Exploration:
     def does_not_fit(self, job: _Job, run: Run) -> bool:
         """Return whether a schedule did not fit because a step returned a different result than in the run before.
 
-        The result is recorded, so the handler may correctly take another path. Results of bodies that run again
-        after a crash do not count.
+        The result is recorded, so the handler may correctly take another path. Results that a crash of this run alone
+        has lost do not count, because their bodies run again.
         """
         if job.before is None:
             return False
-        crashes = run.schedule.crashes
-        step = job.before.history.random_result_in(run.history, crashes[0].stored if crashes else None)
+        # Up to a crash of its own, the run has to be the same as the run it varies.
+        new_crashes = run.schedule.crashes[len(job.before.schedule.crashes) :]
+        step = job.before.history.random_result_in(run.history, new_crashes[0].stored if new_crashes else None)
         if step is None:
             return False
         self._has_random_results = True
-        if run.problem != "unrepeatable":
+        if run.problem != "not-reproducible":
             return False
         self.report.random_steps.add(step)
         return True
@@ -368,8 +370,9 @@ class Exploration:
             # Up to the last crash, the run is the same as without that crash.
             if point.crashes < len(schedule.crashes) or not point.cancelled:
                 continue
-            # Losing a result twice differs from losing it once.
-            key = hash((point.fingerprint, len(schedule.crashes)))
+            # Losing a result twice differs from losing it once. After the crash, a handler that is suspended at every
+            # wait continues differently from one that is not.
+            key = hash((point.fingerprint, len(schedule.crashes), schedule.always_replay))
             if key in self._seen:
                 continue
             self._seen.add(key)
@@ -384,8 +387,8 @@ def explore(
     *,
     key: str | None = None,
     scenario: Scenario | None = None,
-    setup: Callable[[], object] | None = None,
-    forget: Callable[[], object] | None = None,
+    before_each: Callable[[], object] | None = None,
+    on_crash: Callable[[], object] | None = None,
     check: Callable[[Simulator], object] | None = None,
     crashes: int = 1,
     cancel: bool = False,
@@ -412,8 +415,8 @@ def explore(
         key: The key, for a handler of a Virtual Object or a workflow.
         scenario: Used instead of a handler: a coroutine function that takes a :class:`Simulator` and acts as the
             client. For example, it sends a request, resolves an awakeable, and returns the result.
-        setup: Called before each run, to reset what steps have changed.
-        forget: Called after each crash, to clear a process's memory, such as a cache or module state. All runs share
+        before_each: Called before each run, to reset what steps have changed.
+        on_crash: Called after each crash, to clear a process's memory, such as a cache or module state. All runs share
             one Python process, so a crash does not clear it.
         check: Called after each run with its simulator. It raises, or returns False, if something is wrong: for
             example, if an effect happened twice.
@@ -447,7 +450,7 @@ def explore(
         ...     return await ctx.run_typed("charge", lambda: f"{item} for {price}")
         >>> report = explore(restate_steps.app([shop]), checkout, "tea")
         >>> report.assert_replay_safe()
-        >>> report.complete, report.most_runs
+        >>> report.complete, report.max_body_runs
         (True, {'quote': 2, 'charge': 2})
     """
     __tracebackhide__ = True
@@ -456,8 +459,8 @@ def explore(
     settings = RunSettings(
         app=app,
         manifest=read_manifest(app),
-        setup=setup,
-        forget=forget,
+        before_each=before_each,
+        on_crash=on_crash,
         check=check,
         cancel=cancel,
         version=version,
@@ -515,7 +518,7 @@ def explore_all(
     if suspects and not _answers_again(again, report):
         suspects = []
     for outcome, run in suspects:
-        run.problem, run.details = "answer", f"Without a crash, {outcome} is never the answer."
+        run.problem, run.details = "answer-changed", f"Without a crash, {outcome} is never the answer."
         report.findings.append(_finding(again, run.schedule, run))
     bar.clear()
     return report
@@ -526,7 +529,7 @@ def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) 
     run, simulator = perform(schedule, None)
     exploration.take(_Job(schedule, crash=bool(schedule.crashes)), run)
     if run.problem is None and (unused := _unused(schedule, run, simulator)):
-        run.problem, run.details = "unrepeatable", f"{unused} If the handler has changed, explore it again."
+        run.problem, run.details = "not-reproducible", f"{unused} If the handler has changed, explore it again."
     report = exploration.report
     report.left_out = ["every schedule but the given one"]
     if run.problem is not None:
@@ -569,7 +572,7 @@ def _finding(perform: Perform, schedule: Schedule, run: Run) -> Finding:
 
 def _shortest(perform: Perform, job: _Job, run: Run) -> Finding:
     """Shorten a schedule as long as it shows the same problem."""
-    if run.problem == "answer":
+    if run.problem == "answer-changed":
         return _finding(perform, run.schedule.trimmed(), run)
     best, best_run = run.schedule.trimmed(), run
     tried = 0

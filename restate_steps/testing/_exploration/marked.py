@@ -42,8 +42,8 @@ class Plan:
     max_runs: int = 2_000
     max_seconds: float = 60.0
     seed: int = 0
-    setup: Callable[[], object] | None = None
-    forget: Callable[[], object] | None = None
+    before_each: Callable[[], object] | None = None
+    on_crash: Callable[[], object] | None = None
     version: int = 6
     mode: Literal["bidirectional", "request_response"] = "bidirectional"
 
@@ -58,7 +58,7 @@ class Plan:
                 raise ValueError(f"{name} must be {also}an integer of at least {least}, not {value!r}")
         if self.mode not in ("bidirectional", "request_response"):
             raise ValueError(f"mode must be 'bidirectional' or 'request_response', not {self.mode!r}")
-        for name, function in (("setup", self.setup), ("forget", self.forget)):
+        for name, function in (("before_each", self.before_each), ("on_crash", self.on_crash)):
             if function is not None and not callable(function):
                 raise ValueError(f"{name} must be a function without arguments, not {function!r}")
 
@@ -71,8 +71,8 @@ class _Test:
         self._settings = RunSettings(
             app=held.app,
             manifest=read_manifest(held.app),
-            setup=plan.setup,
-            forget=plan.forget,
+            before_each=plan.before_each,
+            on_crash=plan.on_crash,
             cancel=plan.cancel,
             version=plan.version,
             mode=plan.mode,

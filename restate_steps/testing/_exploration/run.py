@@ -22,26 +22,30 @@ from restate_steps.testing._exploration.schedule import Schedule
 from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, Option, quiet
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.outcome import Outcome
+from restate_steps.testing._simulation.server_model import Invocation, InvocationStatus, Manifest
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
-from restate_steps.testing._simulation.wire import Frame, Kind, decode
-from restate_steps.testing._simulation.world import Invocation, InvocationStatus, Manifest
+from restate_steps.testing._simulation.wire import Frame, MessageType, decode
 
-__all__ = ["Moment", "Point", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
+__all__ = ["CancelPoint", "CrashPoint", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
 Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
 """A client: a coroutine function that takes the simulator, and returns the client's outcome."""
 
-Problem: TypeAlias = Literal["mismatch", "stuck", "paused", "twice", "assertion", "error", "unrepeatable", "answer"]
+Problem: TypeAlias = Literal[
+    "mismatch", "stuck", "paused", "step-rerun", "assertion", "error", "not-reproducible", "answer-changed"
+]
 
 _ADVICE: Final = {
     "mismatch": "a replay does not match the journal",
     "stuck": "nothing more can happen, and the invocation has not ended",
     "paused": "every attempt of the invocation fails",
-    "twice": "a step ran although its result was in the journal",
+    "step-rerun": "a step ran although its result was in the journal",
     "assertion": "an assertion of the scenario or the check failed",
     "error": "the scenario raised an exception",
-    "unrepeatable": "the same schedule led to a different run: the handler depends on something outside the journal",
-    "answer": "a crash changed the answer",
+    "not-reproducible": (
+        "the same schedule led to a different run: the handler depends on something outside the journal"
+    ),
+    "answer-changed": "a crash changed the answer",
 }
 
 _FIX_VALUE: Final = (
@@ -57,7 +61,7 @@ _FIX_MISMATCH: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class CrashPoint:
     """A point in a run at which a crash can happen.
 
     Attributes:
@@ -76,7 +80,7 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
-class Moment:
+class CancelPoint:
     """A moment in a run at which a cancellation can happen.
 
     Attributes:
@@ -108,7 +112,7 @@ class History:
         for (mine, frame), (theirs, again) in zip(self.stored[:first], other.stored[:first], strict=False):
             if frame == again and mine.id == theirs.id:
                 continue
-            if mine.id != theirs.id or frame.kind != again.kind or frame.kind != Kind.RUN_COMPLETION:
+            if mine.id != theirs.id or frame.type != again.type or frame.type != MessageType.RUN_COMPLETION:
                 return None
             number = decode(frame)["completion_id"]
             return mine.runs.get(number, "?") if decode(again)["completion_id"] == number else None
@@ -122,8 +126,8 @@ class Run:
     schedule: Schedule
     widths: list[int] = field(default_factory=list[int])
     """The number of options at each choice."""
-    points: list[Point] = field(default_factory=list[Point])
-    moments: list[Moment] = field(default_factory=list[Moment])
+    points: list[CrashPoint] = field(default_factory=list[CrashPoint])
+    moments: list[CancelPoint] = field(default_factory=list[CancelPoint])
     outcome: Outcome | None = None
     problem: Problem | None = None
     error: BaseException | None = None
@@ -159,8 +163,8 @@ class RunSettings:
 
     app: ASGIApp
     manifest: Manifest
-    setup: Callable[[], object] | None = None
-    forget: Callable[[], object] | None = None
+    before_each: Callable[[], object] | None = None
+    on_crash: Callable[[], object] | None = None
     check: Callable[[Simulator], object] | None = None
     cancel: bool = False
     version: int = 6
@@ -185,7 +189,7 @@ class _Chooser:
         else:
             chosen = self._random.randrange(len(options)) if self._random is not None else 0
         if chosen >= len(options):
-            self._run.problem = "unrepeatable"
+            self._run.problem = "not-reproducible"
             self._run.details = f"Choice {at + 1} takes option {chosen + 1}, but there are only {len(options)}."
             chosen = 0
         self.made.append(chosen)
@@ -194,10 +198,10 @@ class _Chooser:
 
 
 def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> tuple[Simulator, Run]:
-    """Call ``setup``; return a simulator that follows a schedule, and the run that it records into."""
-    if settings.setup is not None and inspect.iscoroutine(begun := settings.setup()):
+    """Call ``before_each``; return a simulator that follows a schedule, and the run that it records into."""
+    if settings.before_each is not None and inspect.iscoroutine(begun := settings.before_each()):
         begun.close()
-        raise SimulationError("setup is a coroutine function, and is never awaited. Make it a plain function.")
+        raise SimulationError("before_each is a coroutine function, and is never awaited. Make it a plain function.")
     run = Run(schedule)
     chooser = _Chooser(run, random)
     simulator = Simulator(
@@ -221,15 +225,15 @@ def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None =
 
     def at_point(crash: Crash, fingerprint: int) -> None:
         cancelled = schedule.cancel is None or driver.cancelled
-        run.points.append(Point(crash, fingerprint, len(chooser.made), crashed(), cancelled))
+        run.points.append(CrashPoint(crash, fingerprint, len(chooser.made), crashed(), cancelled))
         if driver.crash_at is None and crashes:
             driver.crash_at = crashes.pop(0)
 
     def at_moment(number: int, fingerprint: int) -> None:
-        run.moments.append(Moment(number, fingerprint, len(chooser.made), crashed()))
+        run.moments.append(CancelPoint(number, fingerprint, len(chooser.made), crashed()))
 
     driver.on_point = at_point
-    driver.on_restart = settings.forget or driver.on_restart
+    driver.on_restart = settings.on_crash or driver.on_restart
     if settings.cancel and schedule.cancel is None:
         driver.on_moment = at_moment
     simulator.choices = chooser.made
@@ -280,7 +284,7 @@ def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
             run.problem, run.error = _problem(error), error
             return
     if anomalies := [*simulator.driver.anomalies, *world.anomalies]:
-        run.problem, run.details = "twice", "; ".join(anomalies)
+        run.problem, run.details = "step-rerun", "; ".join(anomalies)
     elif settings.check is not None:
         try:
             verdict = settings.check(simulator)

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
 from restate_steps.testing._errors import ReplayDifferenceError
+from restate_steps.testing._recording.attempt import Asked, Attempt, Place
 from restate_steps.testing._recording.recorded import RecordedJournal
-from restate_steps.testing._recording.replay import Asked, Attempt, Place
 from restate_steps.testing._simulation.journal import describe_frame
-from restate_steps.testing._simulation.wire import CANCEL_SIGNAL, FIELDS, Frame, Kind, decode, is_command, make
-from restate_steps.testing._simulation.world import Failure, Manifest
+from restate_steps.testing._simulation.server_model import Failure, Manifest
+from restate_steps.testing._simulation.wire import CANCEL_SIGNAL, FIELDS, Frame, MessageType, decode, is_command, make
 from restate_steps.testing._texts import cut, cut_apart
 
 __all__ = ["difference", "missing_handler"]
@@ -22,8 +22,8 @@ _AROUND: Final = 3
 _WIDTH: Final = 100
 # Numbers and times that differ from attempt to attempt; the SDK does not compare them either.
 _NOT_COMPARED: Final = frozenset({"completion_id", "invocation_id_completion_id", "invoke_time", "wake_up_time"})
-_STATE_READS: Final = (Kind.GET_EAGER_STATE, Kind.GET_LAZY_STATE)
-_KEY_READS: Final = (Kind.GET_EAGER_STATE_KEYS, Kind.GET_LAZY_STATE_KEYS)
+_STATE_READS: Final = (MessageType.GET_EAGER_STATE, MessageType.GET_LAZY_STATE)
+_KEY_READS: Final = (MessageType.GET_EAGER_STATE_KEYS, MessageType.GET_LAZY_STATE_KEYS)
 _FOREIGN_FILES: Final = re.compile(r"[/\\](restate|restate_steps|asyncio|pydantic_ai|pydantic_graph|anyio)[/\\]")
 
 _STUCK: Final = (
@@ -73,7 +73,7 @@ class _Comparison:
         self._places = [
             index
             for index, frame in enumerate(self._frames)
-            if is_command(frame.kind) and frame.kind not in (Kind.INPUT, Kind.OUTPUT)
+            if is_command(frame.type) and frame.type not in (MessageType.INPUT, MessageType.OUTPUT)
         ]
         asked = [command for command in attempt.commands if not _is_answer(command.operation)]
         self._next = self._places[len(asked)] if len(asked) < len(self._places) else None
@@ -81,7 +81,7 @@ class _Comparison:
 
     def result(self) -> ReplayDifferenceError | None:
         attempt = self._attempt
-        error = attempt.sent_of(Kind.ERROR)
+        error = attempt.sent_of(MessageType.ERROR)
         if attempt.refused is not None:
             return self._another_wait(attempt.refused) if attempt.refused.waits else self._another(attempt.refused)
         if error is not None:
@@ -92,12 +92,12 @@ class _Comparison:
             return self._too_short()
         if self._recorded.ended:
             return self._after_the_end()
-        if not attempt.sent_of(Kind.OUTPUT) and not self._waits_durably() and not attempt.bodies:
+        if not attempt.sent_of(MessageType.OUTPUT) and not self._waits_durably() and not attempt.bodies:
             return self._hangs()
         return None
 
     def _waits_durably(self) -> bool:
-        return self._attempt.sent_of(Kind.SUSPENSION) is not None
+        return self._attempt.sent_of(MessageType.SUSPENSION) is not None
 
     # --- the kinds of differences -------------------------------------------------------------------------------
 
@@ -115,18 +115,18 @@ class _Comparison:
     def _another_wait(self, asked: Asked) -> ReplayDifferenceError:
         at = self._next
         recorded = _described(self._frames[at]) if at is not None else "nothing more"
-        said = decode(error).get("message", "") if (error := self._attempt.sent_of(Kind.ERROR)) else ""
+        said = decode(error).get("message", "") if (error := self._attempt.sent_of(MessageType.ERROR)) else ""
         hint = "Today's code waits before it issues that; in the recorded run it did not. " + _first_line(said)
         return self._made(recorded, at, "a wait for something that the journal does not have", asked.places, [hint])
 
     def _hints(self, at: int, there: Frame, today: Frame) -> Iterable[str]:
         later = [index for index in self._places if index > at and _same(self._frames[index], today)]
-        if _is_answer_kind(today.kind):
+        if _is_answer_kind(today.type):
             yield "Today's code ends here, and never issues this entry and those after it."
         elif later:
             skipped = "this entry" if later[0] == at + 1 else f"the entries {at} to {later[0] - 1}"
             yield f"The journal has it at entry {later[0]}. So today's code no longer issues {skipped} at this point."
-        elif there.kind == today.kind == Kind.RUN:
+        elif there.type == today.type == MessageType.RUN:
             old = decode(there).get("name", "")
             yield f"If the step was only renamed, keep its old name in journals: @durable_step(name={old!r})."
         elif not _same_kind(there, today):
@@ -163,7 +163,7 @@ class _Comparison:
 
     def _after_the_end(self) -> ReplayDifferenceError | None:
         attempt = self._attempt
-        at = next(index for index, frame in enumerate(self._frames) if frame.kind == Kind.OUTPUT)
+        at = next(index for index, frame in enumerate(self._frames) if frame.type == MessageType.OUTPUT)
         there = self._frames[at]
         if attempt.new:
             asked = [command for command in attempt.commands if not _is_answer(command.operation)][len(self._places)]
@@ -171,7 +171,7 @@ class _Comparison:
             return self._made(
                 _described(there), at, describe(_as_frame(asked)), asked.places, [hint], advice=_CONTINUES
             )
-        answer = attempt.sent_of(Kind.OUTPUT)
+        answer = attempt.sent_of(MessageType.OUTPUT)
         if answer is None:
             if not self._waits_durably() and not attempt.bodies:
                 return self._hangs()
@@ -263,28 +263,28 @@ class _Comparison:
 
 
 _CALL: Final = ("idempotency_key", "headers", "scope", "limit_key")
-_FRAMES: Final[Mapping[str, tuple[Kind, Sequence[str]]]] = {
-    "attach_invocation": (Kind.ATTACH_INVOCATION, ["invocation_id"]),
-    "sys_call": (Kind.CALL, ["service", "handler", "parameter", "key", *_CALL]),
-    "sys_cancel": (Kind.SEND_SIGNAL, ["target"]),
-    "sys_clear_all_state": (Kind.CLEAR_ALL_STATE, ["name"]),
-    "sys_clear_state": (Kind.CLEAR_STATE, ["key", "name"]),
-    "sys_complete_awakeable_failure": (Kind.COMPLETE_AWAKEABLE, ["id", "failure"]),
-    "sys_complete_awakeable_success": (Kind.COMPLETE_AWAKEABLE, ["id", "value"]),
-    "sys_complete_promise_failure": (Kind.COMPLETE_PROMISE, ["key", "failure"]),
-    "sys_complete_promise_success": (Kind.COMPLETE_PROMISE, ["key", "value"]),
-    "sys_complete_signal_failure": (Kind.SEND_SIGNAL, ["target", "signal_name", "failure"]),
-    "sys_complete_signal_success": (Kind.SEND_SIGNAL, ["target", "signal_name", "value"]),
-    "sys_get_promise": (Kind.GET_PROMISE, ["key"]),
-    "sys_get_state": (Kind.GET_LAZY_STATE, ["key", "name"]),
-    "sys_get_state_keys": (Kind.GET_LAZY_STATE_KEYS, ["name"]),
-    "sys_peek_promise": (Kind.PEEK_PROMISE, ["key"]),
-    "sys_run": (Kind.RUN, ["name"]),
-    "sys_send": (Kind.ONE_WAY_CALL, ["service", "handler", "parameter", "key", "invoke_time", *_CALL]),
-    "sys_set_state": (Kind.SET_STATE, ["key", "value", "name"]),
-    "sys_sleep": (Kind.SLEEP, ["wake_up_time", "name"]),
-    "sys_write_output_failure": (Kind.OUTPUT, ["failure"]),
-    "sys_write_output_success": (Kind.OUTPUT, ["value"]),
+_FRAMES: Final[Mapping[str, tuple[MessageType, Sequence[str]]]] = {
+    "attach_invocation": (MessageType.ATTACH_INVOCATION, ["invocation_id"]),
+    "sys_call": (MessageType.CALL, ["service", "handler", "parameter", "key", *_CALL]),
+    "sys_cancel": (MessageType.SEND_SIGNAL, ["target"]),
+    "sys_clear_all_state": (MessageType.CLEAR_ALL_STATE, ["name"]),
+    "sys_clear_state": (MessageType.CLEAR_STATE, ["key", "name"]),
+    "sys_complete_awakeable_failure": (MessageType.COMPLETE_AWAKEABLE, ["id", "failure"]),
+    "sys_complete_awakeable_success": (MessageType.COMPLETE_AWAKEABLE, ["id", "value"]),
+    "sys_complete_promise_failure": (MessageType.COMPLETE_PROMISE, ["key", "failure"]),
+    "sys_complete_promise_success": (MessageType.COMPLETE_PROMISE, ["key", "value"]),
+    "sys_complete_signal_failure": (MessageType.SEND_SIGNAL, ["target", "signal_name", "failure"]),
+    "sys_complete_signal_success": (MessageType.SEND_SIGNAL, ["target", "signal_name", "value"]),
+    "sys_get_promise": (MessageType.GET_PROMISE, ["key"]),
+    "sys_get_state": (MessageType.GET_LAZY_STATE, ["key", "name"]),
+    "sys_get_state_keys": (MessageType.GET_LAZY_STATE_KEYS, ["name"]),
+    "sys_peek_promise": (MessageType.PEEK_PROMISE, ["key"]),
+    "sys_run": (MessageType.RUN, ["name"]),
+    "sys_send": (MessageType.ONE_WAY_CALL, ["service", "handler", "parameter", "key", "invoke_time", *_CALL]),
+    "sys_set_state": (MessageType.SET_STATE, ["key", "value", "name"]),
+    "sys_sleep": (MessageType.SLEEP, ["wake_up_time", "name"]),
+    "sys_write_output_failure": (MessageType.OUTPUT, ["failure"]),
+    "sys_write_output_success": (MessageType.OUTPUT, ["value"]),
 }
 """The entry that each method of the VM makes, and the field that each argument becomes."""
 
@@ -303,7 +303,7 @@ def _as_frame(asked: Asked) -> Frame:
     return make(kind, **fields)
 
 
-def _as_field(kind: Kind, name: str, argument: Any) -> Any:
+def _as_field(kind: MessageType, name: str, argument: Any) -> Any:
     if name == "headers":
         return [{"key": header.key, "value": header.value} for header in argument]
     if name == "failure":
@@ -320,16 +320,16 @@ def _is_answer(operation: str) -> bool:
 
 
 def _is_answer_kind(kind: int) -> bool:
-    return kind == Kind.OUTPUT
+    return kind == MessageType.OUTPUT
 
 
 def _same_kind(there: Frame, today: Frame) -> bool:
-    return there.kind == today.kind or any({there.kind, today.kind} <= {*reads} for reads in (_STATE_READS, _KEY_READS))
+    return there.type == today.type or any({there.type, today.type} <= {*reads} for reads in (_STATE_READS, _KEY_READS))
 
 
 def _compared(frame: Frame) -> dict[str, Any]:
     fields = {name: value for name, value in decode(frame).items() if name not in _NOT_COMPARED}
-    if frame.kind in (*_STATE_READS, *_KEY_READS):
+    if frame.type in (*_STATE_READS, *_KEY_READS):
         fields = {name: value for name, value in fields.items() if name in ("key", "name")}
     return {name: value for name, value in fields.items() if value not in ("", b"")}
 
@@ -344,7 +344,7 @@ def _changes(there: Frame, today: Frame) -> list[str]:
         return []
     old, new = _compared(there), _compared(today)
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-    if names == ["name"] and there.kind == Kind.RUN:
+    if names == ["name"] and there.type == MessageType.RUN:
         return []
     lines: list[str] = []
     for name in names:
@@ -363,16 +363,16 @@ def _field(value: Any) -> str:
 
 def _described(frame: Frame) -> str:
     """Describe a recorded entry, without the number of its completion."""
-    return describe(make(Kind(frame.kind), **{k: v for k, v in decode(frame).items() if k not in _NOT_COMPARED}))
+    return describe(make(MessageType(frame.type), **{k: v for k, v in decode(frame).items() if k not in _NOT_COMPARED}))
 
 
 def describe(frame: Frame) -> str:
     """Describe a command."""
     text = describe_frame(frame)
-    if frame.kind in (*_STATE_READS, *_KEY_READS):
+    if frame.type in (*_STATE_READS, *_KEY_READS):
         # The handler does not decide whether the state was sent with the attempt.
         text = text.replace("get eager", "get").replace("get lazy", "get")
-    if frame.kind == Kind.OUTPUT:
+    if frame.type == MessageType.OUTPUT:
         text = f"the answer {_answer_text(frame)}"
     return text
 

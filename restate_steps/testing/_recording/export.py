@@ -15,8 +15,8 @@ from restate_steps.server import AdminClient
 from restate_steps.server._admin import quoted
 from restate_steps.testing._recording.recorded import RecordedJournal, recorded_from
 from restate_steps.testing._simulation.journal import Origin
-from restate_steps.testing._simulation.wire import Frame, Kind, decode
-from restate_steps.testing._simulation.world import Target
+from restate_steps.testing._simulation.server_model import Target
+from restate_steps.testing._simulation.wire import Frame, MessageType, decode
 
 __all__ = ["export_journal", "raw_id", "seed_of"]
 
@@ -103,12 +103,12 @@ def frames_of_rows(rows: Sequence[Mapping[str, Any]], invocation_id: str) -> lis
     return frames
 
 
-def _kind(entry_type: str) -> Kind | None:
+def _kind(entry_type: str) -> MessageType | None:
     what, _, name = entry_type.partition(": ")
     upper = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
     if what == "Notification" and upper != "SIGNAL":
         upper += "_COMPLETION"
-    return Kind.__members__.get(upper)
+    return MessageType.__members__.get(upper)
 
 
 def raw_id(invocation_id: str) -> bytes:

@@ -17,8 +17,8 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._simulation.journal import Journal, Origin
-from restate_steps.testing._simulation.wire import Frame, Kind, as_json, from_json, is_command, is_notification
-from restate_steps.testing._simulation.world import Target
+from restate_steps.testing._simulation.server_model import Target
+from restate_steps.testing._simulation.wire import Frame, MessageType, as_json, from_json, is_command, is_notification
 
 __all__ = ["Recordable", "RecordedJournal", "as_recorded", "record", "recorded_from"]
 
@@ -66,7 +66,7 @@ class RecordedJournal:
     @property
     def ended(self) -> bool:
         """True if the handler had ended with an answer; otherwise the run was in flight."""
-        return any(frame.kind == Kind.OUTPUT for frame in self.frames)
+        return any(frame.type == MessageType.OUTPUT for frame in self.frames)
 
     @cached_property
     def journal(self) -> Journal:
@@ -133,7 +133,7 @@ class RecordedJournal:
             frames = tuple(_frame(entry) for entry in data["entries"])
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise SimulationError(f"{what} is not a recorded journal: {type(error).__name__}: {error}") from error
-        if not frames or frames[0].kind != Kind.INPUT:
+        if not frames or frames[0].type != MessageType.INPUT:
             raise SimulationError(f"{what} is not a complete journal: its first entry must be INPUT.")
         return cls(origin, frames, data.get("made_by", {}), name or origin.invocation_id)
 
@@ -219,12 +219,12 @@ def as_recorded(what: Recordable) -> RecordedJournal:
 def recorded_from(origin: Origin, frames: Sequence[Frame], *, server: str, name: str = "") -> RecordedJournal:
     """Return a recorded journal with the versions that made it, and without secrets in its headers."""
     made_by = {"restate_steps": _version("restate-steps"), "restate_sdk": _version("restate-sdk"), "server": server}
-    kept = tuple(frame for frame in frames if is_command(frame.kind) or is_notification(frame.kind))
+    kept = tuple(frame for frame in frames if is_command(frame.type) or is_notification(frame.type))
     return RecordedJournal(origin, tuple(map(_without_secrets, kept)), made_by, name or origin.invocation_id)
 
 
 def _without_secrets(frame: Frame) -> Frame:
-    if frame.kind != Kind.INPUT:
+    if frame.type != MessageType.INPUT:
         return frame
     entry = as_json(frame)
     for header in entry.get("headers", ()):

@@ -1,4 +1,4 @@
-"""Runs an application against a :class:`~restate_steps.testing._simulation.world.World`, one event at a time.
+"""Run an application against a ``ServerModel``, one event at a time.
 
 D1. When nothing can run by itself, exactly one event is chosen: a body starts, something arrives, or time passes.
     The list of what can be chosen has the same order whenever the same has happened before.
@@ -18,7 +18,7 @@ import contextvars
 import json
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,16 +29,16 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast, get_args
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._observe import allow_observers, observing
 from restate_steps.testing._simulation.loop import SimulatedLoop
+from restate_steps.testing._simulation.server_model import START_MS, Invocation, InvocationStatus, Manifest, ServerModel
 from restate_steps.testing._simulation.wire import (
     Frame,
     FrameReader,
-    Kind,
+    MessageType,
     content_type,
     decode,
     frames_to_bytes,
     make,
 )
-from restate_steps.testing._simulation.world import START_MS, Invocation, InvocationStatus, Manifest, World
 
 __all__ = [
     "ASGIApp",
@@ -224,13 +224,13 @@ class _Attempt:
         if not _is_timed(frame):
             return frame
         fields = decode(frame)
-        name = "wake_up_time" if frame.kind == Kind.SLEEP else _INVOKE_TIME
+        name = "wake_up_time" if frame.type == MessageType.SLEEP else _INVOKE_TIME
         if self._timed < len(self._delays):
             delay = self._delays[self._timed]
         else:
             delay = max(0, fields[name] - int(time.time() * 1000))
         self._timed += 1
-        return make(Kind(frame.kind), flags=frame.flags, **{**fields, name: self._driver.world.now + delay})
+        return make(MessageType(frame.type), flags=frame.flags, **{**fields, name: self._driver.world.now + delay})
 
     # What the context tells; see restate_steps.testing._observe.AttemptObserver.
 
@@ -248,11 +248,11 @@ class _Attempt:
         failed: set[int] = set()
         calls: list[int] = []
         for frame in self.invocation.journal:
-            if frame.kind in (Kind.RUN_COMPLETION, Kind.CALL_COMPLETION):
+            if frame.type in (MessageType.RUN_COMPLETION, MessageType.CALL_COMPLETION):
                 fields = decode(frame)
                 if "failure" in fields:
                     failed.add(fields["completion_id"])
-            elif frame.kind == Kind.CALL:
+            elif frame.type == MessageType.CALL:
                 calls.append(decode(frame)["completion_id"])
         if not failed:
             return []
@@ -363,7 +363,6 @@ class _Process:
     def __init__(self, driver: Driver) -> None:
         now = (driver.world.now - START_MS) / 1000
         self.loop = SimulatedLoop.take(driver.idle, now)
-        self.loop.outside_of_steps = self._talks_outside
         self.loop.holds_back = self._holds_back
         self.loop.waiting = self._waiting
         self.loop.on_silence = driver.note_silence
@@ -374,11 +373,6 @@ class _Process:
         """The tasks of the bodies that work on the event loop, by their attempt and handle."""
         self.dead = False
         self._driver = driver
-
-    def _talks_outside(self, what: str) -> None:
-        attempt = observing.get()
-        if isinstance(attempt, _Attempt) and _body.get() is None and not self.dead:
-            self._driver.talks_outside(attempt.invocation, what)
 
     def _waiting(self) -> list[asyncio.Task[Any]]:
         return [*self.tasks.values(), *self.bodies.values()]
@@ -429,7 +423,7 @@ class Driver:
         if mode not in get_args(Mode):
             raise SimulationError(f"mode is 'bidirectional' or 'request_response', not {mode!r}.")
         allow_observers()
-        self.world = World(manifest, version=version, seed=seed)
+        self.world = ServerModel(manifest, version=version, seed=seed)
         self.bodies: list[BodyRun] = []
         self.log: list[tuple[int, str]] = []
         """What has happened: the number of messages stored by then, and what it was."""
@@ -440,7 +434,6 @@ class Driver:
         self.anomalies: list[str] = []
         self.unread_failures: list[str] = []
         """The steps and calls whose failure no handler has looked at."""
-        self.outside: list[tuple[Invocation, str]] = []
         self.silences = 0
         """How often it waited for the world outside in real time, and nothing came."""
         self.events = 0
@@ -462,6 +455,8 @@ class Driver:
         self.turns: list[Turn] = []
         """The turns that clients wait for. Whoever adds one removes it again."""
         self.turns_taken = 0
+        self._unrecorded: Counter[tuple[str, int]] = Counter()
+        """The runs of bodies without a recorded result: those in progress, and those that a crash has lost."""
         self.clients: list[Any] = []
         """The clients that were started."""
         self._app, self._mode = app, mode
@@ -525,7 +520,7 @@ class Driver:
         finally:
             self.turns.remove(turn)
 
-    def cut(self) -> None:
+    def disconnect(self) -> None:
         """End the connection of every attempt; the process lives on."""
         self._note("cut")
         for attempt in list(self._process.attempts.values()) if self._process is not None else ():
@@ -717,7 +712,7 @@ class Driver:
             statuses = tuple(each.status.value for each in self.world.invocations.values())
             running = tuple(run.name for attempt in process.attempts.values() for run in attempt.running.values())
             labels = tuple(option.label for option in options)
-            self.on_moment(self._moments, hash((self.world.fingerprint(), statuses, running, labels, self.turns_taken)))
+            self.on_moment(self._moments, hash((self._fingerprint(), statuses, running, labels)))
         if self.cancel_at is None or self._moments < self.cancel_at:
             return False
         self.cancel_at = None
@@ -733,13 +728,11 @@ class Driver:
 
     def receive(self, attempt: _Attempt, frame: Frame) -> None:
         """Take a message of an attempt."""
-        world, kind = self.world, frame.kind
+        world, kind = self.world, frame.type
         if world.invocations[attempt.invocation.id].status is not InvocationStatus.RUNNING:
             return
-        if kind == Kind.PROPOSE_RUN_COMPLETION:
-            # What ran for the second time, and gets lost again, is another thing than what ran once.
-            result = world.opaque.copy().renamed(frame.body)
-            if self._pass_point(lost=True, what=(result, self._times_run(attempt.invocation, frame))):
+        if kind == MessageType.PROPOSE_RUN_COMPLETION:
+            if self._pass_point(lost=True, what=world.opaque.copy().renamed(frame.body)):
                 return
             self._mark_recorded(attempt, frame)
         world.receive(attempt.invocation.id, frame)
@@ -747,22 +740,26 @@ class Driver:
             return
         if attempt.invocation.status is not InvocationStatus.RUNNING:
             self._note(_said(frame, attempt.invocation))
-            if frame.kind == Kind.END:
+            if frame.type == MessageType.END:
                 self.unread_failures += attempt.unread_failures()
                 attempt.close_after_bodies()
             else:
                 attempt.close()
         self._stored()
 
-    def _times_run(self, invocation: Invocation, proposal: Frame) -> int:
-        number = decode(proposal)["completion_id"]
-        return sum(run.completion_id == number and run.invocation == invocation.id for run in self.bodies)
+    def _fingerprint(self) -> int:
+        """Return a number that is the same for the same state of server, service and client.
+
+        Bodies that ran without a recorded result are a part of it: a payment made twice is not one made once.
+        """
+        return hash((self.world.fingerprint(), frozenset(self._unrecorded.items()), self.turns_taken))
 
     def _mark_recorded(self, attempt: _Attempt, frame: Frame) -> None:
         number = decode(frame)["completion_id"]
         for run in reversed(self.bodies):
             if run.completion_id == number and run.invocation == attempt.invocation.id:
                 run.recorded = True
+                self._unrecorded -= Counter({(run.invocation, number): 1})
                 return
 
     def body_runs(self, run: BodyRun, process: _Process) -> None:
@@ -770,14 +767,11 @@ class Driver:
         if process.dead:
             return
         self.bodies.append(run)
+        self._unrecorded[run.invocation, run.completion_id] += 1
         invocation = self.world.invocations[run.invocation]
         is_open = process.attempts.get(run.invocation) is not None and run.attempt == invocation.attempts
         if is_open and run.completion_id in invocation.completed:
             self.anomalies.append(f"the body of step {run.name!r} runs although its result is in the journal")
-
-    def talks_outside(self, invocation: Invocation, what: str) -> None:
-        """Note that a handler talks to the world outside, and not in a step."""
-        self.outside.append((invocation, what))
 
     def note_silence(self) -> None:
         """Count a wait for the world outside in which nothing came."""
@@ -805,7 +799,7 @@ class Driver:
         """Crash if this is the moment for it, and return whether it was."""
         here = Crash(len(self.world.history), lost)
         if self.on_point is not None:
-            self.on_point(here, hash((self.world.fingerprint(), what, self.turns_taken)))
+            self.on_point(here, hash((self._fingerprint(), what)))
         if self.crash_at is None or here < self.crash_at:
             return False
         self.crash_at = None
@@ -858,11 +852,11 @@ def read_manifest(app: ASGIApp) -> Manifest:
 
 
 def _said(frame: Frame, invocation: Invocation) -> str:
-    if frame.kind != Kind.ERROR:
-        return f"{invocation.target} {'ends' if frame.kind == Kind.END else 'suspends'}"
+    if frame.type != MessageType.ERROR:
+        return f"{invocation.target} {'ends' if frame.type == MessageType.END else 'suspends'}"
     fields = decode(frame)
     return f"{invocation.target} fails with {fields.get('code')}: {fields.get('message', '')}"
 
 
 def _is_timed(frame: Frame) -> bool:
-    return frame.kind == Kind.SLEEP or (frame.kind == Kind.ONE_WAY_CALL and _INVOKE_TIME in decode(frame))
+    return frame.type == MessageType.SLEEP or (frame.type == MessageType.ONE_WAY_CALL and _INVOKE_TIME in decode(frame))

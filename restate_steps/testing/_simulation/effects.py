@@ -19,7 +19,7 @@ class Effects(Mapping[str, int]):
 
     Example:
         >>> effects = Effects([BodyRun("inv_1", "charge", 1, 1), BodyRun("inv_1", "charge", 2, 1, True, True)])
-        >>> effects["charge"], effects.windows
+        >>> effects["charge"], effects.repeated_steps
         (2, ["'charge' ran in attempt 1, which ended before a result was stored, and again in attempt 2"])
     """
 
@@ -40,7 +40,7 @@ class Effects(Mapping[str, int]):
         return len(self._counts)
 
     @property
-    def most(self) -> dict[str, int]:
+    def max_body_runs(self) -> dict[str, int]:
         """The largest number of runs of a single step, by name; more than one only if the step ran *again*."""
         most: dict[str, int] = {}
         for runs in self._by_step().values():
@@ -54,7 +54,7 @@ class Effects(Mapping[str, int]):
         return by_step
 
     @property
-    def windows(self) -> list[str]:
+    def repeated_steps(self) -> list[str]:
         """A description of each time that a body ran again."""
         found: list[str] = []
         for runs in self._by_step().values():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, Final, overload
 
 from restate_steps.server import JournalEntry, JournalFailure
 from restate_steps.server._journal import decoded
-from restate_steps.testing._simulation.wire import Frame, Kind, decode, is_notification
-from restate_steps.testing._simulation.world import Target
+from restate_steps.testing._simulation.server_model import Target
+from restate_steps.testing._simulation.wire import Frame, MessageType, decode, is_notification
 from restate_steps.testing._texts import cut
 
 __all__ = ["Journal", "Origin", "describe_frame"]
@@ -44,8 +44,8 @@ class Journal(Sequence[JournalEntry]):
         origin: The invocation that the journal comes from, if known.
 
     Example:
-        >>> from restate_steps.testing._simulation.wire import Kind, make
-        >>> journal = Journal([make(Kind.RUN, completion_id=1, name="charge")])
+        >>> from restate_steps.testing._simulation.wire import MessageType, make
+        >>> journal = Journal([make(MessageType.RUN, completion_id=1, name="charge")])
         >>> journal.names, journal[0].completed
         (['charge'], False)
     """
@@ -58,7 +58,7 @@ class Journal(Sequence[JournalEntry]):
     @property
     def names(self) -> list[str]:
         """The names of the steps (``ctx.run`` and ``ctx.run_typed``), in the order of their commands."""
-        return [decode(frame).get("name", "") for frame in self.frames if frame.kind == Kind.RUN]
+        return [decode(frame).get("name", "") for frame in self.frames if frame.type == MessageType.RUN]
 
     @property
     def entries(self) -> list[JournalEntry]:
@@ -88,20 +88,33 @@ class Journal(Sequence[JournalEntry]):
         return "\n".join(f"{index:4}  {describe_frame(frame)}" for index, frame in enumerate(self.frames))
 
 
+_WITH_KEY: Final = (
+    MessageType.SET_STATE,
+    MessageType.CLEAR_STATE,
+    MessageType.GET_LAZY_STATE,
+    MessageType.GET_EAGER_STATE,
+)
+
+
 def describe_frame(frame: Frame) -> str:
     """Describe a message in one line."""
     fields = decode(frame)
-    kind = Kind(frame.kind).name.lower().replace("_", " ")
+    kind = MessageType(frame.type).name.lower().replace("_", " ")
     name = fields.get("name") or fields.get("signal_name") or ""
     number = fields.get("completion_id")
-    if is_notification(frame.kind):
-        what = f"signal {fields.get('signal_id', '')}" if frame.kind == Kind.SIGNAL else f"{kind} {number}"
+    if is_notification(frame.type):
+        what = f"signal {fields.get('signal_id', '')}" if frame.type == MessageType.SIGNAL else f"{kind} {number}"
         return f"{what} {name}".rstrip() + f" = {_shown(_outcome(fields))}"
-    if frame.kind in (Kind.CALL, Kind.ONE_WAY_CALL):
+    if frame.type in (MessageType.CALL, MessageType.ONE_WAY_CALL):
         name = "/".join(fields[part] for part in ("service", "key", "handler") if part in fields)
-    if frame.kind in (Kind.INPUT, Kind.OUTPUT):
+    if frame.type in (MessageType.INPUT, MessageType.OUTPUT):
         return f"{kind} {_shown(_outcome(fields))}"
-    if frame.kind in (Kind.SET_STATE, Kind.CLEAR_STATE, Kind.GET_LAZY_STATE, Kind.GET_EAGER_STATE):
+    if frame.type in (
+        MessageType.SET_STATE,
+        MessageType.CLEAR_STATE,
+        MessageType.GET_LAZY_STATE,
+        MessageType.GET_EAGER_STATE,
+    ):
         name = fields["key"].decode(errors="replace")
     return f"{kind} {name}".rstrip() + (f"  → {number}" if number is not None else "")
 
@@ -111,7 +124,7 @@ def _entries(frames: Sequence[Frame]) -> list[JournalEntry]:
     outcomes: dict[int, tuple[Any, JournalFailure | None]] = {}
     decoded = [decode(frame) for frame in frames]
     for frame, fields in zip(frames, decoded, strict=True):
-        if is_notification(frame.kind):
+        if is_notification(frame.type):
             if "completion_id" in fields:
                 outcomes[fields["completion_id"]] = _outcome(fields)
         elif "completion_id" in fields:
@@ -119,14 +132,14 @@ def _entries(frames: Sequence[Frame]) -> list[JournalEntry]:
     entries: list[JournalEntry] = []
     for index, (frame, fields) in enumerate(zip(frames, decoded, strict=True)):
         number = fields.get("completion_id")
-        told = is_notification(frame.kind)
+        told = is_notification(frame.type)
         name = names.get(number) if told and number is not None else fields.get("name") or fields.get("signal_name")
         waits = not told and number is not None
         value, failure = outcomes.get(number, (None, None)) if waits and number is not None else _outcome(fields)
         entries.append(
             JournalEntry(
                 index=index,
-                type=_type(frame.kind),
+                type=_type(frame.type),
                 name=name or None,
                 completed=not waits or number in outcomes,
                 value=value,
@@ -138,7 +151,7 @@ def _entries(frames: Sequence[Frame]) -> list[JournalEntry]:
 
 
 def _type(kind: int) -> str:
-    words = Kind(kind).name.removesuffix("_COMPLETION").title().replace("_", "")
+    words = MessageType(kind).name.removesuffix("_COMPLETION").title().replace("_", "")
     return f"{'Notification' if is_notification(kind) else 'Command'}: {words}"
 
 

@@ -138,7 +138,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """Returns the tasks whose waits for the world outside count; see L7."""
         self.on_silence: Callable[[], None] = _nothing
         """Called when the loop has waited for the world outside, and nothing came."""
-        self.outside_of_steps: Callable[[str], None] = _ignore
+        self.on_external_access: Callable[[str], None] = _ignore
         """Told when something talks to the world outside."""
         self.holds_back: Callable[[Callable[[], None]], bool] = _at_once
         """Takes what starts a thread, to call it later; returns False if the thread is to start at once."""
@@ -249,7 +249,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
         When a thread ends is a matter of chance. So it is waited for in real time, and the first comes first.
         """
-        self.outside_of_steps("a thread")
+        self.on_external_access("a thread")
         handed: asyncio.Future[Any] = self.create_future()
         self._handed.add(handed)
         if executor is not None:
@@ -326,17 +326,17 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     async def create_connection(self, *args: Any, **options: Any) -> Any:
         """Connect, as asyncio does, and note that it was done."""
-        self.outside_of_steps("a connection")
+        self.on_external_access("a connection")
         return await super().create_connection(*args, **options)
 
     async def subprocess_exec(self, *args: Any, **options: Any) -> Any:
         """Start a program, as asyncio does, and note that it was done."""
-        self.outside_of_steps("a program")
+        self.on_external_access("a program")
         return await super().subprocess_exec(*args, **options)
 
     async def sock_connect(self, *args: Any, **options: Any) -> Any:
         """Connect a socket, as asyncio does, and note that it was done."""
-        self.outside_of_steps("a connection")
+        self.on_external_access("a connection")
         return await super().sock_connect(*args, **options)
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
@@ -428,7 +428,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         loop.is_ending = False
         loop.waiting = _no_tasks
         loop.on_silence = _nothing
-        loop.outside_of_steps = _ignore
+        loop.on_external_access = _ignore
         loop.holds_back = _at_once
         loop._watchdogs.clear()
         return loop

@@ -30,9 +30,7 @@ from restate_steps.testing._simulation.driver import ASGIApp, Choose, Driver, Mo
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.outcome import Outcome
-from restate_steps.testing._simulation.timeline import timeline
-from restate_steps.testing._simulation.wire import Kind, decode
-from restate_steps.testing._simulation.world import (
+from restate_steps.testing._simulation.server_model import (
     START_MS,
     Failure,
     HandlerInfo,
@@ -43,6 +41,8 @@ from restate_steps.testing._simulation.world import (
     UnknownHandlerError,
     awakeable_of,
 )
+from restate_steps.testing._simulation.timeline import timeline
+from restate_steps.testing._simulation.wire import MessageType, decode
 
 __all__ = [
     "NOTHING",
@@ -462,9 +462,9 @@ class Simulator:
         self.driver.crash()
         await self.settle()
 
-    async def cut(self) -> None:
+    async def disconnect(self) -> None:
         """Cut the connection of every attempt; the process survives, and the attempts are retried."""
-        self.driver.cut()
+        self.driver.disconnect()
         await self.settle()
 
     async def advance(self, by: timedelta) -> None:
@@ -619,7 +619,7 @@ class Simulator:
         self.driver.clients.append(client)
         return client
 
-    async def drain(self) -> None:
+    async def run_until_idle(self) -> None:
         """Run until nothing more can happen, however long it takes in virtual time."""
         self.driver.run(lambda: False)
 
@@ -888,7 +888,7 @@ def _waits(driver: Driver) -> str:
 
 
 def _open_awakeables(driver: Driver, invocation: Invocation) -> list[str]:
-    answered = {decode(frame).get("signal_id") for frame in invocation.journal if frame.kind == Kind.SIGNAL}
+    answered = {decode(frame).get("signal_id") for frame in invocation.journal if frame.type == MessageType.SIGNAL}
     made = driver.awakeables.get(invocation.id, ())
     return [f"the awakeable {each!r}" for each in made if awakeable_of(each)[1] not in answered]
 

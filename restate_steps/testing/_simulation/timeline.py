@@ -27,7 +27,7 @@ def timeline(driver: Driver) -> str:
     for number, (invocation, frame) in enumerate(driver.world.history, start=1):
         while log and log[0][0] < number:
             lines.append(_event(log.pop(0)[1]))
-        arrow = "←" if is_notification(frame.kind) else "→"
+        arrow = "←" if is_notification(frame.type) else "→"
         whose = f"{invocation.target}: " if several else ""
         lines.append(f"{number:5}   {arrow} {whose}{describe_frame(frame)}")
     lines += [_event(what) for _, what in log]

@@ -22,7 +22,7 @@ __all__ = [
     "REQUESTED_ACK",
     "Frame",
     "FrameReader",
-    "Kind",
+    "MessageType",
     "as_json",
     "awakeable_id",
     "awakeable_of",
@@ -47,7 +47,7 @@ _HEADER_BYTES: Final = struct.Struct(">HHI")
 _AWAKEABLE_PREFIX: Final = "sign_1"
 
 
-class Kind(IntEnum):
+class MessageType(IntEnum):
     """The types of messages. A completion has the low byte of its command, with the highest bit set."""
 
     START = 0x0000
@@ -91,13 +91,13 @@ class Kind(IntEnum):
     SIGNAL = 0xFBFF
 
 
-_KINDS: Final[dict[int, Kind]] = {kind.value: kind for kind in Kind}
+_MESSAGE_TYPES: Final[dict[int, MessageType]] = {message_type.value: message_type for message_type in MessageType}
 
 
 class Frame(NamedTuple):
     """One message: its type, its protobuf body, its flags."""
 
-    kind: Kind
+    type: MessageType
     body: bytes
     flags: int = 0
 
@@ -138,7 +138,7 @@ _ATTACH: _Fields = {
 }
 
 FIELDS: Final[Mapping[int, _Fields]] = {
-    Kind.START: {
+    MessageType.START: {
         "id": (1, bytes),
         "debug_id": (2, str),
         "known_entries": (3, int),
@@ -152,13 +152,13 @@ FIELDS: Final[Mapping[int, _Fields]] = {
         "limit_key": (11, str),
         "idempotency_key": (12, str),
     },
-    Kind.SUSPENSION: {
+    MessageType.SUSPENSION: {
         "completions": (1, [int]),
         "signals": (2, [int]),
         "named": (3, [str]),
         "awaiting_on": (4, _FUTURE),
     },
-    Kind.ERROR: {
+    MessageType.ERROR: {
         "code": (1, int),
         "message": (2, str),
         "stacktrace": (3, str),
@@ -168,24 +168,24 @@ FIELDS: Final[Mapping[int, _Fields]] = {
         "next_retry_delay": (8, int),
         "behavior": (9, int),
     },
-    Kind.END: {},
-    Kind.PROPOSE_RUN_COMPLETION: {"completion_id": (1, int), "value": (14, bytes), "failure": (15, _FAILURE)},
-    Kind.AWAITING_ON: {"awaiting_on": (1, _FUTURE), "executing": (2, bool)},
-    Kind.PROPOSE_RUN_COMPLETION_ACK: {"completion_id": (1, int)},
-    Kind.INPUT: {"headers": (1, [_HEADER]), "value": (14, _VALUE), **_NAME},
-    Kind.OUTPUT: {"value": (14, _VALUE), "failure": (15, _FAILURE), **_NAME},
-    Kind.GET_LAZY_STATE: {"key": (1, bytes), **_RESULT},
-    Kind.SET_STATE: {"key": (1, bytes), "value": (3, _VALUE), **_NAME},
-    Kind.CLEAR_STATE: {"key": (1, bytes), **_NAME},
-    Kind.CLEAR_ALL_STATE: _NAME,
-    Kind.GET_LAZY_STATE_KEYS: _RESULT,
-    Kind.GET_EAGER_STATE: {"key": (1, bytes), "void": (13, _VOID), "value": (14, _VALUE), **_NAME},
-    Kind.GET_EAGER_STATE_KEYS: {"value": (14, _KEYS), **_NAME},
-    Kind.GET_PROMISE: {"key": (1, str), **_RESULT},
-    Kind.PEEK_PROMISE: {"key": (1, str), **_RESULT},
-    Kind.COMPLETE_PROMISE: {"key": (1, str), "value": (2, _VALUE), "failure": (3, _FAILURE), **_RESULT},
-    Kind.SLEEP: {"wake_up_time": (1, int), **_RESULT},
-    Kind.CALL: {
+    MessageType.END: {},
+    MessageType.PROPOSE_RUN_COMPLETION: {"completion_id": (1, int), "value": (14, bytes), "failure": (15, _FAILURE)},
+    MessageType.AWAITING_ON: {"awaiting_on": (1, _FUTURE), "executing": (2, bool)},
+    MessageType.PROPOSE_RUN_COMPLETION_ACK: {"completion_id": (1, int)},
+    MessageType.INPUT: {"headers": (1, [_HEADER]), "value": (14, _VALUE), **_NAME},
+    MessageType.OUTPUT: {"value": (14, _VALUE), "failure": (15, _FAILURE), **_NAME},
+    MessageType.GET_LAZY_STATE: {"key": (1, bytes), **_RESULT},
+    MessageType.SET_STATE: {"key": (1, bytes), "value": (3, _VALUE), **_NAME},
+    MessageType.CLEAR_STATE: {"key": (1, bytes), **_NAME},
+    MessageType.CLEAR_ALL_STATE: _NAME,
+    MessageType.GET_LAZY_STATE_KEYS: _RESULT,
+    MessageType.GET_EAGER_STATE: {"key": (1, bytes), "void": (13, _VOID), "value": (14, _VALUE), **_NAME},
+    MessageType.GET_EAGER_STATE_KEYS: {"value": (14, _KEYS), **_NAME},
+    MessageType.GET_PROMISE: {"key": (1, str), **_RESULT},
+    MessageType.PEEK_PROMISE: {"key": (1, str), **_RESULT},
+    MessageType.COMPLETE_PROMISE: {"key": (1, str), "value": (2, _VALUE), "failure": (3, _FAILURE), **_RESULT},
+    MessageType.SLEEP: {"wake_up_time": (1, int), **_RESULT},
+    MessageType.CALL: {
         "service": (1, str),
         "handler": (2, str),
         "parameter": (3, bytes),
@@ -197,7 +197,7 @@ FIELDS: Final[Mapping[int, _Fields]] = {
         "invocation_id_completion_id": (10, int),
         **_RESULT,
     },
-    Kind.ONE_WAY_CALL: {
+    MessageType.ONE_WAY_CALL: {
         "service": (1, str),
         "handler": (2, str),
         "parameter": (3, bytes),
@@ -210,7 +210,7 @@ FIELDS: Final[Mapping[int, _Fields]] = {
         "invocation_id_completion_id": (10, int),
         **_NAME,
     },
-    Kind.SEND_SIGNAL: {
+    MessageType.SEND_SIGNAL: {
         "target": (1, str),
         "signal_id": (2, int),
         "signal_name": (3, str),
@@ -219,15 +219,15 @@ FIELDS: Final[Mapping[int, _Fields]] = {
         "failure": (6, _FAILURE),
         **_NAME,
     },
-    Kind.RUN: _RESULT,
-    Kind.ATTACH_INVOCATION: _ATTACH,
-    Kind.GET_INVOCATION_OUTPUT: _ATTACH,
-    Kind.COMPLETE_AWAKEABLE: {"id": (1, str), "value": (2, _VALUE), "failure": (3, _FAILURE), **_NAME},
-    **{kind: _COMPLETION for kind in Kind if kind & NOTIFICATION},
+    MessageType.RUN: _RESULT,
+    MessageType.ATTACH_INVOCATION: _ATTACH,
+    MessageType.GET_INVOCATION_OUTPUT: _ATTACH,
+    MessageType.COMPLETE_AWAKEABLE: {"id": (1, str), "value": (2, _VALUE), "failure": (3, _FAILURE), **_NAME},
+    **{message_type: _COMPLETION for message_type in MessageType if message_type & NOTIFICATION},
 }
 
 _BY_NUMBER: Final = {
-    kind: {number: (name, of) for name, (number, of) in table.items()} for kind, table in FIELDS.items()
+    message_type: {number: (name, of) for name, (number, of) in table.items()} for message_type, table in FIELDS.items()
 }
 _NUMBERED: Final[dict[int, dict[int, tuple[str, Any]]]] = {}
 """The tables of nested messages by number, found by the identity of the table; filled when first needed."""
@@ -238,24 +238,24 @@ def content_type(version: int) -> str:
     return f"application/vnd.restate.invocation.v{version}"
 
 
-def is_command(kind: int) -> bool:
+def is_command(message_type: int) -> bool:
     """Return whether a message is a command: a journal entry that the handler issues."""
-    return 0x0400 <= kind < NOTIFICATION
+    return 0x0400 <= message_type < NOTIFICATION
 
 
-def is_notification(kind: int) -> bool:
+def is_notification(message_type: int) -> bool:
     """Return whether a message is a notification: a journal entry that the server sends."""
-    return kind >= NOTIFICATION
+    return message_type >= NOTIFICATION
 
 
-def is_completion(kind: int) -> bool:
+def is_completion(message_type: int) -> bool:
     """Return whether a message is the completion of a command."""
-    return kind >= NOTIFICATION and kind != Kind.SIGNAL
+    return message_type >= NOTIFICATION and message_type != MessageType.SIGNAL
 
 
-def notification_of(command: int) -> Kind:
+def notification_of(command: int) -> MessageType:
     """Return the type of the message that completes a type of command."""
-    return Kind(NOTIFICATION | command & 0xFF)
+    return MessageType(NOTIFICATION | command & 0xFF)
 
 
 # --- bytes ------------------------------------------------------------------------------------------------------
@@ -358,37 +358,37 @@ def _numbered(table: _Fields) -> dict[int, tuple[str, Any]]:
     return found
 
 
-def make(kind: Kind, /, *, flags: int = 0, **values: Any) -> Frame:
+def make(message_type: MessageType, /, *, flags: int = 0, **values: Any) -> Frame:
     """Build a message; fields that are None are omitted.
 
     Example:
-        >>> decode(make(Kind.RUN, completion_id=1, name="charge"))
+        >>> decode(make(MessageType.RUN, completion_id=1, name="charge"))
         {'completion_id': 1, 'name': 'charge'}
     """
-    return Frame(kind, _encode(FIELDS[kind], values), flags)
+    return Frame(message_type, _encode(FIELDS[message_type], values), flags)
 
 
 def decode(frame: Frame) -> dict[str, Any]:
     """Return the fields of a message; unset fields are omitted. The result may be shared: do not change it.
 
     Example:
-        >>> decode(make(Kind.SLEEP, completion_id=1, wake_up_time=5))
+        >>> decode(make(MessageType.SLEEP, completion_id=1, wake_up_time=5))
         {'completion_id': 1, 'wake_up_time': 5}
     """
     if len(frame.body) > _CACHED_UP_TO:
-        return _decode(_BY_NUMBER[frame.kind], frame.body)
-    return _decode_cached(frame.kind, frame.body)
+        return _decode(_BY_NUMBER[frame.type], frame.body)
+    return _decode_cached(frame.type, frame.body)
 
 
 @lru_cache(maxsize=8192)
-def _decode_cached(kind: int, body: bytes) -> dict[str, Any]:
+def _decode_cached(message_type: int, body: bytes) -> dict[str, Any]:
     # An exploration decodes the same messages many times.
-    return _decode(_BY_NUMBER[kind], body)
+    return _decode(_BY_NUMBER[message_type], body)
 
 
 def encode(frame: Frame) -> bytes:
     """Return a message as bytes, including the header."""
-    return _HEADER_BYTES.pack(frame.kind, frame.flags, len(frame.body)) + frame.body
+    return _HEADER_BYTES.pack(frame.type, frame.flags, len(frame.body)) + frame.body
 
 
 def frames_to_bytes(frames: Iterable[Frame]) -> bytes:
@@ -396,13 +396,13 @@ def frames_to_bytes(frames: Iterable[Frame]) -> bytes:
     return b"".join(encode(frame) for frame in frames)
 
 
-def _kind(number: int) -> Kind:
-    if (kind := _KINDS.get(number)) is None:
+def _message_type(number: int) -> MessageType:
+    if (message_type := _MESSAGE_TYPES.get(number)) is None:
         raise ValueError(
             f"the message type {number:#06x} is unknown. This version of restate-steps knows versions 6 and 7 of the "
             "service protocol. Install a version that was tested with your restate-sdk."
         )
-    return kind
+    return message_type
 
 
 class FrameReader:
@@ -410,8 +410,8 @@ class FrameReader:
 
     Example:
         >>> reader = FrameReader()
-        >>> reader.feed(encode(make(Kind.END))[:5]), reader.feed(encode(make(Kind.END))[5:])
-        ([], [Frame(kind=<Kind.END: 3>, body=b'', flags=0)])
+        >>> reader.feed(encode(make(MessageType.END))[:5]), reader.feed(encode(make(MessageType.END))[5:])
+        ([], [Frame(type=<MessageType.END: 3>, body=b'', flags=0)])
     """
 
     def __init__(self) -> None:
@@ -423,10 +423,10 @@ class FrameReader:
         frames: list[Frame] = []
         at = 0
         while len(data) - at >= 8:
-            kind, flags, size = _HEADER_BYTES.unpack_from(data, at)
+            number, flags, size = _HEADER_BYTES.unpack_from(data, at)
             if len(data) - at < 8 + size:
                 break
-            frames.append(Frame(_kind(kind), bytes(data[at + 8 : at + 8 + size]), flags))
+            frames.append(Frame(_message_type(number), bytes(data[at + 8 : at + 8 + size]), flags))
             at += 8 + size
         self._rest = bytes(data[at:])
         return frames
@@ -441,11 +441,11 @@ def as_json(frame: Frame) -> dict[str, Any]:
     Bytes become text if they are UTF-8, and ``{"base64": ...}`` otherwise.
 
     Example:
-        >>> as_json(make(Kind.RUN, completion_id=1, name="charge"))
+        >>> as_json(make(MessageType.RUN, completion_id=1, name="charge"))
         {'type': 'RUN', 'completion_id': 1, 'name': 'charge'}
     """
     flags = {"flags": frame.flags} if frame.flags else {}
-    return {"type": frame.kind.name, **flags, **_plain(decode(frame))}
+    return {"type": frame.type.name, **flags, **_plain(decode(frame))}
 
 
 def _plain(value: Any) -> Any:
@@ -463,9 +463,11 @@ def _plain(value: Any) -> Any:
 
 def from_json(value: Mapping[str, Any]) -> Frame:
     """Return the message of a value from :func:`as_json`."""
-    kind = Kind[value["type"]]
+    message_type = MessageType[value["type"]]
     fields = {name: inner for name, inner in value.items() if name not in ("type", "flags")}
-    return Frame(kind, _encode(FIELDS[kind], _unplain(FIELDS[kind], fields)), value.get("flags", 0))
+    return Frame(
+        message_type, _encode(FIELDS[message_type], _unplain(FIELDS[message_type], fields)), value.get("flags", 0)
+    )
 
 
 def _unplain(table: _Fields, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from restate_steps.testing._simulation import wire
-from restate_steps.testing._simulation.wire import Frame, Kind
+from restate_steps.testing._simulation.wire import Frame, MessageType
 from tests.conformance.drive import Answer, World
 from tests.conformance.programs.handlers import PLAYS, Play, argument
 from tests.conformance.programs.program import KINDS, Program, is_orderly
@@ -142,11 +142,11 @@ def _answered(this: Play, answer: Answer) -> list[Any]:
 def _invocation(this: Play, stored: Stored) -> dict[str, Any]:
     if not stored.journal:
         return {"status": stored.status}
-    commands = [frame for frame in stored.journal if wire.is_command(frame.kind)]
-    signals = [wire.as_json(frame) for frame in stored.journal if frame.kind == Kind.SIGNAL]
+    commands = [frame for frame in stored.journal if wire.is_command(frame.type)]
+    signals = [wire.as_json(frame) for frame in stored.journal if frame.type == MessageType.SIGNAL]
     is_cancelled = any(signal.get("signal_id") == wire.CANCEL_SIGNAL for signal in signals)
     made: dict[int, Frame] = {
-        wire.decode(frame)["completion_id"]: frame for frame in stored.journal if wire.is_completion(frame.kind)
+        wire.decode(frame)["completion_id"]: frame for frame in stored.journal if wire.is_completion(frame.type)
     }
     lines = [_command(this, frame, made, is_cancelled) for frame in commands]
     found: dict[str, Any] = {"status": stored.status, "failure": stored.failure, "journal": lines}
@@ -190,7 +190,7 @@ def _order(journal: Sequence[Frame]) -> str:
     words: list[str] = []
     for frame in journal:
         fields = wire.decode(frame)
-        if wire.is_command(frame.kind):
+        if wire.is_command(frame.type):
             at = str(sum(word.isdigit() for word in words))
             numbers |= {fields[name]: at + mark for name, mark in zip(_NUMBERS, "\"'", strict=True) if name in fields}
             words.append(at)

@@ -359,6 +359,7 @@ add(
         restate.app([utils]),
         counts_bodies,
         problem="mismatch",
+        runs=80,
         kinds=("unknown",),
     )
 )

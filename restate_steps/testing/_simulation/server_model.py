@@ -1,13 +1,13 @@
 """What a Restate server knows and does, as plain data: invocations and their journals, objects, promises, timers.
 
-The driver tells the world what an application has sent (:meth:`World.receive`), and the world says what there is to
-send (:attr:`World.outbox`), which invocations want an attempt (:meth:`World.ready`), and what may happen next
-(:attr:`World.deliveries`, :attr:`World.timers`). It never waits, never looks at a clock and never draws a number.
+The driver passes on what the application has sent (``receive``). The model says what to send to it (``outbox``), which
+invocations want an attempt (``ready``), and what may happen next (``deliveries``, ``timers``). It never waits, reads a
+clock or draws a random number.
 
 W1. A journal only grows. What it holds is what an attempt is given to begin with, in the same order.
 W2. A completion is stored once. A second result for the same command is an *anomaly*, and changes nothing.
-W3. Everything between two invocations, and every timer, passes through :attr:`World.deliveries` or
-    :attr:`World.timers`, so that whoever drives can choose when it happens. All else happens at once.
+W3. Everything between two invocations, and every timer, passes through :attr:`ServerModel.deliveries` or
+    :attr:`ServerModel.timers`, so that whoever drives can choose when it happens. All else happens at once.
 W4. An invocation that has ended never begins again, and its result never changes. One that is cancelled or killed
     before it begins is forgotten: whoever waits for it then fails, and whoever comes later does not find it.
 W5. At most one exclusive handler of a key, and at most one attempt of an invocation, is open at any time.
@@ -29,7 +29,7 @@ from restate_steps.testing._simulation.wire import (
     CANCEL_SIGNAL,
     REQUESTED_ACK,
     Frame,
-    Kind,
+    MessageType,
     awakeable_of,
     decode,
     is_command,
@@ -45,9 +45,9 @@ __all__ = [
     "InvocationStatus",
     "Manifest",
     "RetryRules",
+    "ServerModel",
     "Target",
     "UnknownHandlerError",
-    "World",
     "awakeable_of",
 ]
 
@@ -258,7 +258,7 @@ class Invocation:
     error_delay: int | None = None
     removal: Failure | None = None
     """How waiting for it failed when it was cancelled or killed before it began; since then nothing is stored of it."""
-    waiters: list[tuple[str, int, Kind]] = field(default_factory=list[tuple[str, int, Kind]])
+    waiters: list[tuple[str, int, MessageType]] = field(default_factory=list[tuple[str, int, MessageType]])
     digest: int = 0
 
     @property
@@ -324,7 +324,7 @@ class _Promise:
         return self.value is not None or self.failure is not None
 
 
-class World:
+class ServerModel:
     """A server, with everything it has stored.
 
     Args:
@@ -402,7 +402,7 @@ class World:
         self._by_raw[invocation.raw_id] = invocation.id
         if idempotency_key is not None or info.workflow:
             self._idempotent[same] = invocation.id
-        self._store(invocation, make(Kind.INPUT, headers=pairs or None, value=_value(body)))
+        self._store(invocation, make(MessageType.INPUT, headers=pairs or None, value=_value(body)))
         if at > self.now:
             invocation.status = InvocationStatus.SCHEDULED
             self._set_timer(at, ("begin", invocation.id))
@@ -431,7 +431,7 @@ class World:
             stored = self._object(invocation).state
             state = [{"key": name, "value": stored[name]} for name in sorted(stored)]
         start = make(
-            Kind.START,
+            MessageType.START,
             id=invocation.raw_id,
             debug_id=invocation.id,
             known_entries=len(invocation.journal),
@@ -466,7 +466,7 @@ class World:
 
     def signal(self, invocation_id: str, **fields: Any) -> None:
         """Send a signal: ``signal_id`` or ``signal_name``, and ``void``, ``value`` or ``failure``."""
-        self._signal(self.invocations[invocation_id], make(Kind.SIGNAL, flags=0, **fields))
+        self._signal(self.invocations[invocation_id], make(MessageType.SIGNAL, flags=0, **fields))
 
     def complete_awakeable(self, awakeable_id: str, **fields: Any) -> None:
         """Complete an awakeable with a ``value`` or a ``failure``.
@@ -596,28 +596,28 @@ class World:
         invocation = self.invocations[invocation_id]
         if invocation.status is not InvocationStatus.RUNNING:
             return
-        kind = Kind(frame.kind)
+        kind = MessageType(frame.type)
         if is_command(kind):
-            if kind in (Kind.CALL, Kind.ONE_WAY_CALL) and not self._is_known(invocation, decode(frame)):
+            if kind in (MessageType.CALL, MessageType.ONE_WAY_CALL) and not self._is_known(invocation, decode(frame)):
                 return
             self._store(invocation, frame)
             handle = self._HANDLERS.get(kind)
             if handle is not None:
                 handle(self, invocation, kind, decode(frame))
-        elif kind is Kind.PROPOSE_RUN_COMPLETION:
+        elif kind is MessageType.PROPOSE_RUN_COMPLETION:
             self._propose(invocation, frame)
-        elif kind is Kind.SUSPENSION:
+        elif kind is MessageType.SUSPENSION:
             self._suspend(invocation, decode(frame))
-        elif kind is Kind.ERROR:
+        elif kind is MessageType.ERROR:
             fields = decode(frame)
             failure = Failure(fields.get("code", 500), fields.get("message", ""), (), fields.get("stacktrace", ""))
             self._fail_attempt(invocation, failure, fields.get("next_retry_delay"), fields.get("behavior", 0))
-        elif kind is Kind.END:
+        elif kind is MessageType.END:
             self._end(invocation, invocation.output, invocation.failure)
 
     def _store(self, invocation: Invocation, frame: Frame) -> None:
         invocation.journal.append(frame)
-        invocation.digest = hash((invocation.digest, frame.kind, self.opaque.renamed(frame.body), frame.flags))
+        invocation.digest = hash((invocation.digest, frame.type, self.opaque.renamed(frame.body), frame.flags))
         invocation.failures = 0
         self.history.append((invocation, frame))
 
@@ -631,10 +631,10 @@ class World:
         result: dict[str, Any] = (
             {"failure": fields["failure"]} if "failure" in fields else {"value": _value(fields.get("value", b""))}
         )
-        completion = make(Kind.RUN_COMPLETION, completion_id=number, **result)
+        completion = make(MessageType.RUN_COMPLETION, completion_id=number, **result)
         self._complete(invocation, completion, tell=self.version < 7)
         if frame.flags & REQUESTED_ACK:
-            self.outbox.append((invocation.id, make(Kind.PROPOSE_RUN_COMPLETION_ACK, completion_id=number)))
+            self.outbox.append((invocation.id, make(MessageType.PROPOSE_RUN_COMPLETION_ACK, completion_id=number)))
 
     def _suspend(self, invocation: Invocation, fields: dict[str, Any]) -> None:
         invocation.awaits = fields.get("awaiting_on", fields)
@@ -738,16 +738,16 @@ class World:
         elif invocation.status is InvocationStatus.SUSPENDED and _resolved(invocation.awaits, invocation):
             invocation.status = InvocationStatus.READY
 
-    def _answer(self, invocation: Invocation, command: Kind, number: int, **fields: Any) -> None:
+    def _answer(self, invocation: Invocation, command: MessageType, number: int, **fields: Any) -> None:
         self._complete(invocation, make(notification_of(command), completion_id=number, **fields))
 
     # --- commands -----------------------------------------------------------------------------------------------
 
-    def _run(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _run(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         invocation.runs[fields["completion_id"]] = fields.get("name", "")
 
-    def _sleep(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
-        done = make(Kind.SLEEP_COMPLETION, completion_id=fields["completion_id"], void={})
+    def _sleep(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
+        done = make(MessageType.SLEEP_COMPLETION, completion_id=fields["completion_id"], void={})
         self._set_timer(max(self.now, fields.get("wake_up_time", 0)), ("complete", invocation.id, done))
 
     def _is_known(self, invocation: Invocation, fields: dict[str, Any]) -> bool:
@@ -759,7 +759,7 @@ class World:
             return False
         return True
 
-    def _call(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _call(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         known = len(self.invocations)
         child = self.submit(
             _target(fields),
@@ -774,46 +774,46 @@ class World:
             child.rounds = {**invocation.rounds}
             child.rounds[child.info.target] = child.rounds.get(child.info.target, 0) + 1
         made = make(
-            Kind.CALL_INVOCATION_ID_COMPLETION,
+            MessageType.CALL_INVOCATION_ID_COMPLETION,
             completion_id=fields["invocation_id_completion_id"],
             invocation_id=child.id,
         )
         self._complete(invocation, made)
-        if kind is Kind.CALL:
+        if kind is MessageType.CALL:
             number = fields["completion_id"]
             if child.info.workflow and len(self.invocations) == known:
                 taken = Failure(_CANCELLED, "the workflow method was already invoked")
                 self._answer(invocation, kind, number, failure=taken.fields())
             else:
-                self._wait_for(invocation, child, number, Kind.CALL)
+                self._wait_for(invocation, child, number, MessageType.CALL)
 
-    def _wait_for(self, invocation: Invocation, other: Invocation, number: int, kind: Kind) -> None:
+    def _wait_for(self, invocation: Invocation, other: Invocation, number: int, kind: MessageType) -> None:
         if other.ended:
             self._deliver("complete", invocation.id, self._result(other, kind, number), sender=other.id)
         else:
             other.waiters.append((invocation.id, number, kind))
 
     @staticmethod
-    def _result(ended: Invocation, command: Kind, number: int) -> Frame:
+    def _result(ended: Invocation, command: MessageType, number: int) -> Frame:
         kind = notification_of(command)
         if ended.failure is not None:
             return make(kind, completion_id=number, failure=ended.failure.fields())
         return make(kind, completion_id=number, value=_value(ended.output or b""))
 
-    def _get_state(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _get_state(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         value = self._object(invocation).state.get(fields["key"])
         found: dict[str, Any] = {"void": {}} if value is None else {"value": _value(value)}
         self._answer(invocation, kind, fields["completion_id"], **found)
 
-    def _get_state_keys(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _get_state_keys(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         keys = sorted(self._object(invocation).state)
         self._answer(invocation, kind, fields["completion_id"], state_keys={"keys": keys})
 
-    def _change_state(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _change_state(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         state = self._object(invocation).state
-        if kind is Kind.SET_STATE:
+        if kind is MessageType.SET_STATE:
             state[fields["key"]] = fields.get("value", {}).get("content", b"")
-        elif kind is Kind.CLEAR_STATE:
+        elif kind is MessageType.CLEAR_STATE:
             state.pop(fields["key"], None)
         else:
             state.clear()
@@ -828,18 +828,18 @@ class World:
             return {"failure": promise.failure.fields()}
         return {"void": {}} if promise.value is None else {"value": _value(promise.value)}
 
-    def _get_promise(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _get_promise(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         promise = self._promise(invocation, fields["key"])
         if promise.completed:
             self._answer(invocation, kind, fields["completion_id"], **self._promised(promise))
         else:
             promise.waiters.append((invocation.id, fields["completion_id"]))
 
-    def _peek_promise(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _peek_promise(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         promise = self._promise(invocation, fields["key"])
         self._answer(invocation, kind, fields["completion_id"], **self._promised(promise))
 
-    def _complete_promise(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _complete_promise(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         promise = self._promise(invocation, fields["key"])
         if promise.completed:
             taken = Failure(409, "promise was already completed")
@@ -851,21 +851,21 @@ class World:
             promise.value = fields.get("value", {}).get("content", b"")
         self._answer(invocation, kind, fields["completion_id"], void={})
         for waiter, number in promise.waiters:
-            done = make(Kind.GET_PROMISE_COMPLETION, completion_id=number, **self._promised(promise))
+            done = make(MessageType.GET_PROMISE_COMPLETION, completion_id=number, **self._promised(promise))
             self._deliver("complete", waiter, done, sender=None)
         promise.waiters.clear()
 
-    def _send_signal(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _send_signal(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         names = ("signal_id", "signal_name", "void", "value", "failure")
-        signal = make(Kind.SIGNAL, flags=0, **{name: fields[name] for name in names if name in fields})
+        signal = make(MessageType.SIGNAL, flags=0, **{name: fields[name] for name in names if name in fields})
         if fields["target"] in self.invocations:
             self._deliver("signal", fields["target"], signal, sender=invocation.id)
 
-    def _complete_awakeable(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _complete_awakeable(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         raw, number = awakeable_of(fields["id"])
         outcome: dict[str, Any] = {name: fields[name] for name in ("value", "failure") if name in fields}
         if raw in self._by_raw:
-            signal = make(Kind.SIGNAL, flags=0, signal_id=number, **outcome)
+            signal = make(MessageType.SIGNAL, flags=0, signal_id=number, **outcome)
             self._deliver("signal", self._by_raw[raw], signal, sender=invocation.id)
 
     def _named_invocation(self, fields: dict[str, Any]) -> Invocation | None:
@@ -884,7 +884,7 @@ class World:
         target = Target(names.get("service", ""), names.get("handler", ""), names.get("key"))
         return self.invocations.get(self._idempotent.get((target, names.get("idempotency_key", "")), ""))
 
-    def _attach(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _attach(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         other, number = self._named_invocation(fields), fields["completion_id"]
         if other is None:
             self._answer(invocation, kind, number, failure=Failure(_NOT_FOUND, "not found").fields())
@@ -894,43 +894,43 @@ class World:
             self._attach_to(other, invocation, number)
 
     def _attach_to(self, other: Invocation, waiter: Invocation, number: int) -> None:
-        kind = Kind.ATTACH_INVOCATION
+        kind = MessageType.ATTACH_INVOCATION
         if other.removal is not None:
             self._answer(waiter, kind, number, failure=Failure(_NOT_FOUND, "not found").fields())
         else:
             self._wait_for(waiter, other, number, kind)
 
-    def _get_output(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _get_output(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         other = self._named_invocation(fields)
         if other is None or not other.ended:
             self._answer(invocation, kind, fields["completion_id"], void={})
         else:
             self._complete(invocation, self._result(other, kind, fields["completion_id"]))
 
-    def _output(self, invocation: Invocation, kind: Kind, fields: dict[str, Any]) -> None:
+    def _output(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         if "failure" in fields:
             invocation.failure = Failure.of(fields["failure"])
         else:
             invocation.output = fields.get("value", {}).get("content", b"")
 
     _HANDLERS: ClassVar[Mapping[int, Callable[..., None]]] = {
-        Kind.SLEEP: _sleep,
-        Kind.CALL: _call,
-        Kind.ONE_WAY_CALL: _call,
-        Kind.RUN: _run,
-        Kind.GET_LAZY_STATE: _get_state,
-        Kind.GET_LAZY_STATE_KEYS: _get_state_keys,
-        Kind.SET_STATE: _change_state,
-        Kind.CLEAR_STATE: _change_state,
-        Kind.CLEAR_ALL_STATE: _change_state,
-        Kind.GET_PROMISE: _get_promise,
-        Kind.PEEK_PROMISE: _peek_promise,
-        Kind.COMPLETE_PROMISE: _complete_promise,
-        Kind.SEND_SIGNAL: _send_signal,
-        Kind.COMPLETE_AWAKEABLE: _complete_awakeable,
-        Kind.ATTACH_INVOCATION: _attach,
-        Kind.GET_INVOCATION_OUTPUT: _get_output,
-        Kind.OUTPUT: _output,
+        MessageType.SLEEP: _sleep,
+        MessageType.CALL: _call,
+        MessageType.ONE_WAY_CALL: _call,
+        MessageType.RUN: _run,
+        MessageType.GET_LAZY_STATE: _get_state,
+        MessageType.GET_LAZY_STATE_KEYS: _get_state_keys,
+        MessageType.SET_STATE: _change_state,
+        MessageType.CLEAR_STATE: _change_state,
+        MessageType.CLEAR_ALL_STATE: _change_state,
+        MessageType.GET_PROMISE: _get_promise,
+        MessageType.PEEK_PROMISE: _peek_promise,
+        MessageType.COMPLETE_PROMISE: _complete_promise,
+        MessageType.SEND_SIGNAL: _send_signal,
+        MessageType.COMPLETE_AWAKEABLE: _complete_awakeable,
+        MessageType.ATTACH_INVOCATION: _attach,
+        MessageType.GET_INVOCATION_OUTPUT: _get_output,
+        MessageType.OUTPUT: _output,
     }
     """What is done about each type of command."""
 

@@ -28,7 +28,7 @@ from restate_steps.testing._simulation.loop import SimulatedLoop
 from restate_steps.testing._simulation.wire import (
     Frame,
     FrameReader,
-    Kind,
+    MessageType,
     content_type,
     frames_to_bytes,
     is_command,
@@ -94,14 +94,14 @@ class Attempt:
     last_wait: tuple[Place, ...] = ()
     """The place of the handler's last wait; it may have been suspended there."""
 
-    def sent_of(self, kind: Kind) -> Frame | None:
+    def sent_of(self, kind: MessageType) -> Frame | None:
         """Return the first message of a type that the application sent, or None."""
-        return next((frame for frame in self.sent if frame.kind == kind), None)
+        return next((frame for frame in self.sent if frame.type == kind), None)
 
     @property
     def new(self) -> list[Frame]:
         """The commands that the journal does not have, without the answer."""
-        return [frame for frame in self.sent if is_command(frame.kind) and frame.kind != Kind.OUTPUT]
+        return [frame for frame in self.sent if is_command(frame.type) and frame.type != MessageType.OUTPUT]
 
 
 class _Connection:
@@ -231,9 +231,9 @@ def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True)
 def _told(recorded: RecordedJournal) -> list[Frame]:
     """Return the messages for the attempt: the start, and the journal without the answer (R2)."""
     origin = recorded.origin
-    journal = [frame for frame in recorded.frames if frame.kind != Kind.OUTPUT]
+    journal = [frame for frame in recorded.frames if frame.type != MessageType.OUTPUT]
     start = make(
-        Kind.START,
+        MessageType.START,
         id=origin.raw_id,
         debug_id=origin.invocation_id,
         known_entries=len(journal),

@@ -10,12 +10,12 @@ from typing import TypeAlias
 from typing_extensions import TypeIs
 
 from restate_steps.testing._errors import NotReplaySafeError, ReplayDifferenceError, SimulationError
+from restate_steps.testing._recording.attempt import run_against
 from restate_steps.testing._recording.difference import difference, missing_handler
 from restate_steps.testing._recording.recorded import Recordable, RecordedJournal, as_recorded
-from restate_steps.testing._recording.replay import run_against
 from restate_steps.testing._simulation.driver import ASGIApp, read_manifest
 from restate_steps.testing._simulation.journal import Journal
-from restate_steps.testing._simulation.world import Manifest
+from restate_steps.testing._simulation.server_model import Manifest
 
 __all__ = ["Journals", "load_journals", "replay"]
 

@@ -82,7 +82,7 @@ def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     try:
         found = _who(caller())
         if found is not None and not _is_innocent(event, arguments):
-            watch.talks_outside(_what(event, arguments), place_of(found))
+            watch.accesses_outside(_what(event, arguments), place_of(found))
     finally:
         _telling.reset(token)
 
