@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import restate
-from restate_steps.testing._simulation.world import Target
 
 import restate_steps
 from benchmarks import cpu
@@ -27,8 +26,10 @@ from benchmarks._handlers import SERVICE
 from benchmarks._measure import Spread, by_turns, print_table, ratio, spread
 from benchmarks._player import Player, Recording, first
 from restate_steps import durable_step, gather
-from restate_steps.testing import Report, Simulator, explore, record, replay
-from restate_steps.testing._simulation.driver import Driver, read_manifest
+from restate_steps.testing import Report, explore, record, replay, simulate
+from restate_steps.testing._simulation.application import read_manifest
+from restate_steps.testing._simulation.driver import Driver
+from restate_steps.testing._simulation.server_model import Target
 
 ATTEMPT_GOAL = 1.5
 REPLAY_GOAL = 4.0
@@ -114,14 +115,14 @@ def attempts(app: Any) -> None:
     def fresh(handler: str, count: int) -> Callable[[], object]:
         def play() -> None:
             driver = Driver(app, manifest)
-            invocation = driver.world.submit(Target(SERVICE, handler), str(count).encode())
+            invocation = driver.model.submit(Target(SERVICE, handler), str(count).encode())
             driver.run(lambda: invocation.ended)
             driver.close()
 
         return play
 
     def replayed(handler: str, count: int) -> Callable[[], object]:
-        with Simulator(app, manifest=manifest) as simulator:
+        with simulate(app) as simulator:
             simulator.run(simulator.call(f"{SERVICE}/{handler}", count))
             [recorded] = simulator.invocations
         journal = record(recorded, Path(tempfile.mkdtemp(), "journal.json"))

@@ -15,7 +15,7 @@ import pytest
 if TYPE_CHECKING:
     from restate_steps.server import RestateServer
     from restate_steps.testing import Simulator
-    from restate_steps.testing._exploration.marked import Plan
+    from restate_steps.testing._exploration.options import ExplorationOptions
 
 __all__: list[str] = []
 
@@ -31,7 +31,7 @@ Define it in the test module, or in conftest.py:
         return restate.app([my_service])"""
 
 _simulator: Final[pytest.StashKey[Simulator]] = pytest.StashKey()
-_plan: Final[pytest.StashKey[Plan]] = pytest.StashKey()
+_options: Final[pytest.StashKey[ExplorationOptions]] = pytest.StashKey()
 
 
 # --- options --------------------------------------------------------------------------------------------------------
@@ -130,10 +130,10 @@ def restate_app() -> Any:
 def simulator(request: pytest.FixtureRequest, restate_app: Any) -> Iterator[Simulator]:
     """A restate_steps.testing.Simulator, which plays the server for the application of the fixture restate_app."""
     from restate_steps.testing import simulate
-    from restate_steps.testing._exploration.marked import Plan
 
-    plan = request.node.stash.get(_plan, Plan())
-    with simulate(restate_app, version=plan.version, mode=plan.mode) as simulator:
+    options = request.node.stash.get(_options, None)
+    connected = {} if options is None else {"version": options.version, "mode": options.mode}
+    with simulate(restate_app, **connected) as simulator:
         request.node.stash[_simulator] = simulator
         yield simulator
 
@@ -147,14 +147,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     marker = item.get_closest_marker(_MARKER)
     if marker is None:
         return
-    from restate_steps.testing._exploration.marked import Plan
+    from restate_steps.testing import SimulationError
+    from restate_steps.testing._exploration.options import ExplorationOptions
 
     try:
-        plan = Plan(*marker.args, **marker.kwargs)
-    except (TypeError, ValueError) as error:
-        wrong = str(error).removeprefix("Plan.__init__() ")
+        options = ExplorationOptions(*marker.args, **marker.kwargs)
+    except (TypeError, SimulationError) as error:
+        wrong = str(error).removeprefix("ExplorationOptions.__init__() ")
     else:
-        item.stash[_plan], wrong = plan, ""
+        item.stash[_options], wrong = options, ""
     if wrong:
         pytest.fail(f"{_MARKER}: {wrong}", pytrace=False)
     if "simulator" not in getattr(item, "fixturenames", ()):
@@ -179,8 +180,8 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     Each run calls the item's own ``runtest``, and so the plugin that runs its coroutine.
     """
     __tracebackhide__ = True
-    plan = item.stash.get(_plan, None)
-    if plan is None or item.config.getoption("restate_explore") == 0:
+    options = item.stash.get(_options, None)
+    if options is None or item.config.getoption("restate_explore") == 0:
         return (yield)
     held = item.stash.get(_simulator, None)
     if held is None:
@@ -198,9 +199,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
     def run_marked() -> None:
         __tracebackhide__ = True
         if schedule is not None:
-            run_scheduled(item, plan, held, runtest, Schedule.parse(schedule))
+            run_scheduled(item, options, held, runtest, Schedule.parse(schedule))
             return
-        counts, failure = run_explored(item, plan, held, runtest, item.config.getoption("restate_explore"))
+        counts, failure = run_explored(item, options, held, runtest, item.config.getoption("restate_explore"))
         item.user_properties.append((_EXPLORED, counts))
         if failure is not None:
             raise failure

@@ -13,16 +13,16 @@ from restate_steps.testing._errors import (
     SimulationError,
     StuckError,
 )
-from restate_steps.testing._exploration.explore import Finding, Report, explore
-from restate_steps.testing._exploration.schedule import Schedule
+from restate_steps.testing._exploration.explore import explore
+from restate_steps.testing._exploration.report import Finding, Report
 from restate_steps.testing._recording.api import load_journals, replay
 from restate_steps.testing._recording.export import export_journal
 from restate_steps.testing._recording.recorded import RecordedJournal, record
 from restate_steps.testing._server import ServerEnvironment, close_servers, server
-from restate_steps.testing._simulation.driver import BodyRun, Crash
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.outcome import Outcome
+from restate_steps.testing._simulation.schedule import Crash, Schedule
 from restate_steps.testing._simulation.server_model import InvocationStatus, Target
 from restate_steps.testing._simulation.simulator import (
     Result,
@@ -31,6 +31,7 @@ from restate_steps.testing._simulation.simulator import (
     Simulator,
     simulate,
 )
+from restate_steps.testing._simulation.trace import BodyRun
 from restate_steps.testing._simulation.wire import Frame, MessageType
 
 __all__ = [

@@ -11,7 +11,7 @@ from restate import JournalValueCodec, TerminalError
 from restate_steps.testing._errors import InvocationEndedError
 from restate_steps.testing._server import server
 from restate_steps.testing._server_client import ServerResult
-from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.simulator import Result, simulate
 

@@ -37,7 +37,7 @@ from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import read_journal
 from restate_steps.server._ports import LOOPBACK, free_ports
 from restate_steps.testing._server_client import ServerClient, signals_app
-from restate_steps.testing._simulation.simulator import output_of
+from restate_steps.testing._simulation.calls import output_of
 
 if TYPE_CHECKING:
     import httpx

@@ -25,7 +25,7 @@ from restate_steps.server._admin import quoted
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import InvocationEndedError, StuckError
 from restate_steps.testing._recording.export import raw_id
-from restate_steps.testing._simulation.simulator import NOTHING, HandlerRef, encoded, json_of, output_of, resolve
+from restate_steps.testing._simulation.calls import NOTHING, HandlerRef, encoded, json_of, output_of, resolve
 from restate_steps.testing._simulation.wire import FIRST_AWAKEABLE, awakeable_id
 
 if TYPE_CHECKING:

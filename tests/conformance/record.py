@@ -29,7 +29,7 @@ from hypercorn.asyncio import serve
 from restate_steps.server import RestateServer, ensure_server, server_version
 from restate_steps.server._serving import Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
-from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.wire import Frame, MessageType, decode
 from tests.conformance.drive import SCENARIOS, VARIANTS, Answer, Scenario
 from tests.conformance.programs import handlers, recorded

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from restate_steps.testing import SimulationError, Simulator
-from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing import SimulationError, Simulator, simulate
+from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.server_model import (
     Failure,
     Invocation,
@@ -57,8 +57,8 @@ class SimulatedServer:
     def simulating(self, application: ASGIApp) -> Generator[None, None, None]:
         """Play the server for an application until the block ends."""
         self.tape = Tape()
-        with Simulator(self.tape.around(application), **self._options) as self._simulator:
-            self._world = self._simulator.driver.world
+        with simulate(self.tape.around(application), **self._options) as self._simulator:
+            self._world = self._simulator.driver.model
             self._world.retry_mismatches = True
             yield
 

@@ -17,11 +17,15 @@ import restate
 
 import restate_steps
 from restate_steps import durable_step, gather, race
-from restate_steps.testing._exploration.explore import Exploration, Report, explore_all
+from restate_steps.testing._exploration.exploration import Exploration
+from restate_steps.testing._exploration.explore import explore_all
+from restate_steps.testing._exploration.options import ExplorationOptions
+from restate_steps.testing._exploration.report import Report
 from restate_steps.testing._exploration.run import Run, RunSettings, perform
-from restate_steps.testing._exploration.schedule import Schedule
-from restate_steps.testing._simulation.driver import read_manifest
-from restate_steps.testing._simulation.simulator import NOTHING, Simulator
+from restate_steps.testing._simulation.application import read_manifest
+from restate_steps.testing._simulation.calls import NOTHING
+from restate_steps.testing._simulation.schedule import Schedule
+from restate_steps.testing._simulation.simulator import Simulator
 
 Handler: TypeAlias = Callable[[restate.Context], Coroutine[Any, Any, str]]
 
@@ -96,7 +100,8 @@ async def first_of_two_branches(ctx: restate.Context) -> str:
 def reached(handler: Handler, *, crashes: int, cancel: bool, skips_nothing: bool) -> tuple[set[object], Report]:
     """Explore a handler; return every journal that a crash can cut short, and every answer."""
     app = restate_steps.app([service])
-    settings = RunSettings(app=app, manifest=read_manifest(app), cancel=cancel)
+    options = ExplorationOptions(crashes=crashes, cancel=cancel, max_runs=100_000, max_seconds=300)
+    settings = RunSettings(app, read_manifest(app), options)
     states: set[object] = set()
 
     async def scenario(simulator: Simulator) -> str:
@@ -104,13 +109,13 @@ def reached(handler: Handler, *, crashes: int, cancel: bool, skips_nothing: bool
 
     def performed(schedule: Schedule, random: Random | None) -> tuple[Run, Simulator]:
         run, simulator = perform(settings, scenario, schedule, random)
-        states.update((point.fingerprint, point.crashes) for point in run.points)
+        states.update((point.fingerprint, point.crashes) for point in run.trace.crash_points)
         states.add(str(run.outcome))
         return run, simulator
 
-    exploration = Exploration(crashes=crashes, max_runs=100_000, max_seconds=300)
+    exploration = Exploration(options)
     if skips_nothing:
-        exploration._seen = _SkipsNothing()
+        exploration._seen = _SkipsNothing()  # pyright: ignore[reportPrivateUsage]
     return states, explore_all(performed, exploration)
 
 

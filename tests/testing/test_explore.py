@@ -125,7 +125,7 @@ def test_every_order_is_tried() -> None:
 def test_every_prefix_is_resumed() -> None:
     """A handler of three steps is resumed from each of its seven journals, and once after each lost result."""
     crashes: set[tuple[Any, ...]] = set()
-    report = explore(app, three_steps, check=lambda sim: crashes.update([tuple(map(str, sim.driver.log))]))
+    report = explore(app, three_steps, check=lambda sim: crashes.update([tuple(map(str, sim.driver.trace.log))]))
 
     stored = ["input", *(f"{what} {name}" for name in "abc" for what in ("run", "result")), "output"]
     # Each twice: with a handler that stays, and with one that is suspended at every wait.
@@ -371,7 +371,7 @@ def test_the_same_seed_tries_the_same() -> None:
 
     def tried(seed: int) -> list[str]:
         seen: list[str] = []
-        explore(app, two_branches, check=lambda sim: seen.append(str(sim.choices)), seed=seed, max_runs=20)
+        explore(app, two_branches, check=lambda sim: seen.append(str(sim.driver.trace.choices)), seed=seed, max_runs=20)
         return seen
 
     assert tried(1) == tried(1)

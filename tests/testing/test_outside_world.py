@@ -263,7 +263,7 @@ async def test_what_is_idle_holds_up_no_time(thing: Any) -> None:
     async with simulate(app_of(handler)) as sim:
         assert "hello" == (await sim.call("Outside/go")).value
         assert timedelta(seconds=3 * len(NAPS)) == sim.now
-        assert 0 == sim.driver.silences
+        assert 0 == sim.driver.trace.silences
 
 
 # --- in flight ------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ async def test_what_is_in_flight_is_waited_for(thing: Any, limited: str) -> None
     async with simulate(app_of(handler), disable_retries=True) as sim:
         assert "hello" == (await sim.call("Outside/go")).value
         assert timedelta(0) == sim.now
-        assert 0 == sim.driver.silences
+        assert 0 == sim.driver.trace.silences
 
 
 async def test_a_handler_that_waits_outside_of_steps(thing: Any) -> None:
@@ -310,7 +310,7 @@ async def test_a_handler_that_waits_outside_of_steps(thing: Any) -> None:
     async with simulate(restate.app([service]), disable_retries=True) as sim:
         assert "hello" == (await sim.call("Plain/handler")).value
         assert timedelta(seconds=2) == sim.now
-        assert 0 == sim.driver.silences
+        assert 0 == sim.driver.trace.silences
 
 
 async def test_an_answer_that_never_comes_is_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +340,7 @@ async def test_an_answer_that_never_comes_is_waited_for_once(monkeypatch: pytest
     async with simulate(app_of(handler)) as sim:
         assert "gave up" == (await sim.call("Outside/go")).value
         assert timedelta(seconds=60) == sim.now
-        assert 1 == sim.driver.silences
+        assert 1 == sim.driver.trace.silences
 
 
 # --- MCP servers ----------------------------------------------------------------------------------------------------
@@ -386,7 +386,7 @@ async def test_an_mcp_server_on_stdio(tmp_path: Path, always_replay: bool) -> No
             result = await sim.call("Outside/go")
             assert "filed a; filed a; filed a" == result.value
             assert timedelta(days=1, minutes=4) == rounded(sim.now)
-            assert 0 == sim.driver.silences
+            assert 0 == sim.driver.trace.silences
 
 
 @pytest.mark.parametrize("limit", ["of the session", "of the run", "around the run"])
@@ -404,4 +404,4 @@ async def test_a_tool_of_an_mcp_server_that_takes_a_while(tmp_path: Path, limit:
         async with simulate(app_of(handler), disable_retries=True) as sim:
             assert "a is light" == (await sim.call("Outside/go")).value
             assert timedelta(minutes=2) == rounded(sim.now)
-            assert 0 == sim.driver.silences
+            assert 0 == sim.driver.trace.silences

@@ -517,19 +517,19 @@ def test_fixture_that_calls_a_handler_is_refused(pytester: pytest.Pytester, test
         ),
         (
             "@pytest.mark.every_crash_point(orders='some')\ndef test_it(simulator): pass",
-            "every_crash_point: orders must be 'all' or an integer of at least 1, not 'some'",
+            "every_crash_point: orders must be 'all' or an integer of at least 1, not 'some'.",
         ),
         (
             "@pytest.mark.every_crash_point(max_runs=0)\ndef test_it(simulator): pass",
-            "every_crash_point: max_runs must be an integer of at least 1, not 0",
+            "every_crash_point: max_runs must be an integer of at least 1, not 0.",
         ),
         (
             "@pytest.mark.every_crash_point(mode='http2')\ndef test_it(simulator): pass",
-            "every_crash_point: mode must be 'bidirectional' or 'request_response', not 'http2'",
+            "every_crash_point: mode must be 'bidirectional' or 'request_response', not 'http2'.",
         ),
         (
             "@pytest.mark.every_crash_point(before_each='clear')\ndef test_it(simulator): pass",
-            "every_crash_point: before_each must be a function without arguments, not 'clear'",
+            "every_crash_point: before_each must be a function without arguments, not 'clear'.",
         ),
         (
             "@pytest.mark.every_crash_point\ndef test_it(): pass",
@@ -656,7 +656,7 @@ def test_arguments_of_the_marker(pytester: pytest.Pytester, testfile: TestFile, 
                 await simulator.call(checkout, "tea")
             except restate.TerminalError as error:
                 assert error.status_code == 409
-            versions.append(simulator.driver.world.version)
+            versions.append(simulator.driver.model.version)
             runs.append(simulator.timeline())
 
         def test_after():

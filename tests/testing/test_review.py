@@ -19,7 +19,7 @@ from restate_steps.testing import (
     explore,
     simulate,
 )
-from restate_steps.testing._exploration import explore as exploring
+from restate_steps.testing._exploration import shrink
 from restate_steps.testing._simulation import loop as looping
 
 service = restate.Service("Reviewed")
@@ -254,7 +254,7 @@ def test_timers_that_are_due_together_can_come_one_by_one() -> None:
     crashes: set[int] = set()
 
     def check(sim: Simulator) -> None:
-        crashes.update(stored for stored, what in sim.driver.log if what == "crash")
+        crashes.update(stored for stored, what in sim.driver.trace.log if what == "crash")
 
     report = explore(app, two_timers, check=check)
 
@@ -292,10 +292,10 @@ def test_shortening_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch)
     """Each try of a handler that goes on for ever takes seconds, and there can be hundreds of them."""
 
     def check(sim: Simulator) -> None:
-        assert sum(sim.choices) < 2
+        assert sum(sim.driver.trace.choices) < 2
 
     long = explore(app, two_timers, check=check)
-    monkeypatch.setattr(exploring, "_SHRINK_FOR", -1.0)
+    monkeypatch.setattr(shrink, "_SHRINK_FOR", -1.0)
     longer = explore(app, two_timers, check=check)
 
     [short], [given] = long.findings, longer.findings

@@ -103,7 +103,7 @@ async def test_a_cancelled_caller_leaves_nothing_in_the_queue() -> None:
         await holder.cancel()
         await simulator.run_until_idle()
 
-        invocations = simulator.driver.world.invocations.values()
+        invocations = simulator.driver.model.invocations.values()
         assert [0] == [each.attempts for each in invocations if each.target.handler == "sit"]
 
 

@@ -36,9 +36,10 @@ from restate_steps.testing._determinism.sources import SHIFTS, watched_sources
 from restate_steps.testing._determinism.user_code import Place
 from restate_steps.testing._determinism.watch import CauseKind, ExternalAccess, Reading
 from restate_steps.testing._errors import NotDeterministicError, SimulationError
-from restate_steps.testing._simulation.driver import ASGIApp, read_manifest
+from restate_steps.testing._simulation.application import ASGIApp, read_manifest
+from restate_steps.testing._simulation.calls import NOTHING, A, HandlerOf, HandlerRef
 from restate_steps.testing._simulation.journal import Journal
-from restate_steps.testing._simulation.simulator import NOTHING, A, HandlerOf, HandlerRef, Simulator
+from restate_steps.testing._simulation.simulator import Simulator
 
 __all__ = ["DeterminismReport", "Nondeterminism", "check_deterministic"]
 

@@ -25,8 +25,8 @@ from restate_steps.testing._determinism.user_code import (
     is_user_code,
 )
 from restate_steps.testing._errors import SimulationError
-from restate_steps.testing._simulation.driver import ASGIApp
-from restate_steps.testing._simulation.simulator import HandlerRef
+from restate_steps.testing._simulation.application import ASGIApp
+from restate_steps.testing._simulation.calls import HandlerRef
 
 __all__ = ["AppName", "app_of", "load_app", "name_of"]
 

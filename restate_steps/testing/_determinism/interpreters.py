@@ -30,7 +30,7 @@ from restate_steps.testing._determinism.image import Image, differing, give, is_
 from restate_steps.testing._determinism.rerun import Divergence, Recording, Rerun, rerun
 from restate_steps.testing._determinism.sources import watched_sources
 from restate_steps.testing._determinism.watch import Changed, Playback, Reader, Reading, Tape, watching
-from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.application import ASGIApp
 
 __all__ = ["IS_OTHER_INTERPRETER", "Answer", "Question", "Remembered", "ask_kept", "ask_new"]
 

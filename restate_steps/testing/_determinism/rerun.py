@@ -25,8 +25,10 @@ from restate_steps.testing._errors import (
 from restate_steps.testing._observe import AttemptObserver
 from restate_steps.testing._recording.attempt import run_against
 from restate_steps.testing._recording.recorded import RecordedJournal
-from restate_steps.testing._simulation.driver import ASGIApp, quiet
+from restate_steps.testing._simulation.application import ASGIApp
+from restate_steps.testing._simulation.driver import Driver
 from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.process import quiet
 from restate_steps.testing._simulation.server_model import Failure, Manifest
 from restate_steps.testing._simulation.simulator import Simulator
 from restate_steps.testing._simulation.wire import Frame, MessageType, decode, is_command
@@ -136,8 +138,7 @@ def record_runs(
         watches.append(Watch(inner))
         return watches[-1]
 
-    simulator = Simulator(watched(app, begin), version=version, manifest=manifest)
-    simulator.driver.deadline = deadline
+    simulator = Simulator(Driver(watched(app, begin), manifest, version=version, deadline=deadline))
     try:
         failure: InvocationPausedError | None = None
         with quiet():
@@ -160,7 +161,7 @@ def _recordings(
 ) -> tuple[list[Recording], list[str]]:
     recordings: list[Recording] = []
     left_out: list[str] = []
-    for handle, invocation in zip(simulator.invocations, simulator.driver.world.invocations.values(), strict=True):
+    for handle, invocation in zip(simulator.invocations, simulator.driver.model.invocations.values(), strict=True):
         mine = [watch for watch in watches if watch.invocation == invocation.id]
         origin = handle.journal.origin
         if not mine or origin is None:

@@ -26,7 +26,7 @@ from restate_steps.testing._determinism.user_code import (
     user_places,
 )
 from restate_steps.testing._observe import AttemptObserver, observing
-from restate_steps.testing._simulation.driver import ASGIApp
+from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.loop import SimulatedLoop
 
 __all__ = [

@@ -12,79 +12,46 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
 from random import Random
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pytest
 from restate import TerminalError
 
 from restate_steps.testing._errors import InvocationPausedError, NotReplaySafeError, SimulationError, StuckError
-from restate_steps.testing._exploration.explore import Exploration, Finding, Report, explore_all
-from restate_steps.testing._exploration.run import Run, RunSettings, begin_run, end_run
-from restate_steps.testing._exploration.schedule import Schedule
-from restate_steps.testing._simulation.driver import quiet, read_manifest
+from restate_steps.testing._exploration.exploration import Exploration
+from restate_steps.testing._exploration.explore import explore_all
+from restate_steps.testing._exploration.options import ExplorationOptions
+from restate_steps.testing._exploration.report import Finding, Report
+from restate_steps.testing._exploration.run import Problem, Run, RunSettings, begin_run, end_run
+from restate_steps.testing._simulation.application import read_manifest
+from restate_steps.testing._simulation.process import quiet
+from restate_steps.testing._simulation.schedule import Schedule
 from restate_steps.testing._simulation.simulator import Simulator
 from restate_steps.testing._simulation.timeline import shortened
 
-__all__ = ["Plan", "run_explored", "run_scheduled"]
+__all__ = ["run_explored", "run_scheduled"]
 
 _PLAIN: Final = Schedule()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """The arguments of ``@pytest.mark.every_crash_point(...)``; see :func:`restate_steps.testing.explore`."""
-
-    crashes: int = 1
-    cancel: bool = False
-    orders: Literal["all"] | int = "all"
-    max_runs: int = 2_000
-    max_seconds: float = 60.0
-    seed: int = 0
-    before_each: Callable[[], object] | None = None
-    on_crash: Callable[[], object] | None = None
-    version: int = 6
-    mode: Literal["bidirectional", "request_response"] = "bidirectional"
-
-    def __post_init__(self) -> None:
-        """Check the arguments at runtime, because marks are untyped."""
-        whole = {"crashes": (self.crashes, 0), "max_runs": (self.max_runs, 1)}
-        if self.orders != "all":
-            whole["orders"] = (self.orders, 1)
-        for name, (value, least) in whole.items():
-            if not isinstance(value, int) or value < least:
-                also = "'all' or " if name == "orders" else ""
-                raise ValueError(f"{name} must be {also}an integer of at least {least}, not {value!r}")
-        if self.mode not in ("bidirectional", "request_response"):
-            raise ValueError(f"mode must be 'bidirectional' or 'request_response', not {self.mode!r}")
-        for name, function in (("before_each", self.before_each), ("on_crash", self.on_crash)):
-            if function is not None and not callable(function):
-                raise ValueError(f"{name} must be a function without arguments, not {function!r}")
 
 
 class _Test:
     """A marked test that can be run under a schedule."""
 
-    def __init__(self, item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> None:
+    def __init__(
+        self, item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None]
+    ) -> None:
         self._held, self._runtest = held, runtest
-        self._settings = RunSettings(
-            app=held.app,
-            manifest=read_manifest(held.app),
-            before_each=plan.before_each,
-            on_crash=plan.on_crash,
-            cancel=plan.cancel,
-            version=plan.version,
-            mode=plan.mode,
-        )
+        self._settings = RunSettings(held.app, read_manifest(held.app), options)
         # A test with caplog expects to see the logs.
         self.logs = "caplog" in getattr(item, "fixturenames", ())
 
     def __call__(self, schedule: Schedule, random: Random | None = None) -> tuple[Run, Simulator]:
         """Run the test once."""
         __tracebackhide__ = True
-        simulator, run = begin_run(self._settings, schedule, random)
-        self._held.driver, self._held.choices = simulator.driver, simulator.choices
+        simulator = self._held
+        simulator.reset(begin_run(self._settings, schedule, random))
         raised: BaseException | None = None
         try:
             with nullcontext() if self.logs or schedule == _PLAIN else quiet():
@@ -98,11 +65,13 @@ class _Test:
         if raised is not None and _ends_all(error):
             simulator.close()
             raise raised
-        if isinstance(error, (TerminalError, pytest.fail.Exception)):
-            # In a scenario this would be the outcome; here it has failed the test.
-            run.problem = run.problem or ("error" if isinstance(error, TerminalError) else "assertion")
-            run.error = error
-        end_run(self._settings, simulator, run, None if run.error is not None else error, None)
+        # In a scenario, a terminal error would be the outcome; here it has failed the test.
+        problem: Problem | None = None
+        if isinstance(error, TerminalError):
+            problem = "error"
+        elif isinstance(error, pytest.fail.Exception):
+            problem = "assertion"
+        run = end_run(self._settings, simulator, schedule, error=error, problem=problem)
         if raised is not None and schedule == _PLAIN and random is None:
             raise raised
         return run, simulator
@@ -123,13 +92,13 @@ def _ends_all(error: BaseException | None) -> bool:
 
 
 def run_explored(
-    item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None], max_runs: int | None
+    item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None], max_runs: int | None
 ) -> tuple[dict[str, Any], NotReplaySafeError | None]:
     """Run a test under many schedules, as its marker says.
 
     Args:
         item: The test.
-        plan: The arguments of its marker.
+        options: The arguments of its marker.
         held: The object that its fixture ``simulator`` is.
         runtest: Runs the test once.
         max_runs: The number of runs that replaces the limits of the marker; None keeps them.
@@ -138,15 +107,10 @@ def run_explored(
         The numbers for the summary, and the error if the test fails under one of the schedules.
     """
     __tracebackhide__ = True
-    test = _begin(item, plan, held, runtest)
-    exploration = Exploration(
-        crashes=plan.crashes,
-        orders=plan.orders,
-        max_runs=plan.max_runs if max_runs is None else max_runs,
-        max_seconds=plan.max_seconds if max_runs is None else float("inf"),
-        seed=plan.seed,
-    )
-    report = explore_all(test, exploration)
+    test = _begin(item, options, held, runtest)
+    if max_runs is not None:
+        options = replace(options, max_runs=max_runs, max_seconds=float("inf"))
+    report = explore_all(test, Exploration(options))
     failure = None
     if report.findings:
         finding = report.findings[0]
@@ -160,7 +124,7 @@ def run_explored(
 
 
 def run_scheduled(
-    item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None], schedule: Schedule
+    item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None], schedule: Schedule
 ) -> None:
     """Run a test once, under a schedule, and raise the error itself, so that a debugger stops in the test.
 
@@ -168,7 +132,7 @@ def run_scheduled(
         NotReplaySafeError: The test raises no error, but is not safe to replay.
     """
     __tracebackhide__ = True
-    test = _begin(item, plan, held, runtest)
+    test = _begin(item, options, held, runtest)
     test.logs = True
     run, simulator = test(schedule)
     if run.error is not None:
@@ -177,7 +141,7 @@ def run_scheduled(
         raise NotReplaySafeError(f"{_under(schedule)}: {run.why}\n\n{shortened(simulator.timeline())}")
 
 
-def _begin(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[], None]) -> _Test:
+def _begin(item: pytest.Item, options: ExplorationOptions, held: Simulator, runtest: Callable[[], None]) -> _Test:
     __tracebackhide__ = True
     if held.invocations:
         pytest.fail(
@@ -185,7 +149,7 @@ def _begin(item: pytest.Item, plan: Plan, held: Simulator, runtest: Callable[[],
             "from scratch. Call the handler in the test, so that each run calls it.",
             pytrace=False,
         )
-    return _Test(item, plan, held, runtest)
+    return _Test(item, options, held, runtest)
 
 
 def _text(item: pytest.Item, finding: Finding, report: Report) -> str:

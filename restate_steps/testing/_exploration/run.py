@@ -18,15 +18,18 @@ from restate_steps.testing._errors import (
     SimulationError,
     StuckError,
 )
-from restate_steps.testing._exploration.schedule import Schedule
-from restate_steps.testing._simulation.driver import ASGIApp, Crash, Mode, Option, quiet
-from restate_steps.testing._simulation.effects import Effects
+from restate_steps.testing._exploration.options import ExplorationOptions
+from restate_steps.testing._simulation.application import ASGIApp
+from restate_steps.testing._simulation.driver import Driver
 from restate_steps.testing._simulation.outcome import Outcome
+from restate_steps.testing._simulation.process import quiet
+from restate_steps.testing._simulation.schedule import Schedule
 from restate_steps.testing._simulation.server_model import Invocation, InvocationStatus, Manifest
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
+from restate_steps.testing._simulation.trace import Trace
 from restate_steps.testing._simulation.wire import Frame, MessageType, decode
 
-__all__ = ["CancelPoint", "CrashPoint", "Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
+__all__ = ["Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
 Scenario: TypeAlias = Callable[[Simulator], Coroutine[Any, Any, Any]]
 """A client: a coroutine function that takes the simulator, and returns the client's outcome."""
@@ -61,42 +64,6 @@ _FIX_MISMATCH: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class CrashPoint:
-    """A point in a run at which a crash can happen.
-
-    Attributes:
-        crash: The crash.
-        fingerprint: A number that is equal for points with the same stored messages and the same lost result.
-        choices: The number of choices made so far.
-        crashes: The number of crashes so far.
-        cancelled: True if the cancellation has happened, or the schedule has none.
-    """
-
-    crash: Crash
-    fingerprint: int
-    choices: int
-    crashes: int
-    cancelled: bool
-
-
-@dataclass(frozen=True, slots=True)
-class CancelPoint:
-    """A moment in a run at which a cancellation can happen.
-
-    Attributes:
-        number: The number of the moment, counted from 1.
-        fingerprint: A number that is equal for moments with the same state.
-        choices: The number of choices made so far.
-        crashes: The number of crashes so far.
-    """
-
-    number: int
-    fingerprint: int
-    choices: int
-    crashes: int
-
-
-@dataclass(frozen=True, slots=True)
 class History:
     """The messages that the server stored in a run, in order, each with its invocation."""
 
@@ -121,23 +88,29 @@ class History:
 
 @dataclass(slots=True)
 class Run:
-    """One run, and how it ended."""
+    """One run, and how it ended.
+
+    Attributes:
+        schedule: The schedule that repeats it.
+        trace: What happened.
+        outcome: The outcome for the client, if there is one.
+        problem: The problem, if there is one.
+        error: The exception, if there was one.
+        details: More about the problem.
+        attempts: The number of attempts of all invocations.
+        history: The messages that the server stored.
+        is_cut_short: True if the time limit stopped the run, so that it has no outcome.
+    """
 
     schedule: Schedule
-    widths: list[int] = field(default_factory=list[int])
-    """The number of options at each choice."""
-    points: list[CrashPoint] = field(default_factory=list[CrashPoint])
-    moments: list[CancelPoint] = field(default_factory=list[CancelPoint])
+    trace: Trace = field(default_factory=Trace)
     outcome: Outcome | None = None
     problem: Problem | None = None
     error: BaseException | None = None
     details: str = ""
-    effects: Effects = field(default_factory=lambda: Effects(()))
     attempts: int = 0
     history: History = field(default_factory=History)
-    """The messages that the server stored."""
     is_cut_short: bool = False
-    """True if the time limit stopped it, so that it has no outcome."""
 
     @property
     def why(self) -> str:
@@ -159,131 +132,111 @@ def _differs_in_value(message: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """The settings shared by all runs of an exploration."""
+    """The settings shared by all runs of an exploration.
+
+    Attributes:
+        app: The application.
+        manifest: Its manifest.
+        options: The options of the exploration.
+        check: Called after each run with its simulator.
+        journal_value_codec: The codec of the application's values, if it has one.
+        max_events: The number of events after which a run counts as endless.
+        deadline: When to stop, by ``time.perf_counter()``.
+    """
 
     app: ASGIApp
     manifest: Manifest
-    before_each: Callable[[], object] | None = None
-    on_crash: Callable[[], object] | None = None
+    options: ExplorationOptions
     check: Callable[[Simulator], object] | None = None
-    cancel: bool = False
-    version: int = 6
-    mode: Mode = "bidirectional"
-    max_events: int = 10_000
     journal_value_codec: JournalValueCodec | None = None
+    max_events: int = 10_000
     deadline: float | None = None
 
 
-class _Chooser:
-    """Makes the choices of a schedule, and then chooses the first option, or a random one."""
-
-    def __init__(self, run: Run, random: Random | None) -> None:
-        self._run, self._random = run, random
-        self._given = run.schedule.choices
-        self.made: list[int] = []
-
-    def __call__(self, options: Sequence[Option]) -> int:
-        at = len(self.made)
-        if at < len(self._given):
-            chosen = self._given[at]
-        else:
-            chosen = self._random.randrange(len(options)) if self._random is not None else 0
-        if chosen >= len(options):
-            self._run.problem = "not-reproducible"
-            self._run.details = f"Choice {at + 1} takes option {chosen + 1}, but there are only {len(options)}."
-            chosen = 0
-        self.made.append(chosen)
-        self._run.widths.append(len(options))
-        return chosen
-
-
-def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> tuple[Simulator, Run]:
-    """Call ``before_each``; return a simulator that follows a schedule, and the run that it records into."""
-    if settings.before_each is not None and inspect.iscoroutine(begun := settings.before_each()):
+def begin_run(settings: RunSettings, schedule: Schedule, random: Random | None = None) -> Driver:
+    """Call ``before_each``, and return a driver that follows a schedule."""
+    options = settings.options
+    if options.before_each is not None and inspect.iscoroutine(begun := options.before_each()):
         begun.close()
         raise SimulationError("before_each is a coroutine function, and is never awaited. Make it a plain function.")
-    run = Run(schedule)
-    chooser = _Chooser(run, random)
-    simulator = Simulator(
+    return Driver(
         settings.app,
-        version=settings.version,
-        mode=settings.mode,
-        always_replay=schedule.always_replay,
-        choose=chooser,
-        manifest=settings.manifest,
-        journal_value_codec=settings.journal_value_codec,
+        settings.manifest,
+        schedule=schedule,
+        random=random,
+        version=options.version,
+        mode=options.mode,
+        max_events=settings.max_events,
+        deadline=settings.deadline,
+        on_crash=options.on_crash,
+        with_cancel_points=options.cancel,
     )
-    driver = simulator.driver
-    driver.max_events = settings.max_events
-    driver.deadline = settings.deadline
-    crashes = list(schedule.crashes)
-    driver.crash_at = crashes.pop(0) if crashes else None
-    driver.cancel_at = schedule.cancel
-
-    def crashed() -> int:
-        return len(schedule.crashes) - len(crashes) - (driver.crash_at is not None)
-
-    def at_point(crash: Crash, fingerprint: int) -> None:
-        cancelled = schedule.cancel is None or driver.cancelled
-        run.points.append(CrashPoint(crash, fingerprint, len(chooser.made), crashed(), cancelled))
-        if driver.crash_at is None and crashes:
-            driver.crash_at = crashes.pop(0)
-
-    def at_moment(number: int, fingerprint: int) -> None:
-        run.moments.append(CancelPoint(number, fingerprint, len(chooser.made), crashed()))
-
-    driver.on_point = at_point
-    driver.on_restart = settings.on_crash or driver.on_restart
-    if settings.cancel and schedule.cancel is None:
-        driver.on_moment = at_moment
-    simulator.choices = chooser.made
-    return simulator, run
 
 
-def end_run(settings: RunSettings, simulator: Simulator, run: Run, error: BaseException | None, value: Any) -> Run:
-    """Record how a run ended, and close its simulator."""
+def end_run(
+    settings: RunSettings,
+    simulator: Simulator,
+    schedule: Schedule,
+    *,
+    value: Any = None,
+    error: BaseException | None = None,
+    problem: Problem | None = None,
+) -> Run:
+    """Close the simulator of a run, and return how the run ended.
+
+    Args:
+        settings: The settings of the exploration.
+        simulator: The simulator.
+        schedule: The schedule that it followed.
+        value: The value that the client returned.
+        error: The exception that the client raised, if it did.
+        problem: The problem that the exception is; by default, it follows from its type.
+    """
+    trace, model = simulator.driver.trace, simulator.driver.model
+    run = Run(schedule, trace, problem=problem)
+    if trace.misfit:
+        run.problem, run.details = "not-reproducible", trace.misfit
     try:
-        if simulator.driver.is_out_of_time:
-            run.is_cut_short = True
+        if trace.is_out_of_time:
+            run.problem, run.is_cut_short = None, True
         elif error is None:
             # Compare values only: the journals and attempts of a result may differ.
             run.outcome = Outcome("value", cast(Any, value).value if isinstance(value, Result) else value)
-        elif isinstance(error, TerminalError):
+        elif isinstance(error, TerminalError) and problem is None:
             run.outcome = Outcome.of_failure(error)
         else:
             run.problem, run.error = run.problem or _problem(error), error
         if run.problem is None and not run.is_cut_short:
             _look(settings, simulator, run)
-            if simulator.driver.is_out_of_time:
+            if trace.is_out_of_time:
                 run.problem, run.is_cut_short = None, True
     finally:
-        run.schedule = replace(run.schedule, choices=tuple(simulator.choices))
-        run.effects = simulator.effects
-        run.history = History(simulator.driver.world.history)
-        run.attempts = sum(each.attempts for each in simulator.driver.world.invocations.values())
+        run.schedule = replace(schedule, choices=tuple(trace.choices))
+        run.history = History(model.history)
+        run.attempts = sum(each.attempts for each in model.invocations.values())
         simulator.close()
     return run
 
 
 def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     """Run everything that outlives the answer to its end, and find the problems that the client did not see."""
-    world = simulator.driver.world
+    model, trace = simulator.driver.model, simulator.driver.trace
     simulator.driver.run_out()
-    for invocation in world.invocations.values():
+    for invocation in model.invocations.values():
         if invocation.status is InvocationStatus.PAUSED and invocation.last_error is not None:
             run.problem = "mismatch" if invocation.wedged else "paused"
             run.details = f"{invocation.target}: {invocation.last_error.code}: {invocation.last_error.message}"
             return
-    for invocation in world.invocations.values():
-        if not invocation.ended and not world.is_left(invocation):
+    for invocation in model.invocations.values():
+        if not invocation.ended and not model.is_left(invocation):
             run.problem = "stuck"
             run.details = f"{invocation.target} is {invocation.status.value}."
             return
-    for client in simulator.driver.clients:
+    for client in simulator.clients:
         if (error := client.unnoticed) is not None:
             run.problem, run.error = _problem(error), error
             return
-    if anomalies := [*simulator.driver.anomalies, *world.anomalies]:
+    if anomalies := [*trace.anomalies, *model.anomalies]:
         run.problem, run.details = "step-rerun", "; ".join(anomalies)
     elif settings.check is not None:
         try:
@@ -317,7 +270,7 @@ def perform(
     """
     __tracebackhide__ = True
     with quiet():
-        simulator, run = begin_run(settings, schedule, random)
+        simulator = Simulator(begin_run(settings, schedule, random), settings.journal_value_codec)
         error: BaseException | None = None
         value: Any = None
         try:
@@ -339,4 +292,4 @@ def perform(
         except BaseException:
             simulator.close()
             raise
-        return end_run(settings, simulator, run, error, value), simulator
+        return end_run(settings, simulator, schedule, value=value, error=error), simulator

@@ -13,7 +13,7 @@ from restate_steps.testing._errors import NotReplaySafeError, ReplayDifferenceEr
 from restate_steps.testing._recording.attempt import run_against
 from restate_steps.testing._recording.difference import difference, missing_handler
 from restate_steps.testing._recording.recorded import Recordable, RecordedJournal, as_recorded
-from restate_steps.testing._simulation.driver import ASGIApp, read_manifest
+from restate_steps.testing._simulation.application import ASGIApp, read_manifest
 from restate_steps.testing._simulation.journal import Journal
 from restate_steps.testing._simulation.server_model import Manifest
 

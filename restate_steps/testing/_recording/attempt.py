@@ -14,7 +14,6 @@ import asyncio
 import contextvars
 import linecache
 import sys
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import FrameType
@@ -23,14 +22,12 @@ from typing import Any, Final, NamedTuple
 from restate_steps._loop import frames_above, frames_of, handler_tasks
 from restate_steps.testing._observe import allow_observers, observing
 from restate_steps.testing._recording.recorded import RecordedJournal
-from restate_steps.testing._simulation.driver import ASGIApp, quiet
+from restate_steps.testing._simulation.application import ASGIApp, Connection, request_scope
 from restate_steps.testing._simulation.loop import SimulatedLoop
+from restate_steps.testing._simulation.process import quiet
 from restate_steps.testing._simulation.wire import (
     Frame,
-    FrameReader,
     MessageType,
-    content_type,
-    frames_to_bytes,
     is_command,
     make,
 )
@@ -104,34 +101,24 @@ class Attempt:
         return [frame for frame in self.sent if is_command(frame.type) and frame.type != MessageType.OUTPUT]
 
 
-class _Connection:
+class _ObservedConnection(Connection):
     """The connection of the one attempt, and the observer of its context."""
 
-    def __init__(self, loop: SimulatedLoop, attempt: Attempt, frames: Iterable[Frame], *, places: bool) -> None:
+    def __init__(self, loop: SimulatedLoop, attempt: Attempt, *, places: bool) -> None:
+        super().__init__()
         self._loop, self._attempt, self._with_places = loop, attempt, places
-        self._inbox = deque([{"type": "http.request", "body": frames_to_bytes(frames), "more_body": False}])
-        self._waiter: asyncio.Future[None] | None = None
-        self._reader = FrameReader()
         self._names: dict[int, str] = {}
         self._over = False
         self.handler: asyncio.Task[Any] | None = None
 
-    async def receive(self) -> dict[str, Any]:
-        while not self._inbox:
-            self._waiter = self._loop.create_future()
-            await self._waiter
-        return self._inbox.popleft()
-
     async def send(self, event: dict[str, Any]) -> None:
-        if event["type"] == "http.response.body" and not self._over:
-            self._attempt.sent += self._reader.feed(event["body"])
+        if not self._over:
+            self._attempt.sent += self.frames_in(event)
 
     def hang_up(self) -> None:
         """Disconnect, and ignore everything from now on."""
         self._over = True
-        self._inbox.append({"type": "http.disconnect"})
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        super().hang_up()
 
     def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
         if self._over or self._attempt.refused is not None:
@@ -209,12 +196,15 @@ def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True)
         return True
 
     loop = SimulatedLoop.take(idle)
-    connection = _Connection(loop, attempt, _told(recorded), places=places)
+    connection = _ObservedConnection(loop, attempt, places=places)
+    connection.feed(_messages_for(recorded), more=False)
+    origin = recorded.origin
+    scope = request_scope(origin.target, version=origin.protocol, mode="request_response")
     context = contextvars.copy_context()
     context.run(observing.set, connection)
     with quiet():
         try:
-            call = app(_scope(recorded), connection.receive, connection.send)
+            call = app(scope, connection.receive, connection.send)
             task = connection.handler = loop.create_task(call, context=context)
             task.add_done_callback(lambda _: loop.stop())
             loop.waiting = lambda: [task]
@@ -228,7 +218,7 @@ def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True)
     return attempt
 
 
-def _told(recorded: RecordedJournal) -> list[Frame]:
+def _messages_for(recorded: RecordedJournal) -> list[Frame]:
     """Return the messages for the attempt: the start, and the journal without the answer (R2)."""
     origin = recorded.origin
     journal = [frame for frame in recorded.frames if frame.type != MessageType.OUTPUT]
@@ -244,19 +234,6 @@ def _told(recorded: RecordedJournal) -> list[Frame]:
         idempotency_key=origin.idempotency_key if origin.protocol >= 7 else None,
     )
     return [start, *journal]
-
-
-def _scope(recorded: RecordedJournal) -> dict[str, Any]:
-    media = content_type(recorded.origin.protocol).encode()
-    target = recorded.origin.target
-    return {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "path": f"/invoke/{target.service}/{target.handler}",
-        "headers": [(b"content-type", media), (b"accept", media)],
-    }
 
 
 def _own_places() -> tuple[Place, ...]:

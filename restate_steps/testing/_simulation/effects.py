@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from restate_steps.testing._simulation.driver import BodyRun
+from restate_steps.testing._simulation.trace import BodyRun
 
 __all__ = ["Effects"]
 

@@ -2,76 +2,55 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from inspect import Parameter, signature
 from types import TracebackType
-from typing import Any, Final, Generic, Self, TypeAlias, TypeVar, cast, overload
+from typing import Any, Generic, Self, TypeVar, cast, overload
 
-from pydantic_core import PydanticSerializationError, to_jsonable_python
 from restate import JournalValueCodec, TerminalError
-from restate.handler import Handler, handler_from_callable
+from restate.handler import Handler
 
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import (
     InvocationEndedError,
-    InvocationPausedError,
-    JournalMismatchError,
-    OutOfTimeError,
     SimulationError,
     StuckError,
 )
-from restate_steps.testing._simulation.driver import ASGIApp, Choose, Driver, Mode, Turn, first, read_manifest
+from restate_steps.testing._simulation.application import ASGIApp, Mode, read_manifest
+from restate_steps.testing._simulation.calls import (
+    NOTHING,
+    A,
+    HandlerRef,
+    encoded,
+    json_of,
+    output_of,
+    resolve,
+)
+from restate_steps.testing._simulation.driver import Driver
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.outcome import Outcome
+from restate_steps.testing._simulation.schedule import Schedule
 from restate_steps.testing._simulation.server_model import (
     START_MS,
     Failure,
     HandlerInfo,
     Invocation,
     InvocationStatus,
-    Manifest,
     Target,
     UnknownHandlerError,
-    awakeable_of,
 )
 from restate_steps.testing._simulation.timeline import timeline
-from restate_steps.testing._simulation.wire import MessageType, decode
+from restate_steps.testing._simulation.turn import Turn
+from restate_steps.testing._simulation.verdicts import open_waits, paused, paused_below, raise_if_out_of_time, why_stuck
 
-__all__ = [
-    "NOTHING",
-    "A",
-    "HandlerOf",
-    "HandlerRef",
-    "Result",
-    "SimulatedClient",
-    "SimulatedInvocation",
-    "Simulator",
-    "encoded",
-    "failures",
-    "json_of",
-    "output_of",
-    "resolve",
-    "simulate",
-]
+__all__ = ["Result", "SimulatedClient", "SimulatedInvocation", "Simulator", "failures", "simulate"]
 
-A = TypeVar("A")
 T = TypeVar("T")
-
-HandlerRef: TypeAlias = Callable[..., Any] | str
-"""A handler: the decorated function, or ``"Service/handler"``."""
-
-HandlerOf: TypeAlias = Callable[[Any, A], Awaitable[object]] | Callable[[Any], Awaitable[object]] | str
-"""A handler that takes an ``A``, or nothing, for the type checker."""
-
-NOTHING: Final[Any] = ...
-"""The default of an argument that may be omitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +107,12 @@ class SimulatedInvocation(Generic[T]):
     @property
     def effects(self) -> Effects:
         """The number of times that the bodies of its steps ran so far."""
-        return Effects([run for run in self._simulator.driver.bodies if run.invocation == self.id])
+        return Effects([run for run in self._simulator.driver.trace.bodies if run.invocation == self.id])
 
     @property
     def awakeables(self) -> list[str]:
         """The ids of the awakeables that it has made so far, in order."""
-        return list(self._simulator.driver.awakeables.get(self.id, ()))
+        return list(self._simulator.driver.trace.awakeables.get(self.id, ()))
 
     @property
     def outcome(self) -> Outcome | None:
@@ -166,7 +145,7 @@ class SimulatedInvocation(Generic[T]):
 
     async def cancel(self) -> None:
         """Cancel the invocation: its current wait raises a ``TerminalError`` with the status 409."""
-        self._simulator.driver.world.cancel(self.id)
+        self._simulator.driver.model.cancel(self.id)
         await self._simulator.settle()
 
     async def kill(self) -> None:
@@ -176,18 +155,18 @@ class SimulatedInvocation(Generic[T]):
 
     async def pause(self) -> None:
         """Pause the invocation: no new attempt starts, and whatever an open attempt still sends is discarded."""
-        self._simulator.driver.world.pause(self.id)
+        self._simulator.driver.model.pause(self.id)
         await self._simulator.settle()
 
     async def resume(self) -> None:
         """Resume the invocation if it is paused."""
-        self._simulator.driver.world.resume(self.id)
+        self._simulator.driver.model.resume(self.id)
         await self._simulator.settle()
 
     async def signal(self, name: str, value: Any = None) -> None:
         """Send the invocation a named signal, with a value that is encoded as JSON."""
         content = {"content": json_of(value)}
-        self._simulator.driver.world.signal(self.id, signal_name=name, value=content)
+        self._simulator.driver.model.signal(self.id, signal_name=name, value=content)
         await self._simulator.settle()
 
     def __repr__(self) -> str:
@@ -275,38 +254,25 @@ class Simulator:
     Attributes:
         app: The application.
         codec: The codec of the application's values, if it has one.
-        choices: The choices made so far, for each point where several events could happen.
+        driver: Runs the application.
         running: The started client whose code is running now.
+        clients: The clients that were started.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        *,
-        version: int = 6,
-        mode: Mode = "bidirectional",
-        always_replay: bool = False,
-        disable_retries: bool = False,
-        seed: int = 0,
-        choose: Choose = first,
-        manifest: Manifest | None = None,
-        journal_value_codec: JournalValueCodec | None = None,
-    ) -> None:
-        self.app = app
+    def __init__(self, driver: Driver, journal_value_codec: JournalValueCodec | None = None) -> None:
+        self.app = driver.app
         self.codec = journal_value_codec
+        self.reset(driver)
+
+    def reset(self, driver: Driver) -> None:
+        """Start from scratch, with another driver for the same application.
+
+        :meta private:
+        """
+        self.driver = driver
         self.running: SimulatedClient[Any] | None = None
-        self.choices: list[int] = []
+        self.clients: list[SimulatedClient[Any]] = []
         self._sent: list[SimulatedInvocation[Any]] = []
-        self.driver = Driver(
-            app,
-            read_manifest(app) if manifest is None else manifest,
-            version=version,
-            mode=mode,
-            always_replay=always_replay,
-            choose=choose,
-            seed=seed,
-        )
-        self.driver.world.disable_retries = disable_retries
 
     async def __aenter__(self) -> Self:
         return self
@@ -384,9 +350,9 @@ class Simulator:
             SimulationError: There is no such handler, or the argument does not fit.
         """
         __tracebackhide__ = True
-        before = len(self.driver.world.invocations)
+        before = len(self.driver.model.invocations)
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, timedelta(0))
-        if invocation.info.workflow and len(self.driver.world.invocations) == before:
+        if invocation.info.workflow and len(self.driver.model.invocations) == before:
             raise TerminalError("the workflow method was already invoked", 409)
         return await _result_of(self, invocation, known)
 
@@ -469,7 +435,7 @@ class Simulator:
 
     async def advance(self, by: timedelta) -> None:
         """Let time pass, and run everything that is due by then."""
-        end = self.driver.world.now + by // timedelta(milliseconds=1)
+        end = self.driver.model.now + by // timedelta(milliseconds=1)
         self.driver.run_to(end)
         await self.settle()
 
@@ -478,25 +444,25 @@ class Simulator:
     @property
     def now(self) -> timedelta:
         """The virtual time since the start of the simulation."""
-        return timedelta(milliseconds=self.driver.world.now - START_MS)
+        return timedelta(milliseconds=self.driver.model.now - START_MS)
 
     @property
     def effects(self) -> Effects:
         """The number of times that the bodies of steps ran, in all invocations."""
-        return Effects(self.driver.bodies)
+        return Effects(self.driver.trace.bodies)
 
     @property
     def invocations(self) -> list[SimulatedInvocation[Any]]:
         """All invocations, oldest first, including those that handlers made by calling each other."""
-        return [SimulatedInvocation(self, each, None) for each in self.driver.world.invocations.values()]
+        return [SimulatedInvocation(self, each, None) for each in self.driver.model.invocations.values()]
 
     def state(self, service: str, key: str) -> dict[str, Any]:
         """Return the state of a key of a Virtual Object or workflow; values that are JSON are decoded."""
-        keyed = sorted({info.target[0] for info in self.driver.world.manifest.handlers.values() if info.keyed})
+        keyed = sorted({info.target[0] for info in self.driver.model.manifest.handlers.values() if info.keyed})
         if service not in keyed:
             known = ", ".join(keyed) or "none"
             raise SimulationError(f"there is no Virtual Object or workflow {service!r}; there are {known}.")
-        place = self.driver.world.objects.get((service, key, None))
+        place = self.driver.model.objects.get((service, key, None))
         return {name.decode(): decoded(value) for name, value in (place.state if place else {}).items()}
 
     def timeline(self) -> str:
@@ -516,7 +482,7 @@ class Simulator:
         """
         if self.running is not None:
             return await turn
-        return self.driver.take(turn)
+        return self.driver.wait_for(turn)
 
     async def until(
         self, condition: Callable[[], object], *, invocation: SimulatedInvocation[Any] | None = None
@@ -559,13 +525,13 @@ class Simulator:
 
         if await self.turn(Turn(lambda: bool(condition()) or ended(), first=True)) and (not ended() or condition()):
             return
-        _raise_if_out_of_time(self.driver)
+        raise_if_out_of_time(self.driver)
         if invocation is None and len(self._sent) == 1 and (only := self._sent[0].outcome) and only.kind == "failure":
             await self._sent[0].result()
         if invocation is not None and (invocation.outcome is not None or invocation.status == "paused"):
             result = await invocation.result()
             raise InvocationEndedError(f"{invocation!r} has ended before the condition held", result.value)
-        raise StuckError(f"the condition does not hold, and nothing more can happen:\n{_waits(self.driver)}")
+        raise StuckError(f"the condition does not hold, and nothing more can happen:\n{open_waits(self.driver)}")
 
     async def awakeable(self, invocation: SimulatedInvocation[Any], n: int = 0) -> str:
         """Wait until an invocation has made an awakeable, and return the awakeable's id; time passes as needed.
@@ -616,7 +582,7 @@ class Simulator:
             [[1, 3], [3, 2]]
         """
         client = SimulatedClient(self, coroutine)
-        self.driver.clients.append(client)
+        self.clients.append(client)
         return client
 
     async def run_until_idle(self) -> None:
@@ -662,7 +628,7 @@ class Simulator:
 
     def close(self) -> None:
         """Stop everything that is still running."""
-        for client in self.driver.clients:
+        for client in self.clients:
             client.close()
         self.driver.close()
 
@@ -684,18 +650,18 @@ class Simulator:
             raise SimulationError(f"a server's ingress rejects this call of {target} with 400: {reason}.")
         if body and self.codec is not None:
             body = self.codec.encode(body)
-        invocation = self.driver.world.submit(
+        invocation = self.driver.model.submit(
             target,
             body,
             headers=tuple((headers or {}).items()),
             idempotency_key=idempotency_key,
-            at=self.driver.world.now + delay // timedelta(milliseconds=1) if delay else 0,
+            at=self.driver.model.now + delay // timedelta(milliseconds=1) if delay else 0,
         )
         return invocation, known
 
     def _info_of(self, target: Target) -> HandlerInfo:
         try:
-            info = self.driver.world.manifest[target]
+            info = self.driver.model.manifest[target]
         except UnknownHandlerError as error:
             raise SimulationError(str(error)) from None
         if info.keyed and target.key is None:
@@ -704,7 +670,7 @@ class Simulator:
 
     async def _complete_awakeable(self, awakeable_id: str, **outcome: Any) -> None:
         try:
-            self.driver.world.complete_awakeable(awakeable_id, **outcome)
+            self.driver.model.complete_awakeable(awakeable_id, **outcome)
         except (ValueError, LookupError) as error:
             raise SimulationError(str(error)) from None
         await self.settle()
@@ -754,15 +720,16 @@ def simulate(
         >>> await test_checkout()
         paid for tea ['charge'] 1
     """
-    return Simulator(
+    driver = Driver(
         app,
+        read_manifest(app),
+        schedule=Schedule(always_replay=always_replay),
         version=version,
         mode=mode,
-        always_replay=always_replay,
-        disable_retries=disable_retries,
         seed=seed,
-        journal_value_codec=journal_value_codec,
+        disable_retries=disable_retries,
     )
+    return Simulator(driver, journal_value_codec)
 
 
 def _waits_for_something_else(coroutine: Any) -> str:
@@ -796,14 +763,14 @@ async def _result_of(
 
     # The client may act on the answer later than the answer arrives.
     if not (driver.run(ended) if leaves else await simulator.turn(Turn(ended, first=True))):
-        _raise_if_out_of_time(driver)
-        if (cause := _paused_below(driver, invocation)) is not None:
-            paused = _paused(cause)
-            paused.add_note(f"{invocation.target} waits for it.")
-            raise paused
-        raise StuckError(_why_stuck(driver, invocation))
+        raise_if_out_of_time(driver)
+        if (cause := paused_below(driver, invocation)) is not None:
+            error = paused(cause)
+            error.add_note(f"{invocation.target} waits for it.")
+            raise error
+        raise StuckError(why_stuck(driver, invocation))
     if invocation.status is InvocationStatus.PAUSED:
-        raise _paused(invocation)
+        raise paused(invocation)
     failure = invocation.failure if comes_late else invocation.removal or invocation.failure
     if failure is not None:
         raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)
@@ -816,141 +783,14 @@ async def _result_of(
     )
 
 
-def _paused_below(driver: Driver, invocation: Invocation) -> Invocation | None:
-    """Return the invocation paused by a failure that another one waits for, directly or through others; or None."""
-    for child in (driver.world.invocations[each] for each in invocation.children):
-        if not child.ended and any(waiter == invocation.id for waiter, _, _ in child.waiters):
-            if child.status is InvocationStatus.PAUSED and child.last_error is not None:
-                return child
-            if (cause := _paused_below(driver, child)) is not None:
-                return cause
-    return None
-
-
-def _paused(invocation: Invocation) -> InvocationPausedError:
-    error = invocation.last_error or Failure(0, "it was paused from outside")
-    kind = JournalMismatchError if invocation.wedged else InvocationPausedError
-    paused = kind(str(invocation.target), invocation.attempts, error.code, error.message)
-    if error.stacktrace:
-        paused.add_note(f"What the handler raised:\n{error.stacktrace}")
-    return paused
-
-
-def _raise_if_out_of_time(driver: Driver) -> None:
-    if driver.is_out_of_time:
-        raise OutOfTimeError(f"the time limit was reached after {driver.events} events of one run")
-
-
 def _journal_of(driver: Driver, invocation: Invocation) -> Journal:
     """Return the journal of an invocation so far."""
     origin = Origin(
         target=invocation.target,
         invocation_id=invocation.id,
         raw_id=invocation.raw_id,
-        protocol=driver.world.version,
+        protocol=driver.model.version,
         random_seed=invocation.seed,
         idempotency_key=invocation.idempotency_key,
     )
     return Journal(invocation.journal, origin)
-
-
-def _why_stuck(driver: Driver, invocation: Invocation) -> str:
-    if driver.endless:
-        return f"{invocation.target} has not ended after {driver.events} events. Does it loop forever?"
-    return (
-        f"{invocation.target} has not ended, and nothing more can happen:\n{_waits(driver)}\n"
-        "If it waits for an awakeable or a signal, send it from the test: start it with sim.send(...), then "
-        "sim.resolve_awakeable(await sim.awakeable(...), ...), which waits until the handler has made the awakeable. "
-        "If it awaits something of asyncio that never happens, it would hang on a server too."
-    )
-
-
-_WAITING: Final = frozenset(
-    {InvocationStatus.RUNNING, InvocationStatus.SUSPENDED, InvocationStatus.QUEUED, InvocationStatus.PAUSED}
-)
-
-
-def _waits(driver: Driver) -> str:
-    waits: list[str] = []
-    for each in driver.world.invocations.values():
-        if each.status in (
-            InvocationStatus.RUNNING,
-            InvocationStatus.SUSPENDED,
-            InvocationStatus.QUEUED,
-            InvocationStatus.PAUSED,
-        ):
-            pending = Journal(each.journal)
-            open_entries = [f"{entry.type} {entry.name or ''}".rstrip() for entry in pending if not entry.completed]
-            open_entries += _open_awakeables(driver, each)
-            what = ", ".join(open_entries) or "nothing that is in its journal"
-            waits.append(f"  {each.target} is {each.status.value}, and waits for {what}")
-    return "\n".join(waits)
-
-
-def _open_awakeables(driver: Driver, invocation: Invocation) -> list[str]:
-    answered = {decode(frame).get("signal_id") for frame in invocation.journal if frame.type == MessageType.SIGNAL}
-    made = driver.awakeables.get(invocation.id, ())
-    return [f"the awakeable {each!r}" for each in made if awakeable_of(each)[1] not in answered]
-
-
-def resolve(handler: HandlerRef, key: str | None) -> tuple[Target, Handler[Any, Any] | None]:
-    """Return the target of a call, and the handler if it was passed as a function."""
-    if isinstance(handler, str):
-        service, _, name = handler.partition("/")
-        if not name or "/" in name:
-            raise SimulationError(f"{handler!r} is not the name of a handler. Write it as 'Service/handler'.")
-        return Target(service, name, key), None
-    try:
-        known: Handler[Any, Any] = handler_from_callable(cast(Any, handler))
-    except (ValueError, TypeError):
-        raise SimulationError(
-            f"{handler!r} is not a handler of a service. Pass the function that is decorated with @service.handler(), "
-            "or its name as 'Service/handler'."
-        ) from None
-    return Target(known.service_tag.name, known.name, key), known
-
-
-def encoded(target: Target, handler: Handler[Any, Any] | None, arg: Any) -> bytes:
-    """Return an argument as the body of a call."""
-    if handler is None:
-        if arg is NOTHING or isinstance(arg, bytes):
-            return b"" if arg is NOTHING else arg
-        try:
-            return json.dumps(arg).encode()
-        except (TypeError, ValueError) as error:
-            raise SimulationError(
-                f"the argument {arg!r} cannot be sent to {target} as plain JSON: {error}. "
-                "To encode it with the handler's own serde, pass the function instead of its name."
-            ) from error
-    takes = list(signature(handler.fn).parameters.values())[1:]
-    if arg is NOTHING:
-        if takes and takes[0].default is Parameter.empty:
-            raise SimulationError(f"{target} takes an argument, but none was passed.")
-        return b""
-    if not takes:
-        raise SimulationError(f"{target} takes no argument.")
-    try:
-        return bytes(handler.handler_io.input_serde.serialize(arg))
-    except Exception as error:
-        hint = handler.handler_io.input_type
-        which = "" if hint is None or hint.annotation is None else f", which takes {_type_name(hint.annotation)}"
-        raise SimulationError(f"the argument {arg!r} cannot be sent to {target}{which}: {error}") from error
-
-
-async def output_of(output: bytes, handler: Handler[Any, Any] | None, codec: JournalValueCodec | None) -> Any:
-    """Decode the value of an answer, with the handler's own serde, or from JSON if the handler is not known."""
-    if output and codec is not None:
-        output = await codec.decode(output)
-    return handler.handler_io.output_serde.deserialize(output) if handler else decoded(output)
-
-
-def _type_name(annotation: object) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
-
-
-def json_of(value: Any) -> bytes:
-    """Encode a client's value as JSON; besides plain values, any that pydantic can encode."""
-    try:
-        return json.dumps(value, default=to_jsonable_python).encode()
-    except (TypeError, ValueError, PydanticSerializationError) as error:
-        raise SimulationError(f"{value!r} cannot be sent as JSON: {error}") from error

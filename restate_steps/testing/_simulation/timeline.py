@@ -21,10 +21,10 @@ def timeline(driver: Driver) -> str:
     Lines with ``→`` are commands of the application, lines with ``←`` are notifications for it, and the others are
     events around it. The number is that of the stored messages so far; a schedule places crashes by this number.
     """
-    several = len(driver.world.invocations) > 1
+    several = len(driver.model.invocations) > 1
     lines: list[str] = []
-    log = list(driver.log)
-    for number, (invocation, frame) in enumerate(driver.world.history, start=1):
+    log = list(driver.trace.log)
+    for number, (invocation, frame) in enumerate(driver.model.history, start=1):
         while log and log[0][0] < number:
             lines.append(_event(log.pop(0)[1]))
         arrow = "←" if is_notification(frame.type) else "→"

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
 from restate_steps.testing._errors import SimulationError
-from restate_steps.testing._simulation.driver import Crash
 
-__all__ = ["Schedule"]
+__all__ = ["Crash", "Schedule"]
 
-_REPLAY = "replay:"
-_LOST = "~"
-_CANCEL = "x"
+_REPLAY: Final = "replay:"
+_LOST: Final = "~"
+_CANCEL: Final = "x"
+
+
+class Crash(NamedTuple):
+    """A point at which the service's process is killed.
+
+    Attributes:
+        stored: The number of messages stored at that point.
+        lost: True if the result of a step is in transit at that point, and is lost: its body has run, and runs again.
+    """
+
+    stored: int
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
