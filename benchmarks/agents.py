@@ -180,7 +180,7 @@ def on_restate(server: RestateServer, client: httpx.AsyncClient, prefix: str) ->
         return run
 
     def kept() -> Kept:
-        rows = server.query(f"SELECT entry_type, raw_length FROM sys_journal WHERE id = '{last}'")
+        rows = server.admin.query(f"SELECT entry_type, raw_length FROM sys_journal WHERE id = '{last}'")
         steps = sum(row["entry_type"] == "Command: Run" for row in rows)
         return Kept(steps, len(rows), sum(row["raw_length"] for row in rows))
 

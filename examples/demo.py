@@ -172,7 +172,7 @@ def _steps_recorded(journal: list[JournalEntry]) -> int:
 
 def _progress(server: RestateServer, application: Application, invocation: str) -> str:
     """Return how far an invocation is: ``early``, ``middle`` (steps recorded, and a body running) or ``late``."""
-    journal = server.journal(invocation)
+    journal = server.admin.journal(invocation)
     if any(entry.type == "Command: Output" for entry in journal):
         return "late"
     recorded = _steps_recorded(journal)
@@ -210,12 +210,12 @@ def demonstrate() -> int:
         RestateServer() as server,
         serving(Path(folder)) as application,
     ):
-        server.register(f"http://127.0.0.1:{application.port}")
+        server.admin.register(f"http://127.0.0.1:{application.port}")
         print(f"calling {' and '.join(call.target for call in CALLS)}, served by process {application.pid}", flush=True)
         invocations = _call_handlers(server, application, client)
         print(f"killing process {application.pid} with SIGKILL, while both calls are halfway", flush=True)
         application.kill()
-        journals_then = [server.journal(invocation) for invocation in invocations]
+        journals_then = [server.admin.journal(invocation) for invocation in invocations]
         started_then = [application.started(invocation) for invocation in invocations]
 
         application.start()
@@ -224,7 +224,7 @@ def demonstrate() -> int:
         for number, (call, invocation) in enumerate(zip(CALLS, invocations, strict=True)):
             answer = _attach(client, server, invocation)
             steps = report_steps(
-                server.journal(invocation),
+                server.admin.journal(invocation),
                 journals_then[number],
                 application.started(invocation),
                 started_then[number],

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 from examples.ledger import Started
 from restate_steps.server import JournalEntry
@@ -127,10 +125,7 @@ def show(report: Report) -> None:
     headers = ("step", "recorded before the kill?", "its body ran")
     rows = [(step.name, _recorded(step), _ran(step)) for step in report.steps]
     print(f"\n{report.title}")
-    if find_spec("rich"):
-        _show_rich(headers, rows)
-    else:
-        _show_plain(headers, rows)
+    _show_table(headers, rows)
     print(f"answer: {report.answer}")
 
 
@@ -150,22 +145,7 @@ def _ran(step: StepReport) -> str:
     return f"{times(step.runs)}, because it had no result" if again else times(step.runs)
 
 
-def _show_rich(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    from rich.box import ROUNDED
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=ROUNDED)
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    # No markup, because names may contain brackets. Files and pipes do not have a width, so use a fixed one.
-    console = Console(file=sys.stdout, markup=False, highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-
-
-def _show_plain(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def _show_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     for row in (headers, *rows):
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,4 +1,4 @@
-"""The pytest plugin: fixtures, a marker and options. ``restate_steps.testing._exploration.marked`` implements them.
+"""The pytest plugin: fixtures, a marker and options. ``_exploration.pytest_runs`` runs marked tests.
 
 pytest imports this module in every test run, wherever the package is installed. Importing the SDK and pydantic takes
 most of a second. So this module imports only pytest until a test needs more.
@@ -85,7 +85,7 @@ def pytest_configure(config: pytest.Config) -> None:
         path = config.invocation_params.dir / server
         if not path.is_file():
             raise pytest.UsageError(f"--restate-server: there is no file {str(path)!r}.")
-        # Everything that looks for a server reads this variable: the fixtures, server(), and child processes.
+        # Everything that looks for a server reads this variable: the fixtures, restate_server(), and child processes.
         patch = pytest.MonkeyPatch()
         config.add_cleanup(patch.undo)
         patch.setenv("RESTATE_SERVER", str(path))
@@ -191,7 +191,7 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
             pytrace=False,
         )
     from restate_steps.testing import Schedule
-    from restate_steps.testing._exploration.marked import run_explored, run_scheduled
+    from restate_steps.testing._exploration.pytest_runs import run_explored, run_scheduled
 
     runtest = item.runtest
     schedule: str | None = item.config.getoption("restate_schedule")

@@ -37,9 +37,9 @@ def last_failure(env: Env, invocation: str) -> str:
 
     def failure() -> Any:
         paused = f"SELECT event_json FROM sys_journal_events WHERE id = '{invocation}' AND event_type = 'Paused'"
-        for row in env.server.query(paused):
+        for row in env.server.admin.query(paused):
             return json.loads(row["event_json"])["last_failure"]["error_message"]
-        return env.server.invocation(invocation).get("last_failure")
+        return env.server.admin.invocation(invocation).get("last_failure")
 
     return str(eventually(failure))
 
@@ -452,5 +452,5 @@ def test_explicit_recovery_is_refused(env_factory: Serve, service: Callable[[], 
     assert "ConcurrencyError" in failure
     assert "the SDK's preview feature explicit_recovery, which runs every step again on every attempt" in failure
     assert "Remove explicit_recovery from the handler or service" in failure
-    assert eventually(lambda: env.server.invocation(invocation)["status"] == "paused")
+    assert eventually(lambda: env.server.admin.invocation(invocation)["status"] == "paused")
     assert not RAN.is_set()

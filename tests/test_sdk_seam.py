@@ -329,7 +329,7 @@ def test_without_the_await_hook_the_loop_is_refused(env_factory: Serve, monkeypa
     assert "a" == env.call("NoHook", "alone")
     for served, handler in ((env, "together"), (env_factory(echoing("NoHookLoop")), "alone")):
         invocation = served.send(served.services[0], handler)
-        failure = str(eventually(lambda id=invocation: env.server.invocation(id).get("last_failure")))
+        failure = str(eventually(lambda id=invocation: env.server.admin.invocation(id).get("last_failure")))
         assert "the installed restate-sdk has no ServerInvocationContext.renamed_hook" in failure
         assert "Install a restate-sdk version that this release of restate-steps was tested with" in failure
 

@@ -193,4 +193,4 @@ def test_a_tool_of_an_agent_in_a_handler_is_recorded(env_factory: Callable[..., 
 
     assert '{"look_up":"sunny in a"}' == env.attach(invocation)
     assert ["a"] == ran
-    assert ["look_up"] == [entry.name for entry in env.server.journal(invocation) if entry.type == "Command: Run"]
+    assert ["look_up"] == [entry.name for entry in env.server.admin.journal(invocation) if entry.type == "Command: Run"]

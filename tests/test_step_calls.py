@@ -50,7 +50,7 @@ async def charge(order: Order) -> str:
 
 def step_names(env: Env, invocation: str) -> list[str | None]:
     """The names of the steps in the journal, in order."""
-    return [entry.name for entry in env.server.journal(invocation) if entry.type == "Command: Run"]
+    return [entry.name for entry in env.server.admin.journal(invocation) if entry.type == "Command: Run"]
 
 
 def last_failure(env: Env, invocation: str) -> str:
@@ -58,9 +58,9 @@ def last_failure(env: Env, invocation: str) -> str:
 
     def failure() -> Any:
         paused = f"SELECT event_json FROM sys_journal_events WHERE id = '{invocation}' AND event_type = 'Paused'"
-        for row in env.server.query(paused):
+        for row in env.server.admin.query(paused):
             return json.loads(row["event_json"])["last_failure"]["error_message"]
-        return env.server.invocation(invocation).get("last_failure")
+        return env.server.admin.invocation(invocation).get("last_failure")
 
     return str(eventually(failure))
 
@@ -490,7 +490,7 @@ def test_steps_in_plain_asyncio_tasks_are_refused_under_restate_app(
 
     assert "is already being awaited by another asyncio task of this handler" in failure
     assert "Serve the handler with restate_steps.app instead of restate.app" in failure
-    assert "paused" == env.server.invocation(invocation)["status"]
+    assert "paused" == env.server.admin.invocation(invocation)["status"]
 
 
 # Not longer: a server that always replays sends nothing before the body has ended.
@@ -533,7 +533,7 @@ def test_a_plain_timeout_around_a_step(
 
     assert "too late" == env.attach(invocation)
     assert {"Command: Sleep": 1, "Command: Run": 2} == {
-        kind: [entry.type for entry in env.server.journal(invocation)].count(kind)
+        kind: [entry.type for entry in env.server.admin.journal(invocation)].count(kind)
         for kind in ("Command: Sleep", "Command: Run")
     }
 

@@ -102,7 +102,7 @@ def test_retry_after_is_honoured(env_factory: Serve) -> None:
 
 def until_next_attempt(env: Env, invocation: str) -> timedelta:
     """How far away the next attempt is, once the first has failed."""
-    then = eventually(lambda: env.server.invocation(invocation).get("next_retry_at"))
+    then = eventually(lambda: env.server.admin.invocation(invocation).get("next_retry_at"))
     return datetime.fromisoformat(then) - datetime.now(UTC)
 
 

@@ -309,7 +309,7 @@ def test_what_is_recorded_can_be_read(env_factory: Serve) -> None:
     env = env_factory(service_with(step_returning(ORDER, Order, []), []))
     invocation = env.send("Values", "run")
     env.attach(invocation)
-    [recorded] = [entry for entry in env.server.journal(invocation) if entry.type == "Command: Run"]
+    [recorded] = [entry for entry in env.server.admin.journal(invocation) if entry.type == "Command: Run"]
 
     assert PLAIN["model"][1] == recorded.value
 
@@ -469,7 +469,7 @@ def test_a_codec_of_ones_own(env_factory: Serve) -> None:
     env.attach(invocation)
 
     assert all(kept["front door"] is got for got in seen)
-    assert [b"front door"] == [e.value for e in env.server.journal(invocation) if e.type == "Command: Run"]
+    assert [b"front door"] == [e.value for e in env.server.admin.journal(invocation) if e.type == "Command: Run"]
 
 
 @pytest.mark.parametrize("answer", [None, "text", b"", ValueError("no idea")], ids=repr)
@@ -565,7 +565,7 @@ def redeploy(served: AppServer, application: Deployed, step: DurableStep[[], Any
 
 def last_failure_about(what: str, server: RestateServer, invocation: str) -> str:
     """What the operator sees, once it is about that."""
-    failure = str(server.invocation(invocation).get("last_failure"))
+    failure = str(server.admin.invocation(invocation).get("last_failure"))
     return failure if what in failure else ""
 
 
@@ -588,7 +588,7 @@ def test_a_recorded_value_that_no_longer_fits_waits_for_a_deploy(request: pytest
         failure = eventually(lambda: last_failure_about("OrderV2", server, invocation))
         assert "the journaled result of step 'produce' does not fit OrderV2: at $.currency: Field required" in failure
         assert "The recorded value is intact: deploy code whose type accepts it" in failure
-        assert server.invocation(invocation)["status"] in ("backing-off", "running", "ready")
+        assert server.admin.invocation(invocation)["status"] in ("backing-off", "running", "ready")
 
         redeploy(served, application, step_returning(None, OrderV3, ran))
         assert f"yes: OrderV3(id={ID!r}, currency='EUR')" == env.attach(invocation)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import sys
-import sysconfig
 from types import CoroutineType, FrameType
-from typing import Any, Final
+from typing import Any
+
+from restate_steps._user_code import is_machinery, is_user_code
 
 __all__ = ["describe", "frames_of", "user_line"]
-
-_LIBRARIES: Final = tuple({sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
-_PLUMBING: Final = frozenset({"anyio", "asyncio", "restate", "restate_steps"})
 
 
 def frames_of(awaitable: Any) -> list[FrameType]:
@@ -47,7 +45,7 @@ def describe(awaitable: Any) -> str:
     frames = frames_of(awaitable)
     if not frames:
         return ""
-    own = next((frame for frame in reversed(frames) if not _is_plumbing(frame)), frames[-1])
+    own = next((frame for frame in reversed(frames) if not is_machinery(frame)), frames[-1])
     where = f"{own.f_code.co_qualname} at {own.f_code.co_filename}:{own.f_lineno}"
     if frames[-1] is own:
         return f" in {where}"
@@ -59,9 +57,9 @@ def user_line() -> str:
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
     nearest: FrameType | None = None
     while frame is not None:
-        if not _is_plumbing(frame):
+        if not is_machinery(frame):
             nearest = nearest or frame
-            if not frame.f_code.co_filename.startswith(_LIBRARIES):
+            if is_user_code(frame.f_code.co_filename):
                 return _line(frame)
         frame = frame.f_back
     return _line(nearest) if nearest is not None else "an unknown line"
@@ -69,7 +67,3 @@ def user_line() -> str:
 
 def _line(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno} ({frame.f_code.co_qualname})"
-
-
-def _is_plumbing(frame: FrameType) -> bool:
-    return frame.f_globals.get("__name__", "").partition(".")[0] in _PLUMBING

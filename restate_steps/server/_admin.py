@@ -6,13 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any, cast
 
 from restate_steps.errors import ServerError
+from restate_steps.server import _sql
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import JournalEntry, read_journal
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["AdminClient", "quoted"]
+__all__ = ["AdminClient"]
 
 _TIMEOUT = 30.0
 
@@ -22,6 +23,7 @@ class AdminClient:
 
     Args:
         admin_url: The URL of the API, for example ``http://127.0.0.1:9070``.
+        timeout: The maximum time to wait for an answer, in seconds.
 
     Example:
         >>> admin = AdminClient("http://127.0.0.1:9070")
@@ -29,8 +31,9 @@ class AdminClient:
         'http://127.0.0.1:9070'
     """
 
-    def __init__(self, admin_url: str) -> None:
+    def __init__(self, admin_url: str, *, timeout: float = _TIMEOUT) -> None:
         self._admin_url = admin_url.rstrip("/")
+        self._timeout = timeout
 
     @property
     def admin_url(self) -> str:
@@ -79,8 +82,20 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached.
         """
-        sql = f"SELECT name FROM sys_service WHERE deployment_id = {quoted(deployment_id)} ORDER BY name"
-        return [str(row["name"]) for row in self._rows(sql, doing="list the services")]
+        rows = self._rows(_sql.services_of(deployment_id), doing="list the services")
+        return [str(row["name"]) for row in rows]
+
+    def remove_deployment(self, deployment_id: str) -> None:
+        """Remove a deployment and its services, even if its invocations have not ended.
+
+        Args:
+            deployment_id: The id that :meth:`register` returned.
+
+        Raises:
+            ServerError: If the server cannot be reached, or does not know the deployment.
+        """
+        doing = f"remove the deployment {deployment_id!r}"
+        self._request("DELETE", f"/deployments/{deployment_id}", params={"force": "true"}, doing=doing)
 
     def query(self, sql: str) -> list[dict[str, Any]]:
         """Run a SQL query on the server's tables, such as ``sys_invocation``, ``sys_journal`` and ``state``.
@@ -108,8 +123,7 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached or does not know the invocation, or the id is malformed.
         """
-        sql = f"SELECT * FROM sys_invocation WHERE id = {quoted(invocation_id)}"
-        rows = self._rows(sql, doing=f"look up the invocation {invocation_id!r}")
+        rows = self._rows(_sql.invocation_of(invocation_id), doing=f"look up the invocation {invocation_id!r}")
         if not rows:
             raise ServerError(
                 f"the server at {self.admin_url} does not know the invocation {invocation_id!r}. Either the id is "
@@ -129,9 +143,39 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached, or the id is malformed.
         """
-        columns = '"index", entry_type, name, entry_json'
-        sql = f'SELECT {columns} FROM sys_journal WHERE id = {quoted(invocation_id)} ORDER BY "index"'
-        return read_journal(self._rows(sql, doing=f"read the journal of the invocation {invocation_id!r}"))
+        doing = f"read the journal of the invocation {invocation_id!r}"
+        return read_journal(self._rows(_sql.entries_of(invocation_id), doing=doing))
+
+    def state(self, service: str, key: str) -> dict[str, bytes]:
+        """Read the state of a key of a Virtual Object or workflow.
+
+        Args:
+            service: The service's name.
+            key: The key.
+
+        Returns:
+            The values by name, as the handler stored them. Empty without any state.
+
+        Raises:
+            ServerError: If the server cannot be reached.
+        """
+        rows = self._rows(_sql.state_of(service, key), doing=f"read the state of {key!r} of {service!r}")
+        return {row["key"]: bytes.fromhex(row["value"]) for row in rows}
+
+    def clear_state(self, service: str, key: str) -> None:
+        """Remove all state of a key of a Virtual Object or workflow. The server does so a moment later.
+
+        Args:
+            service: The service's name.
+            key: The key.
+
+        Raises:
+            ServerError: If the server cannot be reached, or does not know the service.
+        """
+        body: dict[str, Any] = {"object_key": key, "new_state": {}}
+        self._request(
+            "POST", f"/services/{service}/state", json=body, doing=f"remove the state of {key!r} of {service!r}"
+        )
 
     def cancel(self, invocation_id: str) -> None:
         """Cancel an invocation. Its handler sees the cancellation, and can undo what it did.
@@ -144,7 +188,7 @@ class AdminClient:
         """
         self._change(invocation_id, "cancel")
 
-    def kill_invocation(self, invocation_id: str) -> None:
+    def kill(self, invocation_id: str) -> None:
         """Kill an invocation immediately, without notifying its handler.
 
         Args:
@@ -154,6 +198,17 @@ class AdminClient:
             ServerError: If the server cannot be reached, or rejects the request.
         """
         self._change(invocation_id, "kill")
+
+    def purge(self, invocation_id: str) -> None:
+        """Remove a completed invocation with its result and its journal.
+
+        Args:
+            invocation_id: The invocation's id, which starts with ``inv_``.
+
+        Raises:
+            ServerError: If the server cannot be reached, or rejects the request.
+        """
+        self._change(invocation_id, "purge")
 
     def resume(self, invocation_id: str, *, deployment: str | None = None) -> None:
         """Resume a paused invocation, or immediately retry one that is waiting for its next attempt.
@@ -184,9 +239,11 @@ class AdminClient:
             raise missing_extra("httpx", "talk to the server") from error
 
         url = self.admin_url + path
+        # Loading certificates takes longer than all the rest, and only HTTPS needs them.
+        verify = url.startswith("https:")
         try:
             # Ignore proxies from the environment: they must not handle requests to loopback.
-            answer = httpx.request(method, url, timeout=_TIMEOUT, trust_env=False, **options)
+            answer = httpx.request(method, url, timeout=self._timeout, trust_env=False, verify=verify, **options)
         except httpx.HTTPError as error:
             raise ServerError(
                 f"cannot {doing}: no answer from the server at {self.admin_url} ({error!r}). Check that the server is "
@@ -202,8 +259,3 @@ def _reason(body: str) -> str:
         return str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
         return body.strip() or "(no reason given)"
-
-
-def quoted(text: str) -> str:
-    """Quote a text as an SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"

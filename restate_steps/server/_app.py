@@ -14,6 +14,7 @@ from typing import Self
 from restate_steps.errors import ServerError
 from restate_steps.server._admin import AdminClient
 from restate_steps.server._ports import LOOPBACK
+from restate_steps.server._process import RestateServer, admin_of
 from restate_steps.server._serving import ASGIApp, Listener, http1_only, listen, serve_until
 
 __all__ = ["AppServer", "serve_app"]
@@ -139,13 +140,18 @@ class AppServer:
 
 @contextmanager
 def serve_app(
-    app: ASGIApp, server: AdminClient, *, http1: bool = False, port: int | None = None, force: bool = True
+    app: ASGIApp,
+    server: RestateServer | AdminClient,
+    *,
+    http1: bool = False,
+    port: int | None = None,
+    force: bool = True,
 ) -> Generator[AppServer, None, None]:
     """Serve an application and register it; stop serving when the block ends.
 
     Args:
         app: The application, for example the result of ``restate_steps.app(...)``.
-        server: The server to register the application with.
+        server: The server to register the application with, or a client of its admin API.
         http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.
         port: The port to listen on; a free one by default.
         force: Whether to replace an existing deployment with the same URL.
@@ -165,5 +171,5 @@ def serve_app(
         False
     """
     with AppServer(app, http1=http1, port=port) as served:
-        server.register(served.url, force=force, http1=http1)
+        admin_of(server).register(served.url, force=force, http1=http1)
         yield served

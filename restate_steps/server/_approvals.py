@@ -7,14 +7,15 @@ id of an awakeable. The wait is over when the journal has the awakeable's signal
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from restate_steps._ids import awakeable_of
 from restate_steps.errors import ServerError
+from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import JournalEntry
@@ -80,10 +81,7 @@ def find_pending(admin_url: str) -> list[PendingRequest]:
         ServerError: If the server cannot be reached.
     """
     admin = AdminClient(admin_url)
-    rows = admin.query(
-        "SELECT DISTINCT i.id, i.target, i.created_at FROM sys_invocation i JOIN sys_journal j ON j.id = i.id "
-        f"WHERE i.status != 'completed' AND strpos(j.name, '{_MARK}') > 0 ORDER BY i.created_at"
-    )
+    rows = admin.query(_sql.with_steps_named(_MARK))
     return [found for row in rows for found in _pending_in(admin, row)]
 
 
@@ -194,7 +192,7 @@ def _pending_in(admin: AdminClient, row: Mapping[str, Any]) -> list[PendingReque
         if asked.get("answer") is not None or _is_late(entries, entry.index, match):
             continue
         signals = _signals(admin, row["id"]) if signals is None else signals
-        if _signal_of(asked["token"]) in signals:
+        if awakeable_of(asked["token"])[1] in signals:
             continue
         calls = [PendingCall(**call) for call in asked.get("calls", [])]
         found.append(
@@ -220,14 +218,6 @@ def _is_late(entries: Sequence[JournalEntry], asked_at: int, match: re.Match[str
 
 
 def _signals(admin: AdminClient, invocation_id: str) -> set[int]:
-    rows = admin.query(
-        f"SELECT entry_json FROM sys_journal WHERE id = '{invocation_id}' AND entry_type = 'Notification: Signal'"
-    )
+    rows = admin.query(_sql.signals_of(invocation_id))
     ids = [json.loads(row["entry_json"])["Notification"]["Signal"]["id"] for row in rows]
     return {each["Index"] for each in ids if "Index" in each}
-
-
-def _signal_of(token: str) -> int:
-    """Return the signal number that an awakeable's id encodes in its last four bytes."""
-    encoded = token.partition("_")[2]
-    return int.from_bytes(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4))[-4:], "big")

@@ -142,7 +142,7 @@ def ensure_server(path: str | Path | None = None, *, progress: bool = True) -> P
 
     Args:
         path: A server binary to use instead of searching for one.
-        progress: Whether to show the progress of a download on stderr: a bar on a terminal, plain lines elsewhere.
+        progress: Whether to report the progress of a download on stderr, with a line every few seconds.
 
     Returns:
         The absolute path of an executable binary.

@@ -7,9 +7,6 @@
 
 from __future__ import annotations
 
-import signal
-import socket
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -17,17 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from restate_steps.errors import ServerError
-from restate_steps.server._child import Child
+from restate_steps.server._app_process import AppProcess
 from restate_steps.server._extra import missing_extra
-from restate_steps.server._ports import LOOPBACK
 from restate_steps.server._process import RestateServer
 from restate_steps.server._run import ended_by_signals
 
 __all__ = ["DevOptions", "develop"]
 
-_START_WITHIN = 60.0
-_STOP_WITHIN = 5.0
-_POLL_EVERY = 0.05
 _LOOK_EVERY_MS = 500
 
 
@@ -83,7 +76,7 @@ def develop(options: DevOptions, say: Callable[[str], None]) -> None:
                 admin_port=options.admin_port,
             )
         )
-        app = _AppProcess(options)
+        app = AppProcess(options.target, http1=options.http1, port=options.app_port)
         stack.callback(app.stop)
         _say_urls(server, app, options, say)
         _serve(app, server, options, say)
@@ -102,21 +95,23 @@ def develop(options: DevOptions, say: Callable[[str], None]) -> None:
                 say(f"error: the application exited with code {code}; it will restart after the next change.")
 
 
-def _serve(app: _AppProcess, server: RestateServer, options: DevOptions, say: Callable[[str], None]) -> None:
+def _serve(app: AppProcess, server: RestateServer, options: DevOptions, say: Callable[[str], None]) -> None:
     started = time.monotonic()
     app.stop()
-    if not app.start():
+    try:
+        app.start()
+    except ServerError:
         say("error: the application failed to start; it will restart after the next change.")
         return
     try:
-        services = server.services(server.register(app.url, force=True, http1=options.http1))
+        services = server.admin.services(server.admin.register(app.url, force=True, http1=options.http1))
     except ServerError as error:
         say(f"error: {error}")
         return
     say(f"serving {', '.join(services) or 'no services'} (ready in {time.monotonic() - started:.1f} s)")
 
 
-def _say_urls(server: RestateServer, app: _AppProcess, options: DevOptions, say: Callable[[str], None]) -> None:
+def _say_urls(server: RestateServer, app: AppProcess, options: DevOptions, say: Callable[[str], None]) -> None:
     for name, value in (
         ("ingress", server.ingress_url),
         ("admin", server.admin_url),
@@ -125,47 +120,6 @@ def _say_urls(server: RestateServer, app: _AppProcess, options: DevOptions, say:
         ("data", _relative(options.base_dir)),
     ):
         say(f"  {name:<8} {value}")
-
-
-class _AppProcess:
-    """The process that serves the application."""
-
-    def __init__(self, options: DevOptions) -> None:
-        self._port = options.app_port
-        more = ["--http1"] if options.http1 else []
-        self._command = [
-            *(sys.executable, "-m", "restate_steps", "serve", options.target),
-            *("--host", LOOPBACK, "--port", str(self._port), "--quiet", *more),
-        ]
-        self._process: Child | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://{LOOPBACK}:{self._port}"
-
-    def start(self) -> bool:
-        """Start the process, and return whether it listens on its port; give up when it exits or takes too long."""
-        self._process = Child(self._command)
-        deadline = time.monotonic() + _START_WITHIN
-        while time.monotonic() < deadline and self._process.poll() is None:
-            with suppress(OSError), socket.create_connection((LOOPBACK, self._port), timeout=1):
-                return True
-            time.sleep(_POLL_EVERY)
-        self.stop()
-        return False
-
-    def failure(self) -> int | None:
-        """Return the exit code of a process that failed, once; otherwise None."""
-        if self._process is None or (code := self._process.poll()) is None:
-            return None
-        self.stop()
-        return code or None
-
-    def stop(self) -> None:
-        """End the process and all processes that it started."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.end(signal.SIGTERM, within=_STOP_WITHIN)
 
 
 def _relative(path: Path) -> str:

@@ -11,6 +11,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,14 +20,14 @@ from pathlib import Path
 
 from restate_steps.errors import ServerError
 from restate_steps.server._child import Child
-from restate_steps.server._progress import download_progress
 from restate_steps.server._version import server_version
 
 __all__ = ["Npm", "fetch_server", "find_npm"]
 
 _PACKAGE = "@restatedev/restate-server"
 _INSTALLED_SIZE = 226_000_000
-_LOOK_EVERY = 0.1
+_MEGABYTE = 1_000_000
+_REPORT_EVERY = 5.0
 _OUTPUT_LINES = 15
 
 
@@ -74,6 +75,7 @@ def fetch_server(target: Path, *, version: str, platform: str, looked_in: Sequen
         ServerError: If fetching failed, or the binary does not run.
     """
     what = f"restate-server {version}"
+    report = _report if progress else _keep_quiet
     tried = list(looked_in)
     npm = find_npm()
     if npm is None:
@@ -89,32 +91,42 @@ def fetch_server(target: Path, *, version: str, platform: str, looked_in: Sequen
     try:
         options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier")
         arguments = ("install", "--prefix", folder, *options, f"{_PACKAGE}@{version}")
-        with download_progress(what, _INSTALLED_SIZE, enabled=progress) as received:
-            code, output = _run((*npm.command, *arguments), scratch, received)
-            tried.append(_account(npm, arguments, code, output))
-            if code != 0:
-                raise _failure(what, f"npm exited with code {code}", tried, version)
-            binary = scratch / "node_modules" / f"{_PACKAGE}-{platform}" / "bin" / "restate-server"
-            if not binary.is_file():
-                raise _failure(what, f"npm did not install {_PACKAGE}-{platform}", tried, version)
-            try:
-                server_version(binary)
-            except ServerError as error:
-                tried.append(f"the fetched binary: {error}")
-                raise _failure(what, "the fetched binary does not run", tried, version) from error
-            binary.replace(target)
+        started = time.monotonic()
+        report(f"fetching {what} (about {_INSTALLED_SIZE // _MEGABYTE} MB)")
+        code, output = _run((*npm.command, *arguments), scratch, f"fetching {what}", report)
+        tried.append(_account(npm, arguments, code, output))
+        if code != 0:
+            raise _failure(what, f"npm exited with code {code}", tried, version)
+        binary = scratch / "node_modules" / f"{_PACKAGE}-{platform}" / "bin" / "restate-server"
+        if not binary.is_file():
+            raise _failure(what, f"npm did not install {_PACKAGE}-{platform}", tried, version)
+        try:
+            server_version(binary)
+        except ServerError as error:
+            tried.append(f"the fetched binary: {error}")
+            raise _failure(what, "the fetched binary does not run", tried, version) from error
+        binary.replace(target)
+        report(f"fetched {what} in {time.monotonic() - started:.1f} s")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
-def _run(command: Sequence[str], folder: Path, received: Callable[[int], None]) -> tuple[int, str]:
+def _report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _keep_quiet(line: str) -> None:
+    pass
+
+
+def _run(command: Sequence[str], folder: Path, doing: str, report: Callable[[str], None]) -> tuple[int, str]:
     """Run npm, report the size of its folder while it runs, and return its exit code and output."""
     with tempfile.TemporaryFile() as output:
         npm = Child(command, cwd=folder, output=output, remove=folder)
         try:
-            while npm.wait(_LOOK_EVERY) is None:
-                received(_size(folder))
+            while npm.wait(_REPORT_EVERY) is None:
+                report(f"{doing}: {_size(folder) // _MEGABYTE} MB so far")
         finally:
             code = npm.end()
         output.seek(0)

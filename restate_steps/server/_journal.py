@@ -1,4 +1,4 @@
-"""Parse the rows of ``sys_journal``.
+"""Journals in readable form, and how rows of ``sys_journal`` become one.
 
 The server represents an entry as JSON. A handler's command is ``{"Command": {KIND: BODY}}``. Its outcome is
 ``{"Notification": {"Completion": {KIND: BODY}}}`` or ``{"Notification": {"Signal": BODY}}``. A completion id links a
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
-__all__ = ["JournalEntry", "JournalFailure", "decoded", "read_journal"]
+__all__ = ["JournalEntry", "JournalFailure", "Message", "decoded", "linked", "read_journal"]
 
 _Body: TypeAlias = Mapping[str, Any]
 
@@ -42,8 +42,8 @@ class JournalEntry:
     Attributes:
         index: The position in the journal, from 0.
         type: The type, as the server names it, for example ``Command: Run`` or ``Notification: Run``.
-        name: The name that the handler gave the command, for example a step's name. A notification has the name of the
-            command it completes. ``None`` without a name.
+        name: The name that the handler gave the command, for example a step's name, or the name of a signal. A
+            notification has the name of the command it completes. ``None`` without a name.
         completed: Whether the journal has the result. True for an entry that does not wait for a result.
         value: The recorded value, decoded from JSON, or ``bytes`` if it is not JSON. A command has the value of the
             notification that completed it. ``None`` if no value was recorded, or an empty one.
@@ -60,57 +60,92 @@ class JournalEntry:
     completion_id: int | None
 
 
+class Message(NamedTuple):
+    """A command or a notification that is not linked with others yet.
+
+    Attributes:
+        type: The type, as the server names it.
+        name: Its own name, if any.
+        ids: The completion ids of a command, first that of the result; or of a notification.
+        value: Its own value.
+        failure: Its own failure.
+    """
+
+    type: str
+    name: str | None
+    ids: Sequence[int]
+    value: Any
+    failure: JournalFailure | None
+
+
+def linked(messages: Sequence[Message]) -> list[JournalEntry]:
+    """Return the entries of a journal: commands with their results, and notifications with their names.
+
+    Args:
+        messages: All messages of the journal, in order.
+    """
+    names: dict[int, str | None] = {}
+    results: dict[int, Message] = {}
+    for message in messages:
+        if _is_command(message.type):
+            names.update(dict.fromkeys(message.ids, message.name))
+        else:
+            results.update(dict.fromkeys(message.ids, message))
+    return [_entry(index, message, names, results) for index, message in enumerate(messages)]
+
+
+def _entry(
+    index: int, message: Message, names: Mapping[int, str | None], results: Mapping[int, Message]
+) -> JournalEntry:
+    tie = next(iter(message.ids), None)
+    name = message.name
+    result: Message | None = message
+    if tie is not None and _is_command(message.type):
+        result = results.get(tie)
+    elif tie is not None:
+        name = names.get(tie)
+    return JournalEntry(
+        index=index,
+        type=message.type,
+        name=name,
+        completed=result is not None,
+        value=None if result is None else result.value,
+        failure=None if result is None else result.failure,
+        completion_id=tie,
+    )
+
+
+def _is_command(entry_type: str) -> bool:
+    return entry_type.startswith("Command")
+
+
 def read_journal(rows: Sequence[Mapping[str, Any]]) -> list[JournalEntry]:
     """Convert rows of ``sys_journal`` to entries.
 
     Args:
-        rows: The rows of one invocation, in order, with ``index``, ``entry_type``, ``name`` and ``entry_json``.
+        rows: All rows of one invocation, in order, with ``entry_type``, ``name`` and ``entry_json``.
 
     Returns:
         An entry for each row.
 
     Example:
         >>> body = '{"Command": {"Run": {"completion_id": 1, "name": "charge"}}}'
-        >>> [entry] = read_journal([{"index": 1, "entry_type": "Command: Run", "name": "charge", "entry_json": body}])
+        >>> [entry] = read_journal([{"entry_type": "Command: Run", "name": "charge", "entry_json": body}])
         >>> entry.name, entry.completed
         ('charge', False)
     """
-    bodies = [_body(row) for row in rows]
-    commands: dict[int, str | None] = {}
-    completions: dict[int, _Body] = {}
-    for row, body in zip(rows, bodies, strict=True):
-        if _is_command(row):
-            commands.update((body[tie], row.get("name") or None) for tie in _TIES if tie in body)
-        elif "completion_id" in body:
-            completions[body["completion_id"]] = body
-    return [_entry(row, body, commands, completions) for row, body in zip(rows, bodies, strict=True)]
+    return linked([_message(row) for row in rows])
 
 
-def _entry(
-    row: Mapping[str, Any], body: _Body, commands: Mapping[int, str | None], completions: Mapping[int, _Body]
-) -> JournalEntry:
-    tie: int | None = next((body[tie] for tie in _TIES if tie in body), None)
-    name = row.get("name") or None
-    completed, recorded = True, body
-    if _is_command(row):
-        if tie is not None:
-            completed, recorded = tie in completions, completions.get(tie, {})
-    elif tie is not None:
-        name = commands.get(tie)
-    value, failure = _outcome(recorded)
-    return JournalEntry(
-        index=row["index"],
-        type=row["entry_type"],
-        name=name,
-        completed=completed,
-        value=value,
-        failure=failure,
-        completion_id=tie,
-    )
+def _message(row: Mapping[str, Any]) -> Message:
+    body = _body(row)
+    ids = [body[tie] for tie in _TIES if tie in body]
+    return Message(str(row["entry_type"]), row.get("name") or _signal_name(body), ids, *_outcome(body))
 
 
-def _is_command(row: Mapping[str, Any]) -> bool:
-    return str(row["entry_type"]).startswith("Command")
+def _signal_name(body: _Body) -> str | None:
+    signal: Any = body.get("signal_id", body.get("id"))
+    return cast("Mapping[str, Any]", signal).get("Name") if isinstance(signal, dict) else None
 
 
 def _body(row: Mapping[str, Any]) -> _Body:

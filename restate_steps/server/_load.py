@@ -11,7 +11,7 @@ from typing import Any, cast
 from restate_steps.errors import ServerError
 from restate_steps.server._serving import ASGIApp
 
-__all__ = ["load_app"]
+__all__ = ["is_missing", "load_app"]
 
 
 def load_app(target: str, *, folder: Path | None = None) -> ASGIApp:
@@ -57,8 +57,7 @@ def _module(target: str, name: str, looked_in: str) -> object:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        # Only for the named module itself: it exists if one of its imports is missing.
-        if error.name is not None and (name == error.name or name.startswith(f"{error.name}.")):
+        if is_missing(name, error):
             raise ServerError(
                 f"{target!r} cannot be served: the module {error.name!r} was not found in {looked_in} and is not "
                 "installed."
@@ -66,6 +65,11 @@ def _module(target: str, name: str, looked_in: str) -> object:
         raise _failed(target, name, error) from error
     except Exception as error:
         raise _failed(target, name, error) from error
+
+
+def is_missing(name: str, error: ModuleNotFoundError) -> bool:
+    """Return whether a module was not found itself, and not a module that it imports."""
+    return error.name is not None and (name == error.name or name.startswith(f"{error.name}."))
 
 
 def _failed(target: str, name: str, error: Exception) -> ServerError:

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
 from restate_steps.errors import ServerError
+from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
 from restate_steps.server._binary import ensure_server
 from restate_steps.server._child import Child
@@ -30,7 +31,7 @@ from restate_steps.server._ports import LOOPBACK, free_ports, port_or_free
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["RestateServer"]
+__all__ = ["RestateServer", "admin_of"]
 
 _LOG_NAME = "restate-server.log"
 _NAME_FILE = "cluster-name"
@@ -56,7 +57,7 @@ _SETTINGS = {
 }
 
 
-class RestateServer(AdminClient):
+class RestateServer:
     """A private restate-server on loopback, with its own data.
 
     Use it as a context manager, or call :meth:`start` and :meth:`stop`. A stopped server can be started again; with a
@@ -76,7 +77,7 @@ class RestateServer(AdminClient):
 
     Example:
         >>> with RestateServer() as server:
-        ...     server.query("SELECT count(*) AS n FROM sys_invocation")
+        ...     server.admin.query("SELECT count(*) AS n FROM sys_invocation")
         [{'n': 0}]
     """
 
@@ -94,7 +95,6 @@ class RestateServer(AdminClient):
         node_port: int | None = None,
         startup_timeout: float = 60.0,
     ) -> None:
-        super().__init__("")
         self._path = path
         self._given_dir = Path(base_dir).expanduser().absolute() if base_dir is not None else None
         self._base_dir = self._given_dir
@@ -125,6 +125,11 @@ class RestateServer(AdminClient):
     def admin_url(self) -> str:
         """The URL of the admin API."""
         return f"http://{LOOPBACK}:{self._known_ports()[1]}"
+
+    @property
+    def admin(self) -> AdminClient:
+        """A client for the server's admin API."""
+        return AdminClient(self.admin_url)
 
     @property
     def ui_url(self) -> str:
@@ -279,7 +284,7 @@ class RestateServer(AdminClient):
             raise missing_extra("httpx", "talk to the server") from error
 
         deadline = time.monotonic() + self._startup_timeout
-        with httpx.Client(timeout=2.0, trust_env=False) as client:
+        with httpx.Client(timeout=2.0, trust_env=False, verify=False) as client:
             while time.monotonic() < deadline:
                 if self._process is not None and (code := self._process.poll()) is not None:
                     return f"exited with code {code} instead of starting"
@@ -298,7 +303,7 @@ class RestateServer(AdminClient):
             admin = client.get(f"{self.admin_url}/health")
             ingress = client.get(f"{self.ingress_url}/restate/health")
             # Both become healthy before the worker that runs invocations. A query needs the worker too.
-            query = {"query": "SELECT id FROM sys_invocation LIMIT 1"}
+            query = {"query": _sql.ANY_INVOCATION}
             worker = client.post(f"{self.admin_url}/query", json=query, headers={"accept": "application/json"})
         except (httpx.HTTPError, ValueError):
             return False
@@ -324,6 +329,13 @@ class RestateServer(AdminClient):
         if self._given_dir is None and self._base_dir is not None:
             shutil.rmtree(self._base_dir, ignore_errors=True)
             self._base_dir = None
+
+
+def admin_of(server: RestateServer | AdminClient | str) -> AdminClient:
+    """Return a client for the admin API of a server, which may be given as such a client or its URL."""
+    if isinstance(server, str):
+        return AdminClient(server)
+    return server.admin if isinstance(server, RestateServer) else server
 
 
 def _lock(folder: Path) -> BinaryIO:

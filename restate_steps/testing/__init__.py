@@ -15,10 +15,11 @@ from restate_steps.testing._errors import (
 )
 from restate_steps.testing._exploration.explore import explore
 from restate_steps.testing._exploration.report import Finding, Report
+from restate_steps.testing._real_server.environment import ServerEnvironment, restate_server
+from restate_steps.testing._real_server.pool import close_servers
 from restate_steps.testing._recording.api import load_journals, replay
 from restate_steps.testing._recording.export import export_journal
 from restate_steps.testing._recording.recorded import RecordedJournal, record
-from restate_steps.testing._server import ServerEnvironment, close_servers, server
 from restate_steps.testing._simulation.effects import Effects
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.outcome import Outcome
@@ -73,7 +74,7 @@ __all__ = [
     "on_both",
     "record",
     "replay",
-    "server",
+    "restate_server",
     "simulate",
 ]
 

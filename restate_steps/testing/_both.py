@@ -9,8 +9,8 @@ from typing import Any, cast
 from restate import JournalValueCodec, TerminalError
 
 from restate_steps.testing._errors import InvocationEndedError
-from restate_steps.testing._server import server
-from restate_steps.testing._server_client import ServerResult
+from restate_steps.testing._real_server.client import ServerResult
+from restate_steps.testing._real_server.environment import restate_server
 from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.simulator import Result, simulate
@@ -88,7 +88,7 @@ async def on_both(
         simulated = await _outcome(scenario(simulator))
     if before_each is not None:
         before_each()
-    async with server(app, always_replay=always_replay, journal_value_codec=journal_value_codec) as environment:
+    async with restate_server(app, always_replay=always_replay, journal_value_codec=journal_value_codec) as environment:
         real = await _outcome(scenario(environment))
     return BothOutcomes(simulated, real)
 

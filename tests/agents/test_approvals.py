@@ -115,6 +115,19 @@ def test_approve_lets_all_run(env_factory: Serve, capsys: pytest.CaptureFixture[
     assert invocation not in [each.invocation for each in _approvals.find_pending(env.server.admin_url)]
 
 
+def test_answered_request_is_not_listed(env_factory: Serve) -> None:
+    """An answer counts as soon as the journal has it, even if the handler cannot run yet."""
+    env = env_factory(paying_service("AnsweredPayments"))
+    invocation, request = waiting(env, "AnsweredPayments")
+    env.app_server.stop()
+
+    assert 0 == command(env, "deny", request.token)
+
+    eventually(lambda: request not in _approvals.find_pending(env.server.admin_url))
+    env.app_server.start()
+    env.attach(invocation)
+
+
 def test_approve_one_call_with_other_arguments(env_factory: Serve) -> None:
     """One call is approved with arguments of the person's own, and the other is denied."""
     env = env_factory(paying_service("ChangedPayments"))
@@ -183,7 +196,7 @@ def test_cancelled_while_it_waits(env_factory: Serve) -> None:
     env = env_factory(paying_service("CancelledPayments"))
     invocation, _ = waiting(env, "CancelledPayments")
 
-    env.server.cancel(invocation)
+    env.server.admin.cancel(invocation)
 
     with pytest.raises(InvocationFailed) as raised:
         env.attach(invocation)

@@ -131,13 +131,11 @@ def test_appending_costs_what_is_appended(env_factory: Serve) -> None:
     for invocation in invocations:
         env.attach(invocation)
 
-    written = env.server.query(
-        "SELECT key FROM state WHERE service_name = 'Appending' AND service_key = 'k' ORDER BY key"
-    )
+    written = env.server.admin.state("Appending", "k")
     assert sorted(
         [f"conversations/entries/{invocation}.0.0" for invocation in invocations] + ["conversations/record/c"]
-    ) == [row["key"] for row in written]
-    commands = [entry.type for entry in env.server.journal(invocations[-1])]
+    ) == list(written)
+    commands = [entry.type for entry in env.server.admin.journal(invocations[-1])]
     assert 2 == commands.count("Command: SetState")
 
 
@@ -235,7 +233,7 @@ def test_time_of_saving(env_factory: Serve) -> None:
     invocation = env.send("TimeOfSaving", "talk", key="k")
 
     assert ["silent", "told", "told"] == env.attach(invocation)
-    steps = [entry.name for entry in env.server.journal(invocation) if entry.type == "Command: Run"]
+    steps = [entry.name for entry in env.server.admin.journal(invocation) if entry.type == "Command: Run"]
     assert ["conversation saved at"] == steps
 
 
@@ -384,7 +382,7 @@ def test_delete_erases_what_nothing_else_reaches(env_factory: Serve) -> None:
         await be_replayed(ctx)
 
     def state() -> str:
-        rows = env.server.query("SELECT value_utf8 FROM state WHERE service_name = 'Deleting'")
+        rows = env.server.admin.query("SELECT value_utf8 FROM state WHERE service_name = 'Deleting'")
         return " ".join(row["value_utf8"] for row in rows)
 
     env = serve_object(env_factory, "Deleting", talk, forget)

@@ -185,7 +185,7 @@ def due_in(served: Served, invocation_id: str) -> timedelta:
     """Return how long a failed invocation waits for its next attempt."""
 
     def look() -> Any:
-        row = served.env.server.invocation(invocation_id)
+        row = served.env.server.admin.invocation(invocation_id)
         return row.get("next_retry_at") if row["status"] == "backing-off" else None
 
     found = datetime.fromisoformat(str(eventually(look)).replace("Z", "+00:00"))

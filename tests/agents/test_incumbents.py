@@ -168,7 +168,7 @@ def test_five_turns_of_four_tools(env_factory: Serve) -> None:
     assert "done" == served.env.attach(invocation)
     assert 6 + 5 * 4 == len(steps(served.env, invocation))
     assert {"Command: Input": 1, "Command: Run": 26, "Notification: Run": 26, "Command: Output": 1} == Counter(
-        entry.type for entry in served.env.server.journal(invocation)
+        entry.type for entry in served.env.server.admin.journal(invocation)
     )
     assert {f"a {turn}.{number}": 1 for turn in range(1, 6) for number in range(4)} == ran
     assert 6 == script.requests

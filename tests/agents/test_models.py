@@ -280,7 +280,7 @@ def test_wait_for_a_suspended_response_is_a_durable_timer(env_factory: Serve) ->
     invocation = served.send()
 
     assert "ab" == served.env.attach(invocation)
-    entries = [entry.type for entry in served.env.server.journal(invocation) if entry.type.startswith("Command")]
+    entries = [entry.type for entry in served.env.server.admin.journal(invocation) if entry.type.startswith("Command")]
     assert ["Command: Input", "Command: Run", "Command: Sleep", "Command: Run", "Command: Output"] == entries
     assert (2, 2) == (again.times, len(model.asked))
 

@@ -157,7 +157,9 @@ def test_flaky_tool_alone_runs_again(env_factory: Serve, metadata: dict[str, Any
     served = serve_handler(env_factory, "FlakyUnwrapped" if metadata else "FlakyWrapped", handler)
     invocation = served.send()
     try:
-        eventually(lambda: 3 == Counter(e.type for e in served.env.server.journal(invocation))["Notification: Run"])
+        eventually(
+            lambda: 3 == Counter(e.type for e in served.env.server.admin.journal(invocation))["Notification: Run"]
+        )
     finally:
         recorded.set()
 
@@ -293,7 +295,7 @@ if __name__ == "__main__":
 
     process = start()
     try:
-        server.register(f"http://127.0.0.1:{port}")
+        server.admin.register(f"http://127.0.0.1:{port}")
         with httpx.Client(trust_env=False) as client:
             sent = client.post(f"{server.ingress_url}/Victim/run/send").raise_for_status().json()
             invocation = sent["invocationId"]
@@ -301,7 +303,8 @@ if __name__ == "__main__":
             quick = "victim__function_toolset__<agent>.call_tool:quick"
             eventually(
                 lambda: (
-                    ("Notification: Run", quick) in [(entry.type, entry.name) for entry in server.journal(invocation)]
+                    ("Notification: Run", quick)
+                    in [(entry.type, entry.name) for entry in server.admin.journal(invocation)]
                 )
             )
             process.send_signal(signal.SIGKILL)

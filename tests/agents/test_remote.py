@@ -73,7 +73,7 @@ def asking(name: str, script: Script, *tools: Tool[object], **options: Any) -> r
 
 def commands(env: Env, invocation_id: str) -> list[str]:
     """Return the commands of an invocation, without its input and output."""
-    kinds = [entry.type.removeprefix("Command: ") for entry in env.server.journal(invocation_id)]
+    kinds = [entry.type.removeprefix("Command: ") for entry in env.server.admin.journal(invocation_id)]
     return [kind for kind in kinds if kind in ("Run", "Call")]
 
 
@@ -301,8 +301,7 @@ def test_answer_that_does_not_fit_waits_for_a_redeploy(env_factory: Serve) -> No
     invocation = env.send("Outdated", "run")
 
     def last_failure() -> str | None:
-        rows = env.server.query(f"SELECT last_failure FROM sys_invocation WHERE id = '{invocation}'")
-        failure: str | None = rows[0].get("last_failure")
+        failure: str | None = env.server.admin.invocation(invocation).get("last_failure")
         return failure
 
     assert "the answer of Changed/find_out does not fit Answer" in str(eventually(last_failure))

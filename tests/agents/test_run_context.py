@@ -282,7 +282,7 @@ def test_run_is_suspended_while_it_waits(env_factory: Serve, harness: Harness) -
     invocation = served.send()
     eventually(lambda: tokens)
     if harness.always_replay:
-        eventually(lambda: "suspended" == served.env.server.invocation(invocation)["status"])
+        eventually(lambda: "suspended" == served.env.server.admin.invocation(invocation)["status"])
     served.env.resolve_awakeable(tokens[0], {"approvals": {"0-0": True}})
 
     assert {"paid 5", "seen"} == set(served.env.attach(invocation).split("; "))
@@ -310,7 +310,7 @@ def test_timeout_of_a_wait_is_a_durable_timer(env_factory: Serve) -> None:
 
     assert "No decision on this tool call arrived" in served.env.attach(invocation)
     assert {"ask": 1} == ran
-    assert "Command: Sleep" in [entry.type for entry in served.env.server.journal(invocation)]
+    assert "Command: Sleep" in [entry.type for entry in served.env.server.admin.journal(invocation)]
 
 
 def test_answer_in_place_does_not_wait(env_factory: Serve) -> None:
@@ -337,7 +337,7 @@ def test_answer_in_place_does_not_wait(env_factory: Serve) -> None:
 
     assert "paid 5" == served.env.attach(invocation)
     assert {"ask": 1, "pay": 1} == ran
-    assert "Command: Sleep" not in [entry.type for entry in served.env.server.journal(invocation)]
+    assert "Command: Sleep" not in [entry.type for entry in served.env.server.admin.journal(invocation)]
 
 
 def test_waiting_in_a_wrapped_tool_is_refused(env_factory: Serve) -> None:
@@ -531,7 +531,7 @@ def test_cancelled_during_parallel_tools(normal_harness: Harness) -> None:
     with normal_harness.serve(restate_steps.app([service])) as env:
         invocation = env.send("CancelBodies", "run")
         eventually(lambda: ran["in 0"] and ran["in 1"])
-        env.server.cancel(invocation)
+        env.server.admin.cancel(invocation)
         with pytest.raises(InvocationFailed) as failed:
             env.attach(invocation)
         eventually(lambda: ran["cancelled 0"] and ran["cancelled 1"])
@@ -568,7 +568,7 @@ def test_cancelled_while_parallel_tools_wait(normal_harness: Harness) -> None:
     with normal_harness.serve(restate_steps.app([service])) as env:
         invocation = env.send("CancelWaits", "run")
         eventually(lambda: ran["in 0"] and ran["in 1"])
-        env.server.cancel(invocation)
+        env.server.admin.cancel(invocation)
         with pytest.raises(InvocationFailed) as failed:
             env.attach(invocation)
     assert 409 == failed.value.status

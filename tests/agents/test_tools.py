@@ -707,7 +707,9 @@ def test_sub_agent_that_times_out(env_factory: Serve) -> None:
     served = serve_handler(env_factory, "InnerTimeoutUnwrapped", handler)
     invocation = served.send()
     try:
-        eventually(lambda: "Notification: Sleep" in [entry.type for entry in served.env.server.journal(invocation)])
+        eventually(
+            lambda: "Notification: Sleep" in [entry.type for entry in served.env.server.admin.journal(invocation)]
+        )
     finally:
         late.set()
     failed, output = served.env.attach(invocation)

@@ -106,32 +106,32 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Ran:
 
 def steps(env: Env, invocation: str) -> list[str]:
     """The names of the steps, without what pydantic-ai puts around those of tools."""
-    names = [str(entry.name) for entry in env.server.journal(invocation) if entry.type == "Command: Run"]
+    names = [str(entry.name) for entry in env.server.admin.journal(invocation) if entry.type == "Command: Run"]
     return [name.replace("function_toolset__<agent>.call_tool:", "") for name in names]
 
 
 def commands(env: Env, invocation: str) -> list[str]:
     """Return the commands of an invocation, in order."""
-    types = [entry.type for entry in env.server.journal(invocation)]
+    types = [entry.type for entry in env.server.admin.journal(invocation)]
     return [type.removeprefix("Command: ") for type in types if type.startswith("Command: ")]
 
 
 def invocations_of(env: Env, service: str) -> list[str]:
     """The ids of the invocations of a service, except those of earlier tests."""
     where = f"target_service_name = '{service}' AND pinned_deployment_id = '{env.deployment_id}'"
-    return [row["id"] for row in env.server.query(f"SELECT id FROM sys_invocation WHERE {where}")]
+    return [row["id"] for row in env.server.admin.query(f"SELECT id FROM sys_invocation WHERE {where}")]
 
 
 def until_suspended(env: Env, invocation: str) -> None:
     """Wait until nothing of an invocation is in memory."""
-    eventually(lambda: env.server.invocation(invocation)["status"] == "suspended")
+    eventually(lambda: env.server.admin.invocation(invocation)["status"] == "suspended")
 
 
 def question(env: Env, invocation: str) -> tuple[str, str]:
     """Wait until an agent asks for an approval, and return the token, and the id of the only call."""
 
     def asked() -> Any:
-        return [entry.value for entry in env.server.journal(invocation) if (entry.name or "").endswith(".ask")]
+        return [entry.value for entry in env.server.admin.journal(invocation) if (entry.name or "").endswith(".ask")]
 
     found = eventually(lambda: [value for value in asked() if value])[0]
     [call] = found["calls"]
@@ -159,7 +159,7 @@ def test_chat(serve: Serve, ran: Ran) -> None:
     assert "Take TP 675, for 89.00 EUR." == say("ada", "How do I get there?")
     assert {"travel_model": 4, "find_flight": 1} == ran
     state = "SELECT value_utf8 FROM state WHERE service_name = 'TravelChat' AND service_key = 'ada'"
-    [row] = env.server.query(state)
+    [row] = env.server.admin.query(state)
     assert 6 == row["value_utf8"].count('"kind":"re')
 
 
@@ -366,7 +366,7 @@ def test_workflow_parallel(serve: Serve, ran: Ran) -> None:
     invocation = env.send("ContractReview", "review", clauses)
 
     def reviewed() -> int:
-        return [entry.type for entry in env.server.journal(invocation)].count("Notification: Run")
+        return [entry.type for entry in env.server.admin.journal(invocation)].count("Notification: Run")
 
     eventually(lambda: reviewed() == 2)
     restart(env)

@@ -71,13 +71,13 @@ class Servers:
         return [node.ingress_url for node in self.nodes]
 
     def register(self, url: str, *, http1: bool) -> None:
-        self._ask(lambda node: node.register(url, http1=http1))
+        self._ask(lambda node: node.admin.register(url, http1=http1))
 
     def query(self, sql: str) -> list[dict[str, Any]]:
-        return self._ask(lambda node: node.query(sql))
+        return self._ask(lambda node: node.admin.query(sql))
 
     def journal(self, invocation: str) -> list[JournalEntry]:
-        return self._ask(lambda node: node.journal(invocation))
+        return self._ask(lambda node: node.admin.journal(invocation))
 
     def _ask(self, question: Callable[[RestateServer], T]) -> T:
         """Query any running node, with retries: a query can fail on all of them while leaders change."""

@@ -33,7 +33,7 @@ def answer(env: Env, service: str, handler: str, arg: Any = None, *, within: flo
     try:
         return env.attach(invocation, timeout=within)
     except TimeoutError:
-        row = env.server.invocation(invocation)
+        row = env.server.admin.invocation(invocation)
         raise AssertionError(f"{handler} did not end: {json.dumps(row, indent=1, default=str)}") from None
 
 
@@ -75,7 +75,7 @@ def test_twenty_branches_of_five_steps_fifty_times(env_factory: Serve) -> None:
     expected = [sum(number * 100 + index for index in range(5)) for number in range(20)]
     invocations = [env.send("TwentyByFive", "fan_out") for _ in range(50)]
     assert [env.attach(invocation) for invocation in invocations] == [expected] * 50
-    retried = env.server.query(
+    retried = env.server.admin.query(
         "SELECT id FROM sys_invocation WHERE target_service_name = 'TwentyByFive' AND last_failure IS NOT NULL"
     )
     assert retried == []
@@ -148,7 +148,7 @@ def test_a_finished_result_goes_to_the_server_at_once(normal_harness: Harness) -
     with normal_harness.serve(restate_steps.app([service])) as env:
         invocation = env.send("Flush", "flush")
         try:
-            eventually(lambda: [e for e in env.server.journal(invocation) if e.name == "quick" and e.completed])
+            eventually(lambda: [e for e in env.server.admin.journal(invocation) if e.name == "quick" and e.completed])
         finally:
             release.set()
         assert env.attach(invocation) == ["quick", "last"]
@@ -186,12 +186,12 @@ def test_cancellation_reaches_every_branch_and_compensation_works(normal_harness
     with normal_harness.serve(restate_steps.app([service])) as env:
         invocation = env.send("Cancelled", "cancelled")
         assert waiting.wait(20)
-        eventually(lambda: [e for e in env.server.journal(invocation) if e.name == "begin b" and e.completed])
-        env.server.cancel(invocation)
+        eventually(lambda: [e for e in env.server.admin.journal(invocation) if e.name == "begin b" and e.completed])
+        env.server.admin.cancel(invocation)
         with pytest.raises(InvocationFailed) as failure:
             env.attach(invocation)
         assert failure.value.status == 409
-        names = list(dict.fromkeys(entry.name for entry in env.server.journal(invocation) if entry.name))
+        names = list(dict.fromkeys(entry.name for entry in env.server.admin.journal(invocation) if entry.name))
         # Each branch is told in the order in which it began to wait, which is the order in which the first steps ended.
         assert set(names[:2]) == {"begin a", "begin b"}
         assert set(names[2:4]) == {"undo a", "undo b"}

@@ -14,11 +14,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import re
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Container, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import quote
@@ -26,11 +25,13 @@ from urllib.parse import quote
 import httpx
 from hypercorn.asyncio import serve
 
-from restate_steps.server import RestateServer, ensure_server, server_version
+from restate_steps.errors import ServerError
+from restate_steps.server import RestateServer, _sql, ensure_server, server_version
 from restate_steps.server._serving import Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
+from restate_steps.testing._recording.export import frames_of_rows
 from restate_steps.testing._simulation.application import ASGIApp
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode
+from restate_steps.testing._simulation.wire import MessageType, decode
 from tests.conformance.drive import SCENARIOS, VARIANTS, Answer, Scenario
 from tests.conformance.programs import handlers, recorded
 from tests.conformance.programs.play import Stored
@@ -165,8 +166,10 @@ class Recorder:
 
     async def clean_up(self) -> None:
         """Kill what a scenario that failed has left behind."""
-        for row in await self._rows("SELECT id FROM sys_invocation WHERE status != 'completed'"):
-            await self._client.patch(f"{self._server.admin_url}/invocations/{row['id']}/kill")
+        for row in await self._rows(_sql.invocations("id", "status != 'completed'")):
+            # It may have ended since.
+            with suppress(ServerError):
+                await asyncio.to_thread(self._server.admin.kill, row["id"])
 
     # --- what it stores ---
 
@@ -182,11 +185,14 @@ class Recorder:
         return found
 
     async def state(self, of_keys: str) -> dict[str, Any]:
-        columns = "service_name, service_key, key, value_utf8"
+        query = _sql.select(
+            "service_name, service_key, key, value_utf8",
+            "state",
+            f"starts_with(service_key, {_sql.quoted(of_keys)})",
+            order_by="service_name, service_key, key",
+        )
         found: dict[str, Any] = {}
-        for row in await self._rows(
-            f"SELECT {columns} FROM state WHERE service_key LIKE '{of_keys}%' ORDER BY service_name, service_key, key"
-        ):
+        for row in await self._rows(query):
             of = found.setdefault(f"{row['service_name']}/{row['service_key']}", {})
             of[row["key"]] = row.get("value_utf8", "")
         return found
@@ -196,17 +202,15 @@ class Recorder:
         found: dict[str, Stored] = {}
         level = [invocation_id]
         while level:
-            these = "(" + ", ".join(f"'{one}'" for one in level) + ")"
-            columns = "id, status, completion_failure"
-            rows = await self._rows(f"SELECT {columns} FROM sys_invocation WHERE id IN {these}")
+            rows = await self._rows(_sql.select("id, status, completion_failure", "sys_invocation", id=level))
             missing = {*level} - {row["id"] for row in rows}
             if any(one not in gone for one in missing) or any(row["status"] != "completed" for row in rows):
                 return None
             found |= {one: Stored("gone", None, ()) for one in missing}
-            journals: dict[str, list[Frame]] = {one: [] for one in level}
-            columns = 'id, "index", entry_type, raw'
-            for row in await self._rows(f'SELECT {columns} FROM sys_journal WHERE id IN {these} ORDER BY id, "index"'):
-                journals[row["id"]].append(_entry(row))
+            entries: dict[str, list[dict[str, Any]]] = {one: [] for one in level}
+            for row in await self._rows(_sql.messages_of(level)):
+                entries[row["id"]].append(row)
+            journals = {one: frames_of_rows(entries[one], one) for one in level}
             found |= {
                 row["id"]: Stored("completed", row.get("completion_failure"), journals[row["id"]]) for row in rows
             }
@@ -222,18 +226,14 @@ class Recorder:
     # --- how ---
 
     async def _coming(self) -> list[Any]:
-        return await self._rows("SELECT id FROM sys_invocation WHERE status IN ('backing-off', 'ready')")
+        return await self._rows(_sql.invocations(status=["backing-off", "ready"]))
 
     async def _status(self, invocation_id: str) -> str:
-        rows = await self._rows(f"SELECT status FROM sys_invocation WHERE id = '{invocation_id}'")
+        rows = await self._rows(_sql.select("status", "sys_invocation", id=invocation_id))
         return str(rows[0]["status"]) if rows else "unknown"
 
     async def _rows(self, sql: str) -> list[dict[str, Any]]:
-        headers = {"accept": "application/json"}
-        answer = await self._client.post(f"{self._server.admin_url}/query", json={"query": sql}, headers=headers)
-        answer.raise_for_status()
-        rows: list[dict[str, Any]] = answer.json()["rows"]
-        return rows
+        return await asyncio.to_thread(self._server.admin.query, sql)
 
     async def _ingress(
         self,
@@ -262,15 +262,6 @@ class Recorder:
 
 def _path(service: str, handler: str, key: str | None) -> str:
     return f"/{service}/{handler}" if key is None else f"/{service}/{quote(key, safe='')}/{handler}"
-
-
-def _entry(row: dict[str, Any]) -> Frame:
-    """Return a row of a journal as the message that it stores."""
-    what, _, name = row["entry_type"].partition(": ")
-    kind = re.sub(r"(?<!^)(?=[A-Z])", "_", name).upper()
-    if what == "Notification" and kind != "SIGNAL":
-        kind += "_COMPLETION"
-    return Frame(MessageType[kind], bytes.fromhex(row.get("raw", "")))
 
 
 def _shown(body: bytes) -> str:
@@ -317,7 +308,7 @@ async def recording(server: RestateServer, variant: str, application: ASGIApp) -
                 serve(serve_app, hypercorn_config(listener), shutdown_trigger=until_stopped, mode="asgi")
             )
             await ready.wait()
-            await asyncio.to_thread(server.register, url, http1=is_http1)
+            await asyncio.to_thread(server.admin.register, url, http1=is_http1)
             yield found
     finally:
         # With the server's connections gone, Hypercorn has nothing left to wait for.

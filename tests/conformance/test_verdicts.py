@@ -110,7 +110,7 @@ def test_the_server_shows(handler: str, replay_harness: Harness) -> None:
         invocation = env.send("Verdicts", handler)
 
         def seen() -> str | None:
-            row: dict[str, Any] = env.server.invocation(invocation)
+            row: dict[str, Any] = env.server.admin.invocation(invocation)
             if row["status"] == "completed":
                 return "safe" if row.get("completion_result") == "success" else None
             if "570" in str(row.get("last_failure_error_code")) or "mismatch" in str(row.get("last_failure")):

@@ -223,13 +223,13 @@ class ServerRun:
     def _until(self, seen: Callable[[], Any]) -> Any:
         deadline = time.monotonic() + WITHIN
         while not (found := seen()):
-            assert time.monotonic() < deadline, self._server.invocation(self._id)
+            assert time.monotonic() < deadline, self._server.admin.invocation(self._id)
             time.sleep(0.02)
         return found
 
     def told(self, count: int = 1) -> list[str]:
         def enough() -> list[str]:
-            found = told_by(self._server.journal(self._id))
+            found = told_by(self._server.admin.journal(self._id))
             return found if len(found) >= count else []
 
         return list(self._until(enough))
@@ -241,20 +241,20 @@ class ServerRun:
         self._client.post(f"/restate/awakeables/{awakeable}/reject", content=reason).raise_for_status()
 
     def cancel(self) -> None:
-        self._server.cancel(self._id)
+        self._server.admin.cancel(self._id)
 
     def call(self, target: str, arg: Any, key: str) -> None:
         self._send(target, arg, key)
 
     def wait(self) -> None:
-        self._until(lambda: self._server.invocation(self._id)["status"] == "completed")
+        self._until(lambda: self._server.admin.invocation(self._id)["status"] == "completed")
 
     def settle(self) -> None:
         size, since = -1, 0.0
 
         def quiet() -> bool:
             nonlocal size, since
-            now = len(self._server.journal(self._id))
+            now = len(self._server.admin.journal(self._id))
             if now != size or now < 2:
                 size, since = now, time.monotonic()
             return time.monotonic() - since > QUIET
@@ -270,7 +270,7 @@ def export_cases(folder: Path, version: int) -> None:
     with ExitStack() as stack:
         server = stack.enter_context(RestateServer(env=env))
         served = stack.enter_context(AppServer(app))
-        server.register(served.url)
+        server.admin.register(served.url)
         # Without the headers that a client adds by itself: they say nothing, and change with every release of it.
         client = httpx.Client(base_url=server.ingress_url, trust_env=False, timeout=WITHIN)
         stack.enter_context(client)

@@ -905,4 +905,4 @@ def test_on_the_server(normal_harness: Harness, log: list[Any]) -> None:
         refused = env.send("LocalOnServer", "together")
         assert ["mint", "b"] == env.call("LocalOnServer", "session", {"tea": "mint"})
         assert ["open", "close"] == log
-        eventually(lambda: env.server.invocation(refused)["status"] == "paused")
+        eventually(lambda: env.server.admin.invocation(refused)["status"] == "paused")

@@ -58,7 +58,7 @@ def test_on_the_server(env: Env, subject: Subject) -> None:
     for invocation in invocations:
         assert _ended(env, invocation) in [*(subject.answers or ()), *subject.failures]
     ids = ", ".join(f"'{invocation}'" for invocation in invocations)
-    retried = env.server.query(f"SELECT last_failure FROM sys_invocation WHERE id IN ({ids}) AND retry_count > 1")
+    retried = env.server.admin.query(f"SELECT last_failure FROM sys_invocation WHERE id IN ({ids}) AND retry_count > 1")
     assert retried == []
 
 
@@ -69,5 +69,5 @@ def _ended(env: Env, invocation: str) -> object:
     except InvocationFailed as error:
         return error.status
     except TimeoutError:
-        row = env.server.invocation(invocation)
+        row = env.server.admin.invocation(invocation)
         raise AssertionError(f"it did not end: {json.dumps(row, indent=1, default=str)}") from None

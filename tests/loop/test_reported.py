@@ -210,17 +210,17 @@ def test_a_guard_is_released_when_its_holder_ends(
     eventually(lambda: shared.inside)
     waiting = [env.send("Shared", "run", how) for how in ("works", "sleeps")]
     if ending == "kill":
-        env.server.kill_invocation(holder)
+        env.server.admin.kill(holder)
     elif ending == "cancel":
-        env.server.cancel(holder)
+        env.server.admin.cancel(holder)
         with pytest.raises(InvocationFailed, match="cancelled"):
             env.attach(holder, timeout=20)
     elif ending == "refused":
-        eventually(lambda: env.server.invocation(holder)["status"] == "paused")
+        eventually(lambda: env.server.admin.invocation(holder)["status"] == "paused")
     else:
         env.app_server.stop()
         env.app_server.start()
-        env.server.kill_invocation(holder)
+        env.server.admin.kill(holder)
 
     assert ["works begins", "sleeps begins"] == [env.attach(invocation, timeout=20) for invocation in waiting]
     assert "works begins" == env.call("Shared", "run", "works", timeout=20)

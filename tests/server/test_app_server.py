@@ -72,7 +72,7 @@ def test_a_restart_keeps_the_url_and_the_invocations(env_factory: Serve) -> None
 
     env = env_factory(service)
     sent = env.send("AppRestarts", "steps")
-    eventually(lambda: any(entry.name == "second" for entry in env.server.journal(sent)))
+    eventually(lambda: any(entry.name == "second" for entry in env.server.admin.journal(sent)))
     url = env.app_server.url
 
     env.app_server.stop()
@@ -127,7 +127,7 @@ def test_an_application_over_http1_refuses_http2(normal_server: RestateServer) -
         AppServer(restate.app([restate.Service("AppRefuses")]), http1=True) as served,
         pytest.raises(ServerError, match=r"HTTP/1\.1|http1"),
     ):
-        normal_server.register(served.url)
+        normal_server.admin.register(served.url)
 
 
 def test_messages_are_sent_at_once() -> None:
@@ -205,4 +205,4 @@ def test_without_httpx_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "httpx", None)
 
     with pytest.raises(ServerError, match=r"'httpx' is not installed.*pip install 'restate-steps\[server\]'"):
-        normal_server.query("SELECT 1")
+        normal_server.admin.query("SELECT 1")

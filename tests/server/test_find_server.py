@@ -75,9 +75,9 @@ class Machine:
             found = next(folder / tool for folder in (Path("/bin"), Path("/usr/bin")) if (folder / tool).exists())
             (self.bin / tool).symlink_to(found)
 
-    def fetch(self, **more: str) -> subprocess.Popen[str]:
+    def fetch(self, code: str = FETCH, **more: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-c", FETCH],
+            [sys.executable, "-c", code],
             env={**self.environment, **more},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -234,6 +234,23 @@ def test_a_fetch_installs_the_pinned_version_without_scripts(machine: Machine) -
     )
     assert [machine.cached] == [path for path in machine.cache.rglob("*") if path.is_file()]
     assert f"fetching restate-server {SERVER_VERSION} (about 226 MB)" in said
+
+
+def test_a_slow_fetch_reports_its_progress(machine: Machine) -> None:
+    """A line every few seconds says how much has arrived."""
+    script(machine.bin / "npm", FAKE_NPM)
+    hasty = "from restate_steps.server import _fetch; _fetch._REPORT_EVERY = 0.01"
+    fetch = machine.fetch(hasty + FETCH, HOLD=str(machine.gate))
+    assert fetch.stderr is not None
+
+    while "MB so far" not in (line := fetch.stderr.readline()):
+        assert line
+    machine.gate.touch()
+    fetched, said = fetch.communicate(timeout=60)
+
+    assert f"fetching restate-server {SERVER_VERSION}: 0 MB so far\n" == line
+    assert f"{machine.cached}\n" == fetched
+    assert said.splitlines()[-1].startswith(f"fetched restate-server {SERVER_VERSION} in ")
 
 
 def test_a_second_fetch_finds_the_first(machine: Machine) -> None:

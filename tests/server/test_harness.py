@@ -136,9 +136,9 @@ def test_open_invocations_are_killed_at_the_end(normal_harness: Harness) -> None
     """Invocations that a test leaves running end together with its application."""
     with normal_harness.serve(restate.app([greeter("HarnessCleanup")])) as env:
         invocation_id = env.send("HarnessCleanup", "sleep", 1000)
-        eventually(lambda: env.server.journal(invocation_id)[1:])
+        eventually(lambda: env.server.admin.journal(invocation_id)[1:])
 
-    row = normal_harness.server.invocation(invocation_id)
+    row = normal_harness.server.admin.invocation(invocation_id)
     assert (row["status"], row["completion_result"]) == ("completed", "failure")
 
 

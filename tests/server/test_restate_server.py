@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -18,7 +20,15 @@ import pytest
 import restate
 
 from restate_steps.errors import ServerError
-from restate_steps.server import JournalEntry, JournalFailure, RestateServer, _process, serve_app
+from restate_steps.server import (
+    AdminClient,
+    AppServer,
+    JournalEntry,
+    JournalFailure,
+    RestateServer,
+    _process,
+    serve_app,
+)
 from restate_steps.server._ports import free_ports
 from tests.support.harness import Env, Harness, InvocationFailed, eventually
 
@@ -89,7 +99,7 @@ class TestLife:
         with RestateServer() as server, serve_app(restate.app([naps("CrashNaps")]), server):
             urls = server.ingress_url, server.admin_url
             sent = httpx.post(f"{server.ingress_url}/CrashNaps/nap/send", json=0.5).json()["invocationId"]
-            eventually(lambda: any(entry.name == "nap" for entry in server.journal(sent)))
+            eventually(lambda: any(entry.name == "nap" for entry in server.admin.journal(sent)))
 
             server.kill()
             assert not server.running
@@ -108,7 +118,7 @@ class TestLife:
 
             assert server.pid != before
             assert not alive(before)
-            assert server.query("SELECT name FROM sys_service") == [{"name": "RestartNaps"}]
+            assert server.admin.query("SELECT name FROM sys_service") == [{"name": "RestartNaps"}]
 
     def test_a_given_folder_is_kept(self, tmp_path: Path) -> None:
         """The next server with the same folder has its data, even on other ports."""
@@ -118,7 +128,7 @@ class TestLife:
 
         assert folder.exists()
         with RestateServer(base_dir=folder) as second:
-            assert second.query("SELECT name FROM sys_service") == [{"name": "KeptNaps"}]
+            assert second.admin.query("SELECT name FROM sys_service") == [{"name": "KeptNaps"}]
             assert second.admin_url != first.admin_url
 
     def test_a_stopped_server_can_be_started_again(self) -> None:
@@ -127,13 +137,13 @@ class TestLife:
         with server:
             pass
         with server:
-            assert server.query("SELECT name FROM sys_service") == []
+            assert server.admin.query("SELECT name FROM sys_service") == []
 
     def test_two_servers_run_side_by_side(self, normal_server: RestateServer) -> None:
         """Two servers share nothing."""
         with RestateServer() as other:
             assert other.ingress_url != normal_server.ingress_url
-            assert other.query("SELECT id FROM sys_deployment") == []
+            assert other.admin.query("SELECT id FROM sys_deployment") == []
 
     def test_ports_can_be_chosen(self) -> None:
         """The caller can choose all three ports."""
@@ -251,7 +261,7 @@ class TestFailedStart:
 
         with RestateServer() as server:
             assert httpx.URL(server.ingress_url).port != taken
-            assert server.query("SELECT id FROM sys_invocation") == []
+            assert server.admin.query("SELECT id FROM sys_invocation") == []
 
 
 class TestAdmin:
@@ -321,7 +331,7 @@ class TestAdmin:
         sent = env.send("AdminProbe", "mixed", "hi")
         eventually(lambda: read(env, sent, lambda entry: entry.name == "long"))
 
-        row = env.server.invocation(sent)
+        row = env.server.admin.invocation(sent)
 
         assert (row["target"], row["status"]) == ("AdminProbe/mixed", "running")
 
@@ -330,15 +340,15 @@ class TestAdmin:
         unknown = "inv_1frZoDkk4lgc4R1Ie1QjN0UmLw3ffC50cl"
 
         with pytest.raises(ServerError, match=f"does not know the invocation '{unknown}'"):
-            normal_server.invocation(unknown)
-        assert normal_server.journal(unknown) == []
+            normal_server.admin.invocation(unknown)
+        assert normal_server.admin.journal(unknown) == []
 
     def test_a_cancelled_handler_can_undo(self, env: Env) -> None:
         """The handler sees the cancellation."""
         sent = env.send("AdminProbe", "cancelled")
-        eventually(lambda: len(env.server.journal(sent)) > 1)
+        eventually(lambda: len(env.server.admin.journal(sent)) > 1)
 
-        env.server.cancel(sent)
+        env.server.admin.cancel(sent)
 
         with pytest.raises(InvocationFailed, match="409: undone"):
             env.attach(sent)
@@ -346,9 +356,9 @@ class TestAdmin:
     def test_a_killed_handler_sees_nothing(self, env: Env) -> None:
         """The invocation ends at once."""
         sent = env.send("AdminProbe", "cancelled")
-        eventually(lambda: len(env.server.journal(sent)) > 1)
+        eventually(lambda: len(env.server.admin.journal(sent)) > 1)
 
-        env.server.kill_invocation(sent)
+        env.server.admin.kill(sent)
 
         with pytest.raises(InvocationFailed, match="409: killed"):
             env.attach(sent)
@@ -356,36 +366,79 @@ class TestAdmin:
     def test_a_failing_invocation_is_retried_at_once_when_resumed(self, env: Env) -> None:
         """A resumed invocation does not wait for its next attempt."""
         sent = env.send("AdminProbe", "fails")
-        eventually(lambda: env.server.invocation(sent)["status"] == "backing-off")
+        eventually(lambda: env.server.admin.invocation(sent)["status"] == "backing-off")
 
         env.gate.set()  # type: ignore[attr-defined]
         try:
-            env.server.resume(sent)
+            env.server.admin.resume(sent)
         except ServerError:
             # The next attempt may have started by itself.
-            assert env.server.invocation(sent)["status"] != "backing-off"
+            assert env.server.admin.invocation(sent)["status"] != "backing-off"
 
         assert env.attach(sent) == "at last"
+
+    def test_a_server_can_be_emptied(self) -> None:
+        """State, results and deployments can be read and removed."""
+        counter = restate.VirtualObject("Counted")
+
+        @counter.handler()
+        async def count(ctx: restate.ObjectContext) -> None:
+            ctx.set("count", 7)
+
+        with RestateServer() as server, AppServer(restate.app([counter])) as served:
+            deployment = server.admin.register(served.url)
+            sent = httpx.post(f"{server.ingress_url}/Counted/it's/count").raise_for_status().headers["x-restate-id"]
+            assert {"count": b"7"} == server.admin.state("Counted", "it's")
+
+            server.admin.clear_state("Counted", "it's")
+            eventually(lambda: not server.admin.state("Counted", "it's"))
+            server.admin.purge(sent)
+            eventually(lambda: not server.admin.query("SELECT id FROM sys_invocation"))
+            server.admin.remove_deployment(deployment)
+            assert [] == server.admin.services(deployment)
+
+    def test_certificates_are_verified(self, tmp_path: Path) -> None:
+        """Over HTTPS, a server with a certificate that this machine does not trust gets no request."""
+        if (openssl := shutil.which("openssl")) is None:
+            pytest.skip("makes a certificate with openssl")
+        made = tmp_path / "key.pem"
+        arguments = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=127.0.0.1"]
+        subprocess.run([openssl, *arguments, "-keyout", made, "-out", tmp_path / "cert.pem"], check=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(tmp_path / "cert.pem", made)
+
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def refused() -> None:
+                connection, _ = listener.accept()
+                with connection, suppress(OSError):
+                    context.wrap_socket(connection, server_side=True)
+
+            thread = threading.Thread(target=refused)
+            thread.start()
+            with pytest.raises(ServerError, match="CERTIFICATE_VERIFY_FAILED"):
+                AdminClient(f"https://127.0.0.1:{listener.getsockname()[1]}").query("SELECT 1")
+            thread.join()
 
     def test_rejected_requests_are_errors_with_the_servers_reason(self, normal_server: RestateServer) -> None:
         """A bad query, a bad id and a missing application are rejected."""
         with pytest.raises(ServerError, match=r"cannot run a query: the server answered 500: .*sys_nothing"):
-            normal_server.query("SELECT * FROM sys_nothing")
+            normal_server.admin.query("SELECT * FROM sys_nothing")
         with pytest.raises(ServerError, match=r"cannot look up the invocation \"it's\": .*non valid invocation id"):
-            normal_server.invocation("it's")
+            normal_server.admin.invocation("it's")
         with pytest.raises(ServerError, match=r"cannot read the journal of the invocation 'inv_x': the server"):
-            normal_server.journal("inv_x")
+            normal_server.admin.journal("inv_x")
         with pytest.raises(ServerError, match=r"cannot kill the invocation 'inv_x': the server answered 400: "):
-            normal_server.kill_invocation("inv_x")
+            normal_server.admin.kill("inv_x")
         with pytest.raises(ServerError, match=r"cannot register http://127.0.0.1:1: the server answered \d+: "):
-            normal_server.register("http://127.0.0.1:1")
+            normal_server.admin.register("http://127.0.0.1:1")
 
     def test_a_server_that_is_gone_is_an_error(self) -> None:
         """The error names the server's URL."""
         with RestateServer() as server:
             server.kill()
             with pytest.raises(ServerError, match=f"no answer from the server at {server.admin_url}"):
-                server.query("SELECT 1")
+                server.admin.query("SELECT 1")
 
 
 def test_without_retries_the_first_failure_ends_an_invocation() -> None:
@@ -407,7 +460,7 @@ def test_without_retries_the_first_failure_ends_an_invocation() -> None:
 
 
 def read(env: Env, sent: str, until: Callable[[JournalEntry], bool]) -> list[JournalEntry]:
-    entries = env.server.journal(sent)
+    entries = env.server.admin.journal(sent)
     return entries if any(until(entry) for entry in entries) else []
 
 

@@ -162,7 +162,7 @@ def serve_handler(serve: Serve, name: str, handler: Callable[..., Any]) -> Serve
 
 def steps(env: Env, invocation_id: str) -> list[str]:
     """The names of an invocation's steps, in the order of the journal."""
-    return [str(entry.name) for entry in env.server.journal(invocation_id) if entry.type == "Command: Run"]
+    return [str(entry.name) for entry in env.server.admin.journal(invocation_id) if entry.type == "Command: Run"]
 
 
 class Crowd:

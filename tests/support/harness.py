@@ -20,7 +20,7 @@ from urllib.parse import quote
 import httpx
 
 from restate_steps.errors import ServerError
-from restate_steps.server import AppServer, ASGIApp, RestateServer
+from restate_steps.server import AppServer, ASGIApp, RestateServer, _sql
 
 __all__ = ["Env", "Harness", "InvocationFailed", "Serve", "eventually"]
 
@@ -70,8 +70,8 @@ class Env:
         self.server = server
         self.app_server = app_server
         self._client = client
-        self.deployment_id = server.register(app_server.url, http1=app_server.http1)
-        self.services = tuple(server.services(self.deployment_id))
+        self.deployment_id = server.admin.register(app_server.url, http1=app_server.http1)
+        self.services = tuple(server.admin.services(self.deployment_id))
 
     def call(
         self,
@@ -145,7 +145,7 @@ class Env:
                 raise AssertionError(f"these invocations could not be killed: {open_ids}")
             for invocation_id in open_ids:
                 try:
-                    self.server.kill_invocation(invocation_id)
+                    self.server.admin.kill(invocation_id)
                 except ServerError:
                     # It may have ended since; what is still open is seen in the next round.
                     continue
@@ -153,9 +153,8 @@ class Env:
     def _open_invocations(self) -> list[str]:
         if not self.services:
             return []
-        names = ", ".join(f"'{name}'" for name in self.services)
-        where = f"target_service_name IN ({names}) AND status != '{_ENDED}'"
-        return [row["id"] for row in self.server.query(f"SELECT id FROM sys_invocation WHERE {where}")]
+        query = _sql.invocations("id", f"status != '{_ENDED}'", service=self.services)
+        return [row["id"] for row in self.server.admin.query(query)]
 
     def _post(self, path: str, arg: Any, idempotency_key: str | None, timeout: float) -> httpx.Response:
         if arg is None:

@@ -17,11 +17,11 @@ import restate
 
 from restate_steps.server import ensure_server
 from restate_steps.testing import Simulator
-from restate_steps.testing._exploration import marked
+from restate_steps.testing._exploration import pytest_runs
 
 # What is imported here is not imported again in each session inside. httpx imports httpcore with its first client, and
 # would hold a module that the end of that session has removed.
-assert marked, httpcore
+assert pytest_runs, httpcore
 
 INI = """
 [pytest]
@@ -265,7 +265,7 @@ def test_failure_after_a_crash_is_explained(pytester: pytest.Pytester, testfile:
     )
     # Neither pytest's frames nor ours, and the output of one run of many.
     result.stdout.no_fnmatch_line("*def pytest_*")
-    result.stdout.no_fnmatch_line("*marked.py:*")
+    result.stdout.no_fnmatch_line("*pytest_runs.py:*")
     assert 1 == result.outlines.count("tea is ordered")
 
 
@@ -931,7 +931,7 @@ ON_A_SERVER = """
     def call(server, app):
         attempts.clear()
         with AppServer(app) as served:
-            server.register(served.url)
+            server.admin.register(served.url)
             httpx.post(f"{server.ingress_url}/Shop/naps", trust_env=False).raise_for_status()
         print("pid", server.pid)
 

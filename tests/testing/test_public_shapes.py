@@ -20,7 +20,7 @@ from restate_steps.testing import (
     check_deterministic,
     explore,
     on_both,
-    server,
+    restate_server,
 )
 from tests.support import ROOT
 from tests.testing.public_shapes.shape import SHAPES, Shape, table
@@ -135,7 +135,7 @@ async def failures(world: Any) -> str:
 async def fails_on_server(shape: Shape, app: Any, expected: str, *, http1: bool = False) -> bool:
     """Return whether an invocation fails as expected before the client has its answer."""
     shape.setup()
-    async with server(app, http1=http1) as world:
+    async with restate_server(app, http1=http1) as world:
         client = asyncio.ensure_future(shape.scenario(world))
         try:
             while not client.done():
@@ -181,7 +181,7 @@ async def test_the_server_retries_in_vain(shape: Shape) -> None:
 @pytest.mark.parametrize("shape", shapes_with("stuck"), ids=str)
 async def test_the_server_waits_as_well(shape: Shape) -> None:
     """No invocation runs: each is suspended, or waits for its turn (G3)."""
-    async with server(shape.app, always_replay=True) as world:
+    async with restate_server(shape.app, always_replay=True) as world:
         client = asyncio.ensure_future(shape.scenario(world))
         try:
             found: set[str] = set()

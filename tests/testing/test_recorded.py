@@ -7,13 +7,16 @@ import json
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 import restate
 from pydantic import BaseModel
@@ -22,6 +25,7 @@ import restate_steps
 from restate_steps import durable_step, gather
 from restate_steps.cli import main
 from restate_steps.errors import ServerError
+from restate_steps.server import AppServer, RestateServer
 from restate_steps.testing import (
     Journal,
     NotReplaySafeError,
@@ -732,15 +736,45 @@ async def forgets(ctx: restate.Context, value: int) -> int:
     return value
 
 
-kept_app = restate.app([kept])
+everything = restate.Workflow("EverythingOnServer")
+
+
+@everything.main()
+async def commands(ctx: restate.WorkflowContext, value: int) -> list[Any]:
+    ctx.set("value", value)
+    ctx.set("other", "x")
+    ctx.clear("other")
+    found = [await ctx.get("value"), await ctx.get("other"), await ctx.state_keys()]
+    called = ctx.service_call(completes, value, idempotency_key="called")
+    ctx.service_send(completes, value)
+    found += [await called]
+    await ctx.sleep(timedelta(milliseconds=1), name="nap")
+    await ctx.promise("done").resolve(value)
+    found += [await ctx.promise("done").value(), await ctx.promise("done").peek()]
+    with suppress(restate.TerminalError):
+        await ctx.run_typed("refuses", refuses)
+    await step("last")
+    awakeable, answer = ctx.awakeable(type_hint=int)
+    ctx.reject_awakeable(awakeable, "never")
+    with suppress(restate.TerminalError):
+        await answer
+    ctx.resolve_signal(ctx.request().id, "go", value)
+    return [*found, await ctx.signal("go", type_hint=int)]
+
+
+def refuses() -> None:
+    raise restate.TerminalError("no", status_code=418)
+
+
+kept_app = restate.app([kept, everything])
 
 
 def status(env: Env, invocation_id: str) -> str:
-    return str(env.server.invocation(invocation_id)["status"])
+    return str(env.server.admin.invocation(invocation_id)["status"])
 
 
 def has(env: Env, invocation_id: str, entries: int) -> bool:
-    return len(env.server.journal(invocation_id)) >= entries
+    return len(env.server.admin.journal(invocation_id)) >= entries
 
 
 class TestExport:
@@ -764,20 +798,16 @@ class TestExport:
             journal.origin.idempotency_key,
         )
         assert answer == journal.journal[-1].value
-        assert env.server.version()["version"] == journal.made_by["server"]
+        assert env.server.admin.version()["version"] == journal.made_by["server"]
         replay(journal, kept_app)
 
-    def test_frames_are_those_of_the_server(self, env: Env) -> None:
-        """The entries are the ones that the server shows of itself."""
-        invocation_id = env.send("KeptOnServer", "completes", 4)
+    def test_entries_are_those_of_the_server(self, env: Env) -> None:
+        """Every kind of entry, with its name, its value or failure, and whether it has one."""
+        key = uuid.uuid4().hex
+        invocation_id = env.send("EverythingOnServer", "commands", 4, key=key)
         env.attach(invocation_id)
 
-        shown = [(each.name, each.value, each.completion_id) for each in env.server.journal(invocation_id)]
-        ours = export_journal(env.server.admin_url, invocation_id).journal
-        assert [row[0] for row in shown if row[0]] == [each.name for each in ours if each.name]
-        assert [row[1:] for row in shown if row[2]] == [
-            (each.value, each.completion_id) for each in ours if each.completion_id
-        ]
+        assert env.server.admin.journal(invocation_id) == export_journal(env.server, invocation_id).journal.entries
 
     def test_in_flight(self, env: Env) -> None:
         """A run that waits, running or suspended."""
@@ -830,12 +860,19 @@ class TestExport:
             "RESTATE_EXPERIMENTAL_ENABLE_PROTOCOL_V7": "true",
             "RESTATE_EXPERIMENTAL_ENABLE_UNIQUE_RANDOM_SEEDS": "true",
         }
-        with Harness(env=features) as harness, harness.serve(kept_app) as env:
+        with (
+            RestateServer(env=features) as server,
+            AppServer(kept_app) as served,
+            httpx.Client(trust_env=False) as client,
+        ):
+            env = Env(server, served, client)
+            server.admin.register(served.url)
             waiting = env.send("KeptOnServer", "waits", 4)
             eventually(lambda: has(env, waiting, 3))
             drawing = env.send("KeptOnServer", "completes", 4)
             env.attach(drawing)
-            journal, other = export_journal(env.server, waiting), export_journal(env.server, drawing)
+            journal, other = export_journal(server, waiting), export_journal(server, drawing)
+            server.admin.kill(waiting)
 
         assert (7, None) == (journal.origin.protocol, journal.origin.random_seed)
         assert '"random_seed": null' in journal.to_text()

@@ -1,4 +1,4 @@
-"""A test's own server: `restate_steps.testing.server`."""
+"""A test's own server: `restate_steps.testing.restate_server`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from restate.types import HarnessEnvironment
 
 from restate_steps import durable_step, gather
 from restate_steps.errors import ServerError
-from restate_steps.server import AppServer, JournalEntry
-from restate_steps.testing import _server
-from restate_steps.testing._server import ServerEnvironment, close_servers, server
+from restate_steps.server import AdminClient, AppServer, JournalEntry
+from restate_steps.testing import ServerEnvironment, close_servers, restate_server
+from restate_steps.testing._real_server import cleaning, pool
 from tests.support import ROOT
 from tests.support.harness import eventually
 
@@ -137,7 +137,7 @@ class TestLikeTheHarnessOfTheSdk:
     def test_the_arguments_are_the_same(self) -> None:
         """Names, order and defaults, but for the image, which there is not."""
         theirs = inspect.signature(restate.create_test_harness).parameters
-        ours = inspect.signature(server).parameters
+        ours = inspect.signature(restate_server).parameters
 
         assert list(theirs) == list(ours)[: len(theirs)]
         assert {name: p.default for name, p in theirs.items() if name != "restate_image"} == {
@@ -147,7 +147,7 @@ class TestLikeTheHarnessOfTheSdk:
     @both_modes
     async def test_a_plain_service_answers(self, always_replay: bool) -> None:
         """Without a step of this package, and through the environment the SDK knows."""
-        async with server(greeter_app, always_replay=always_replay) as env:
+        async with restate_server(greeter_app, always_replay=always_replay) as env:
             as_the_sdk_has_it: HarnessEnvironment = env
 
             assert "hello ADA" == await as_the_sdk_has_it.client.service_call(greet, "Ada")
@@ -157,12 +157,12 @@ class TestLikeTheHarnessOfTheSdk:
     @both_modes
     async def test_steps_answer(self, always_replay: bool) -> None:
         """Durable steps and branches run as they do in production."""
-        async with server(restate.app([steps]), always_replay=always_replay) as env:
+        async with restate_server(restate.app([steps]), always_replay=always_replay) as env:
             assert [0, 1, 4, 9] == await env.client.service_call(squares, 4)
 
     async def test_a_failure_is_the_error_of_the_sdk(self) -> None:
         """A terminal error reaches the test as the SDK's client raises it."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             with pytest.raises(restate.HttpError) as caught:
                 await env.client.service_call(fail, "teapot")
 
@@ -171,19 +171,19 @@ class TestLikeTheHarnessOfTheSdk:
     async def test_the_image_is_refused(self) -> None:
         """It says what to do instead."""
         with pytest.raises(TypeError, match=r"without a container.*RESTATE_SERVER"):
-            server(greeter_app, restate_image="docker.io/restatedev/restate:1.5")  # type: ignore[arg-type]
+            restate_server(greeter_app, restate_image="docker.io/restatedev/restate:1.5")  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("wrong", [greeter, [greeter], None])
     async def test_what_is_no_application_is_refused(self, wrong: Any) -> None:
         """A service is no application yet."""
         with pytest.raises(TypeError, match=r"restate_steps\.app"):
-            server(wrong)
+            restate_server(wrong)
 
     @pytest.mark.parametrize("wrong", ["main", "main:", ":app", ""])
     async def test_a_string_that_names_no_application_is_refused(self, wrong: str) -> None:
         """Before any process is started."""
         with pytest.raises(TypeError, match="module:app"):
-            server(wrong)
+            restate_server(wrong)
 
 
 class TestModes:
@@ -201,7 +201,7 @@ class TestModes:
             await ctx.sleep(timedelta(milliseconds=1))
             await ctx.sleep(timedelta(milliseconds=1))
 
-        async with server(restate.app([service]), always_replay=always_replay) as env:
+        async with restate_server(restate.app([service]), always_replay=always_replay) as env:
             await env.client.service_call(twice, None)
 
         assert attempts == len(begun)
@@ -218,7 +218,7 @@ class TestModes:
                 raise failures.pop()
             return "done"
 
-        async with server(restate.app([service]), disable_retries=disable_retries) as env:
+        async with restate_server(restate.app([service]), disable_retries=disable_retries) as env:
             if disable_retries:
                 with pytest.raises(restate.HttpError):
                     await env.client.service_call(once, None)
@@ -228,19 +228,19 @@ class TestModes:
     @both_modes
     async def test_http1(self, always_replay: bool) -> None:
         """Over HTTP/1.1, an application works in request/response mode."""
-        async with server(greeter_app, always_replay=always_replay, http1=True) as env:
+        async with restate_server(greeter_app, always_replay=always_replay, http1=True) as env:
             assert "hello ADA" == await env.client.service_call(greet, "Ada")
 
     async def test_follow_logs(self, capsys: pytest.CaptureFixture[str]) -> None:
         """What the server logs while the block is open is printed."""
-        async with server(greeter_app, follow_logs=True) as env:
+        async with restate_server(greeter_app, follow_logs=True) as env:
             await env.restart_server()
 
         assert "restate_server" in capsys.readouterr().out
 
     async def test_logs_are_not_followed_otherwise(self, capsys: pytest.CaptureFixture[str]) -> None:
         """A test is silent by itself."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             await env.restart_server()
 
         assert "" == capsys.readouterr().out
@@ -252,24 +252,24 @@ class TestReuse:
     @both_modes
     async def test_the_next_block_finds_the_server_ready(self, always_replay: bool) -> None:
         """It is the same process."""
-        async with server(greeter_app, always_replay=always_replay) as env:
+        async with restate_server(greeter_app, always_replay=always_replay) as env:
             first = pid_of(env)
-        async with server(restate.app([steps]), always_replay=always_replay) as env:
+        async with restate_server(restate.app([steps]), always_replay=always_replay) as env:
             assert first == pid_of(env)
 
     async def test_an_unused_server_is_emptied_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """A block that called nothing leaves its deployment: one round removes it, the next sees that it is gone."""
         queries: list[str] = []
-        rows = _server._rows
+        query = AdminClient.query
 
-        def counted(admin: httpx.Client, sql: str) -> Any:
+        def counted(admin: AdminClient, sql: str) -> Any:
             queries.append(sql)
-            return rows(admin, sql)
+            return query(admin, sql)
 
-        monkeypatch.setattr(_server, "_rows", counted)
+        monkeypatch.setattr(AdminClient, "query", counted)
         rounds: list[int] = []
         for _ in range(3):
-            async with server(greeter_app):
+            async with restate_server(greeter_app):
                 queries.clear()
             rounds.append(sum("sys_deployment" in sql for sql in queries))
 
@@ -277,9 +277,9 @@ class TestReuse:
 
     async def test_only_some_servers_are_kept(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Many blocks at once leave no more servers behind than are likely to be used again."""
-        monkeypatch.setattr(_server, "_IDLE_AT_MOST", 1)
+        monkeypatch.setattr(pool, "_IDLE_AT_MOST", 1)
         close_servers()
-        async with server(greeter_app) as outer, server(greeter_app) as inner:
+        async with restate_server(greeter_app) as outer, restate_server(greeter_app) as inner:
             kept, stopped = pid_of(inner), pid_of(outer)
 
         assert [True, False] == [alive(kept), alive(stopped)]
@@ -289,7 +289,9 @@ class TestReuse:
         pids = set[int]()
         for always_replay in (False, True):
             for disable_retries in (False, True):
-                async with server(greeter_app, always_replay=always_replay, disable_retries=disable_retries) as env:
+                async with restate_server(
+                    greeter_app, always_replay=always_replay, disable_retries=disable_retries
+                ) as env:
                     pids.add(pid_of(env))
 
         assert 4 == len(pids)
@@ -306,7 +308,7 @@ class TestReuse:
             finally:
                 ended.set()
 
-        async with server(restate.app([service])) as env:
+        async with restate_server(restate.app([service])) as env:
             first = pid_of(env)
             await env.client.object_send(wait, "key", None)
             await env.client.object_send(wait, "key", None)
@@ -314,7 +316,7 @@ class TestReuse:
             await seen(lambda: env.find_invocations("Left", status="running"))
         assert ended.is_set()
 
-        async with server(restate.app([service])) as env:
+        async with restate_server(restate.app([service])) as env:
             assert first == pid_of(env)
             assert [] == await env.find_invocations()
 
@@ -346,7 +348,7 @@ class TestReuse:
 
         pids = set[int]()
         for round_ in (1, 2):
-            async with server(restate.app([counter, workflow, service]), always_replay=always_replay) as env:
+            async with restate_server(restate.app([counter, workflow, service]), always_replay=always_replay) as env:
                 pids.add(pid_of(env))
                 assert 1 == await env.client.object_call(add, "key with ü", None)
                 assert 2 == await env.client.object_call(add, "key with ü", None)
@@ -355,7 +357,7 @@ class TestReuse:
                 await env.client.service_call(once, None, idempotency_key="same")
                 assert round_ == len(ran)
                 assert ("Counter", "Idempotent", "Once") == env.services
-                assert 1 == len(env.server.query("SELECT id FROM sys_deployment"))
+                assert 1 == len(env.server.admin.query("SELECT id FROM sys_deployment"))
 
         assert 1 == len(pids)
 
@@ -371,9 +373,9 @@ class TestReuse:
         async def run_keyed(ctx: restate.ObjectContext) -> str:
             return ctx.key()
 
-        async with server(restate.app([service])) as env:
+        async with restate_server(restate.app([service])) as env:
             assert "service" == await env.client.service_call(run, None)
-        async with server(restate.app([keyed])) as env:
+        async with restate_server(restate.app([keyed])) as env:
             assert "object" == await env.client.object_call(run_keyed, "object", None)
 
     @both_modes
@@ -391,8 +393,8 @@ class TestReuse:
 
         (one, which_one), (two, which_two) = numbered(1), numbered(2)
         async with (
-            server(restate.app([one]), always_replay=always_replay) as first,
-            server(restate.app([two]), always_replay=always_replay) as second,
+            restate_server(restate.app([one]), always_replay=always_replay) as first,
+            restate_server(restate.app([two]), always_replay=always_replay) as second,
         ):
             assert [1, 2] == [
                 await first.client.service_call(which_one, None),
@@ -405,7 +407,7 @@ class TestReuse:
         """Tasks need not wait for each other's servers."""
 
         async def one(name: str) -> tuple[str, int]:
-            async with server(greeter_app) as env:
+            async with restate_server(greeter_app) as env:
                 entered.append(name)
                 if len(entered) == 3:
                     all_in.set()
@@ -424,7 +426,7 @@ class TestReuse:
         pids: list[int] = []
 
         async def fails() -> None:
-            async with server(greeter_app) as env:
+            async with restate_server(greeter_app) as env:
                 pids.append(pid_of(env))
                 await env.client.service_send(hang, None)
                 raise AssertionError("wrong answer")
@@ -432,25 +434,25 @@ class TestReuse:
         with pytest.raises(AssertionError, match="wrong answer"):
             await fails()
 
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             assert pids == [pid_of(env)]
             assert [] == await env.find_invocations()
 
     async def test_deployments_of_the_test_itself_are_forgotten(self) -> None:
         """A test may register more than its application."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             first = pid_of(env)
             with AppServer(restate.app([steps])) as more:
-                await asyncio.to_thread(env.server.register, more.url)
+                await asyncio.to_thread(env.server.admin.register, more.url)
                 assert [0, 1] == await env.client.service_call(squares, 2)
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             assert first == pid_of(env)
             with pytest.raises(restate.HttpError, match="404"):
                 await env.client.service_call(squares, 2)
 
     async def test_after_its_block_an_environment_reaches_nothing(self) -> None:
         """The server may be that of another block by then."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             pass
 
         for use in (env.kill_server, env.restart_server, env.restart_app, env.find_invocations):
@@ -460,26 +462,26 @@ class TestReuse:
 
     async def test_a_server_with_too_much_on_it_is_not_reused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Where another server is sooner there than this one is empty, another is taken."""
-        monkeypatch.setattr(_server, "_EMPTY_AT_MOST", 2)
-        async with server(greeter_app) as env:
+        monkeypatch.setattr(cleaning, "_AT_MOST", 2)
+        async with restate_server(greeter_app) as env:
             full = pid_of(env)
             for name in "abc":
                 await env.client.service_call(greet, name)
 
         assert not alive(full)
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             assert [] == await env.find_invocations()
 
     async def test_a_server_that_was_killed_is_not_reused(self) -> None:
         """The next block starts another, whether it died in a block or while it was idle."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             await env.kill_server()
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             idle, process = pid_of(env), env.server
         os.kill(idle, 9)
         eventually(lambda: not process.running)
 
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             assert idle != pid_of(env)
             assert "hello ADA" == await env.client.service_call(greet, "Ada")
 
@@ -491,7 +493,7 @@ class TestKillTheApp:
     async def test_in_a_thread(self, always_replay: bool) -> None:
         """Connections are cut; served again at the same URL, the handler goes on and repeats no finished step."""
         case = Interrupted.make()
-        async with server(restate.app([case.service]), always_replay=always_replay) as env:
+        async with restate_server(restate.app([case.service]), always_replay=always_replay) as env:
             url = env.app_url
             sent = await env.client.service_send(case.run, None)
             await seen(lambda: asyncio.sleep(0, "second" in case.ran))
@@ -509,7 +511,7 @@ class TestKillTheApp:
     @both_modes
     async def test_in_a_process(self, always_replay: bool, tmp_path: Path) -> None:
         """An import string makes a process, which SIGKILL ends; another takes its place at the same URL."""
-        async with server(PROCESS_APP, always_replay=always_replay) as env:
+        async with restate_server(PROCESS_APP, always_replay=always_replay) as env:
             url = env.app_url
             first = json.loads(await env.client.generic_call("ProcessApp", "pid", b""))
             argument = json.dumps(str(tmp_path)).encode()
@@ -555,7 +557,7 @@ class TestKillTheApp:
                 return "not from a crash"
             return await ctx.run_typed("more", step)
 
-        async with server(restate.app([service]), always_replay=always_replay) as env:
+        async with restate_server(restate.app([service]), always_replay=always_replay) as env:
             sent = await env.client.service_send(wait, None)
             await asyncio.to_thread(waiting.wait, 30)
             await env.kill_app()
@@ -578,7 +580,7 @@ class TestKillTheApp:
             return "late"
 
         begun, go = threading.Event(), threading.Event()
-        async with server(restate.app([service])) as env:
+        async with restate_server(restate.app([service])) as env:
             sent = await env.client.service_send(late, None)
             await asyncio.to_thread(begun.wait, 30)
             await env.kill_app()
@@ -590,7 +592,7 @@ class TestKillTheApp:
 
     async def test_twice_in_a_row(self) -> None:
         """What is dead stays dead, and what runs is killed before it is served again."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             await env.kill_app()
             await env.kill_app()
             await env.restart_app()
@@ -600,15 +602,15 @@ class TestKillTheApp:
 
     async def test_over_http1(self) -> None:
         """A process serves over HTTP/1.1 as well."""
-        async with server(PROCESS_APP, http1=True) as env:
+        async with restate_server(PROCESS_APP, http1=True) as env:
             assert os.getpid() != json.loads(await env.client.generic_call("ProcessApp", "pid", b""))
 
     async def test_left_dead(self) -> None:
         """A block may end without its application, and without its server too."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             await env.client.service_send(hang, None)
             await env.kill_app()
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             assert [] == await env.find_invocations()
             await env.kill_app()
             await env.kill_server()
@@ -616,10 +618,10 @@ class TestKillTheApp:
     async def test_a_process_that_does_not_start(self, capfd: pytest.CaptureFixture[str]) -> None:
         """The error names the application, stderr has the reason, and the next block is none the worse."""
         with pytest.raises(ServerError, match=r"'tests\.support\.process_app:missing'.*exit code 1"):
-            await server("tests.support.process_app:missing").__aenter__()
+            await restate_server("tests.support.process_app:missing").__aenter__()
 
         assert "has no 'missing'" in capfd.readouterr().err
-        async with server(PROCESS_APP) as env:
+        async with restate_server(PROCESS_APP) as env:
             assert ("ProcessApp",) == env.services
 
     async def test_an_application_that_cannot_be_registered(self) -> None:
@@ -630,7 +632,7 @@ class TestKillTheApp:
             await send({"type": "http.response.body", "body": b""})
 
         with pytest.raises(ServerError, match="cannot register"):
-            await server(refuses).__aenter__()
+            await restate_server(refuses).__aenter__()
 
         assert "restate-steps-app" not in {thread.name for thread in threading.enumerate()}
 
@@ -642,7 +644,7 @@ class TestKillTheServer:
     async def test_data_and_ports_are_kept(self, always_replay: bool) -> None:
         """Killed and started again, it goes on with what it had, at the URLs it had."""
         case = Interrupted.make()
-        async with server(restate.app([case.service]), always_replay=always_replay) as env:
+        async with restate_server(restate.app([case.service]), always_replay=always_replay) as env:
             sent = await env.client.service_send(case.run, None)
             await seen(lambda: asyncio.sleep(0, "second" in case.ran))
             first = pid_of(env)
@@ -660,13 +662,13 @@ class TestKillTheServer:
 
     async def test_restarted_in_order(self) -> None:
         """One that runs is asked to end; the client stays usable, and the server is good for the next block."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             assert "hello ADA" == await env.client.service_call(greet, "Ada")
             before = pid_of(env)
             await env.restart_server()
             after = pid_of(env)
             assert "hello EVE" == await env.client.service_call(greet, "Eve")
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             assert before != after
             assert after == pid_of(env)
 
@@ -715,7 +717,7 @@ class TestLook:
             return {name: await ctx.run_typed("step", step), "more": await ctx.object_call(put, "k", 7)}
 
         app = restate.app([service, keyed], journal_value_codec=codec)
-        async with server(app, always_replay=always_replay, journal_value_codec=codec) as env:
+        async with restate_server(app, always_replay=always_replay, journal_value_codec=codec) as env:
             assert {"ada": [1, 2], "more": 8} == await env.client.service_call(run, "ada")
             [caller] = await env.find_invocations("Journal", "run")
             [callee] = await env.find_invocations("Keyed", key="k")
@@ -736,9 +738,9 @@ class TestLook:
     async def test_journal_of_nobody(self) -> None:
         """It is empty, with a codec and without."""
         for codec in (None, Reversed()):
-            async with server(greeter_app, journal_value_codec=codec) as env:
+            async with restate_server(greeter_app, journal_value_codec=codec) as env:
                 sent = await env.client.service_send(greet, "Ada")
-            async with server(greeter_app, journal_value_codec=codec) as env:
+            async with restate_server(greeter_app, journal_value_codec=codec) as env:
                 assert [] == await env.journal(sent.invocation_id)
 
     async def test_find_and_look_up(self) -> None:
@@ -749,7 +751,7 @@ class TestLook:
         async def name(ctx: restate.ObjectContext) -> str:
             return ctx.key()
 
-        async with server(restate.app([greeter, keyed])) as env:
+        async with restate_server(restate.app([greeter, keyed])) as env:
             await env.client.object_call(name, "it's a", None)
             await env.client.object_call(name, "b", None)
             hanging = (await env.client.service_send(hang, None)).invocation_id
@@ -767,9 +769,9 @@ class TestLook:
 
     async def test_unknown_invocation(self) -> None:
         """It is said, instead of nothing."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             sent = await env.client.service_send(hang, None)
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             with pytest.raises(ServerError, match="does not know the invocation"):
                 await env.invocation(sent.invocation_id)
 
@@ -785,7 +787,7 @@ class TestLook:
         async def raw(ctx: restate.Context) -> bytes:
             return b"\xff"
 
-        async with server(restate.app([greeter, nothing])) as env:
+        async with restate_server(restate.app([greeter, nothing])) as env:
             greeted = await env.client.service_send(greet, "Ada")
             empty = await env.client.service_send(none, None)
             data = await env.client.service_send(raw, None)
@@ -804,7 +806,7 @@ class TestLook:
 
 @pytest.fixture
 async def env_of_a_fixture() -> AsyncIterator[ServerEnvironment]:
-    async with server(greeter_app) as env:
+    async with restate_server(greeter_app) as env:
         yield env
 
 
@@ -825,7 +827,7 @@ class TestLoops:
         """Each run has a loop of its own, and all of them share the server."""
 
         async def main() -> tuple[str, int]:
-            async with server(greeter_app) as env:
+            async with restate_server(greeter_app) as env:
                 return await env.client.service_call(greet, "Ada"), pid_of(env)
 
         first, second = asyncio.run(main()), asyncio.run(main())
@@ -840,8 +842,8 @@ class TestLoops:
                 """
                 import anyio
                 import pytest
-                from restate_steps.testing._server import server
-                from tests.testing.test_server import greet, greeter_app, pid_of
+                from restate_steps.testing import restate_server
+                from testing.test_server import greet, greeter_app, pid_of
 
                 pytestmark = pytest.mark.anyio
 
@@ -851,7 +853,7 @@ class TestLoops:
 
                 @pytest.fixture
                 async def env():
-                    async with server(greeter_app) as env:
+                    async with restate_server(greeter_app) as env:
                         yield env
 
                 async def test_fixture(env):
@@ -859,12 +861,12 @@ class TestLoops:
 
                 async def test_cancelled():
                     with anyio.CancelScope() as scope:
-                        async with server(greeter_app) as env:
+                        async with restate_server(greeter_app) as env:
                             first = pid_of(env)
                             scope.cancel()
                             await anyio.sleep_forever()
                     assert scope.cancelled_caught
-                    async with server(greeter_app) as env, anyio.create_task_group() as group:
+                    async with restate_server(greeter_app) as env, anyio.create_task_group() as group:
                         assert first == pid_of(env)
                         group.start_soon(env.client.service_call, greet, "Ada")
                         await env.client.service_call(greet, "Eve")
@@ -889,7 +891,7 @@ class TestLoops:
                 ticks += 1
 
         ticking = asyncio.create_task(tick())
-        async with server(greeter_app, always_replay=always_replay) as env:
+        async with restate_server(greeter_app, always_replay=always_replay) as env:
             after_start, ticks = ticks, 0
             await env.restart_server()
             after_restart, ticks = ticks, 0
@@ -900,16 +902,16 @@ class TestLoops:
 
     async def test_cancelled_while_it_starts(self) -> None:
         """Nothing is lost: the server that was being made ready waits for the next block."""
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             first = pid_of(env)
-        opening = asyncio.create_task(server(greeter_app).__aenter__())
+        opening = asyncio.create_task(restate_server(greeter_app).__aenter__())
         await asyncio.sleep(0)
         opening.cancel()
         with pytest.raises(asyncio.CancelledError):
             await opening
 
         assert "restate-steps-app" not in {thread.name for thread in threading.enumerate()}
-        async with server(greeter_app) as env:
+        async with restate_server(greeter_app) as env:
             assert first == pid_of(env)
 
 
@@ -918,11 +920,11 @@ class TestEnd:
 
     SCRIPT = """
         import asyncio, os, sys
-        from restate_steps.testing._server import close_servers, server
-        from tests.testing.test_server import greeter_app
+        from restate_steps.testing import close_servers, restate_server
+        from testing.test_server import greeter_app
 
         async def pid():
-            async with server(greeter_app) as env:
+            async with restate_server(greeter_app) as env:
                 print(env.server.pid, env.server.base_dir, flush=True)
                 return env.server.pid
     """
@@ -939,7 +941,7 @@ class TestEnd:
     def test_the_interpreter_exits_in_a_block(self) -> None:
         """A block that is still open does not keep its server."""
         code = """
-        block = server(greeter_app)
+        block = restate_server(greeter_app)
         loop = asyncio.new_event_loop()
         env = loop.run_until_complete(block.__aenter__())
         print(env.server.pid, flush=True)
@@ -965,8 +967,8 @@ class TestEnd:
 
     async def test_close_servers(self) -> None:
         """Idle ones stop at once, one in use when its block ends."""
-        async with server(greeter_app) as env:
-            async with server(greeter_app) as other:
+        async with restate_server(greeter_app) as env:
+            async with restate_server(greeter_app) as other:
                 idle = pid_of(other)
             used = pid_of(env)
 
@@ -982,11 +984,11 @@ class TestEnd:
         import sys
         import asyncio, restate
         before = set(sys.modules)
-        from restate_steps.testing._server import server
+        from restate_steps.testing import restate_server
         print({"httpx", "hypercorn"} & (set(sys.modules) - before))
 
         async def main():
-            async with server(restate.app([])):
+            async with restate_server(restate.app([])):
                 pass
 
         sys.modules.update(dict.fromkeys(["httpx", "hypercorn"]))

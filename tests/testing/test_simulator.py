@@ -639,6 +639,7 @@ def test_the_heart_does_no_io(module: str) -> None:
         "functools",
         "hashlib",
         "re",
+        "restate_steps._ids",
         "restate_steps.testing._simulation.opaque",
         "restate_steps.testing._simulation.wire",
         "struct",

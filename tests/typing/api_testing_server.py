@@ -8,7 +8,7 @@ import restate
 from restate.types import HarnessEnvironment
 
 from restate_steps.server import JournalEntry, RestateServer
-from restate_steps.testing._server import ServerEnvironment, close_servers, server
+from restate_steps.testing import ServerEnvironment, close_servers, restate_server
 
 greeter = restate.Service("Greeter")
 app = restate.app([greeter])
@@ -24,7 +24,7 @@ def written_for_the_sdk(env: HarnessEnvironment) -> restate.RestateClient:
 
 
 async def in_a_test(codec: restate.JournalValueCodec) -> None:
-    async with server(app) as env:
+    async with restate_server(app) as env:
         assert_type(env, ServerEnvironment)
         written_for_the_sdk(env)
         assert_type(await env.client.service_call(greet, "Ada"), str)
@@ -40,6 +40,9 @@ async def in_a_test(codec: restate.JournalValueCodec) -> None:
         await env.restart_app()
         await env.kill_server()
         await env.restart_server()
-    async with server(app, True, None, True, True, codec, http1=True), server("shop.main:app", always_replay=True):
+    async with (
+        restate_server(app, True, None, True, True, codec, http1=True),
+        restate_server("shop.main:app", always_replay=True),
+    ):
         pass
     close_servers()

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import restate
 
-from restate_steps.testing._server import server
+from restate_steps.testing import restate_server
 
 app = restate.app([])
 
-server([restate.Service("Greeter")])  # error: arg-type
-server(app, restate_image="docker.io/restatedev/restate:latest")  # error: arg-type
-server(app, always_replay="yes")  # error: arg-type
-server()  # error: call-arg
+restate_server([restate.Service("Greeter")])  # error: arg-type
+restate_server(app, restate_image="docker.io/restatedev/restate:latest")  # error: arg-type
+restate_server(app, always_replay="yes")  # error: arg-type
+restate_server()  # error: call-arg
 
-with server(app) as env:  # error: attr-defined, attr-defined
+with restate_server(app) as env:  # error: attr-defined, attr-defined
     pass

@@ -13,7 +13,8 @@ import sys
 from types import FrameType
 from typing import Any, Final, cast
 
-from restate_steps.testing._determinism.user_code import caller, is_user_code, place_of
+from restate_steps._user_code import is_user_code, module_of
+from restate_steps.testing._determinism.user_code import caller, place_of
 from restate_steps.testing._determinism.watch import watching
 
 __all__ = ["listen"]
@@ -101,8 +102,7 @@ def _who(frame: FrameType | None) -> FrameType | None:
     while frame is not None and frame.f_globals.get("__name__") != "asyncio.events":
         if is_user_code(frame.f_code.co_filename):
             return frame
-        module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
-        if module in _INNOCENT:
+        if module_of(frame) in _INNOCENT:
             return None
         innermost = innermost or frame
         frame = frame.f_back

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from restate_steps._user_code import is_user_code
 from restate_steps.testing._determinism.find_app import AppName
 from restate_steps.testing._determinism.image import take_image
 from restate_steps.testing._determinism.interpreters import Answer, Question, ask_kept, ask_new
 from restate_steps.testing._determinism.rerun import Divergence, Recording
-from restate_steps.testing._determinism.user_code import is_user_code
 from restate_steps.testing._determinism.watch import CauseKind, Reading, Tape
 
 __all__ = ["Elsewhere", "Verdict", "call_of", "named", "read_once"]

@@ -16,19 +16,14 @@ import restate
 from restate.handler import handler_from_callable
 
 import restate_steps
-from restate_steps.testing._determinism.user_code import (
-    COPY_OF_MAIN,
-    MAIN,
-    Place,
-    definition_of,
-    file_of,
-    is_user_code,
-)
+from restate_steps._user_code import is_user_code
+from restate_steps.server._load import is_missing
+from restate_steps.testing._determinism.user_code import COPY_OF_MAIN, MAIN, Place, definition_of, file_of
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.calls import HandlerRef
 
-__all__ = ["AppName", "app_of", "load_app", "name_of"]
+__all__ = ["AppName", "app_named", "app_of", "name_of"]
 
 _SERVICES: Final = (restate.Service, restate.VirtualObject, restate.Workflow)
 
@@ -132,7 +127,7 @@ def _modules_with(service: str) -> dict[str, set[Place | None]]:
     return found
 
 
-def load_app(name: AppName) -> ASGIApp:
+def app_named(name: AppName) -> ASGIApp:
     """Return a named application in this process.
 
     Raises:
@@ -154,7 +149,7 @@ def _load(name: AppName) -> ModuleType:
             if name.file is None or _same_file(module, name.file):
                 return module
         except ModuleNotFoundError as error:
-            if error.name is None or not (name.module == error.name or name.module.startswith(f"{error.name}.")):
+            if not is_missing(name.module, error):
                 raise
     if name.file is None:
         raise ModuleNotFoundError(f"no module {name.module}")

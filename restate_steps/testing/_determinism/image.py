@@ -18,7 +18,8 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, Final, NamedTuple, TypeAlias
 from uuid import UUID
 
-from restate_steps.testing._determinism.user_code import COPY_OF_MAIN, MAIN, file_of, is_user_code
+from restate_steps._user_code import is_user_code
+from restate_steps.testing._determinism.user_code import COPY_OF_MAIN, MAIN, file_of
 
 __all__ = ["Image", "Variable", "differing", "give", "is_set_by_code", "take_image", "variables"]
 

@@ -13,19 +13,19 @@ from __future__ import annotations
 import atexit
 import contextlib
 import math
+import multiprocessing
 import os
 import pickle
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import IO, Any, Final
+from multiprocessing.connection import Connection
+from typing import Any, Final, cast
 
-from restate_steps.testing._determinism.find_app import AppName, load_app
+from restate_steps.testing._determinism.find_app import AppName, app_named
 from restate_steps.testing._determinism.image import Image, differing, give, is_set_by_code
 from restate_steps.testing._determinism.rerun import Divergence, Recording, Rerun, rerun
 from restate_steps.testing._determinism.sources import watched_sources
@@ -37,7 +37,6 @@ __all__ = ["IS_OTHER_INTERPRETER", "Answer", "Question", "Remembered", "ask_kept
 IS_OTHER_INTERPRETER: Final = "RESTATE_STEPS_OTHER_INTERPRETER"
 """The environment variable that is set in such an interpreter."""
 
-_LENGTH: Final = struct.Struct(">Q")
 _PATIENCE: Final = 60.0
 _MOST_NAMES: Final = 50
 _FORKS: Final = ("forked", "forked too")
@@ -111,45 +110,40 @@ class _Sent:
 
 
 class _Interpreter:
-    """Another interpreter, and the pipes to it."""
+    """Another interpreter, and the connection to it."""
 
     def __init__(self, seed: int) -> None:
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 -- it is open as long as the interpreter
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._said,
-            env={
-                **os.environ,
-                _HASH_SEED: str(seed),
-                "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-                IS_OTHER_INTERPRETER: "1",
-            },
-        )
+        self._connection, theirs = multiprocessing.Pipe()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=self._said,
+                stderr=self._said,
+                pass_fds=[theirs.fileno()],
+                env={
+                    **os.environ,
+                    _HASH_SEED: str(seed),
+                    "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+                    IS_OTHER_INTERPRETER: "1",
+                },
+            )
 
     @property
     def alive(self) -> bool:
         return self._process.poll() is None
 
     def ask(self, question: bytes) -> None:
-        stream = self._process.stdin
-        assert stream is not None
         with contextlib.suppress(OSError):
-            _write(stream, question)
+            self._connection.send_bytes(question)
 
     def answer(self) -> Answer:
-        stream = self._process.stdout
-        assert stream is not None
-        timer = threading.Timer(_PATIENCE, self._process.kill)
-        timer.start()
-        try:
-            found = _read(stream)
-        finally:
-            timer.cancel()
-        return (
-            found if isinstance(found, Answer) else Answer(problem=f"another interpreter ended: {self._last_words()}")
-        )
+        with contextlib.suppress(EOFError, OSError):
+            if self._connection.poll(_PATIENCE):
+                return cast("Answer", self._connection.recv())
+        self._process.kill()
+        return Answer(problem=f"another interpreter ended: {self._last_words()}")
 
     def _last_words(self) -> str:
         self._process.wait()
@@ -157,10 +151,7 @@ class _Interpreter:
         return self._said.read().decode(errors="replace").strip()[-500:] or f"code {self._process.returncode}"
 
     def close(self) -> None:
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
+        self._connection.close()
         self._process.kill()
         self._process.wait()
         self._said.close()
@@ -213,57 +204,41 @@ def _close_all() -> None:
         _kept.popitem()[1].close()
 
 
-# --- messages ---------------------------------------------------------------------------------------------------
-
-
-def _write(stream: IO[bytes], data: bytes) -> None:
-    stream.write(_LENGTH.pack(len(data)) + data)
-    stream.flush()
-
-
-def _read(stream: IO[bytes]) -> Any:
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        return None
-    (length,) = _LENGTH.unpack(head)
-    data = stream.read(length)
-    return pickle.loads(data) if len(data) == length else None
-
-
 # --- in the other interpreter -----------------------------------------------------------------------------------
 
 
 def main() -> None:
-    """Answer questions until the input ends."""
-    questions = os.fdopen(os.dup(0), "rb")
-    answers = os.fdopen(os.dup(1), "wb")
-    # The user's modules must not write into the answers, or read the questions.
-    os.dup2(2, 1)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(nothing, 0)
-    os.close(nothing)
-    while (sent := _read(questions)) is not None:
+    """Answer questions until the connection ends."""
+    connection: Connection[Any, Any] = Connection(int(sys.argv.pop()))
+    while (sent := _next(connection)) is not None:
         if sent.to_new and hasattr(os, "fork"):
-            _answer_in_fork(sent, answers)
+            _answer_in_fork(sent, connection)
             continue
         _adopt(sent)
-        _write(answers, _pickled(_answer(sent.question)))
+        connection.send_bytes(_pickled(_answer(sent.question)))
         if sent.to_new:
             # It is no longer a new interpreter.
             break
 
 
-def _answer_in_fork(sent: _Sent, answers: IO[bytes]) -> None:
+def _next(connection: Connection[Any, Any]) -> _Sent | None:
+    try:
+        return cast("_Sent", connection.recv())
+    except (EOFError, OSError):
+        return None
+
+
+def _answer_in_fork(sent: _Sent, connection: Connection[Any, Any]) -> None:
     process = os.fork()
     if process == 0:
         signal.alarm(math.ceil(_PATIENCE))
         _adopt(sent)
-        _write(answers, _pickled(_answer(sent.question)))
+        connection.send_bytes(_pickled(_answer(sent.question)))
         os._exit(0)
     _, status = os.waitpid(process, 0)
     if status != 0:
         code = os.waitstatus_to_exitcode(status)
-        _write(answers, _pickled(Answer(problem=f"another interpreter ended: code {code}")))
+        connection.send_bytes(_pickled(Answer(problem=f"another interpreter ended: code {code}")))
 
 
 def _adopt(sent: _Sent) -> None:
@@ -289,7 +264,7 @@ def _answer(question: Question) -> Answer:
     token = watching.set(at_import)
     try:
         with watched_sources():
-            app = load_app(question.app)
+            app = app_named(question.app)
     except BaseException as error:
         return Answer(problem=f"another interpreter cannot import it: {type(error).__name__}: {error}")
     finally:

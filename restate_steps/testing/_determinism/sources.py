@@ -27,15 +27,8 @@ from contextlib import contextmanager
 from types import FrameType, ModuleType
 from typing import Any, Final, cast
 
-from restate_steps.testing._determinism.user_code import (
-    caller,
-    file_of,
-    is_infrastructure,
-    is_standard_library,
-    is_user_code,
-    origin,
-    place_of,
-)
+from restate_steps._user_code import is_standard_library, is_user_code
+from restate_steps.testing._determinism.user_code import caller, file_of, is_infrastructure, origin, place_of
 from restate_steps.testing._determinism.watch import CauseKind, Reader, Reading, watching
 
 __all__ = ["RANDOM_SEEDS", "SHIFTS", "watched_sources"]

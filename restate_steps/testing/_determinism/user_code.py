@@ -1,15 +1,14 @@
-"""Distinguish user code from libraries by its file, and find the user's line behind a call."""
+"""Find the user's line behind a call."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-import sysconfig
 from collections.abc import Callable
-from functools import lru_cache
-from pathlib import Path
 from types import CodeType, FrameType, ModuleType
 from typing import Any, Final, TypeAlias
+
+from restate_steps._user_code import is_standard_library, is_user_code
 
 __all__ = [
     "COPY_OF_MAIN",
@@ -19,21 +18,11 @@ __all__ = [
     "definition_of",
     "file_of",
     "is_infrastructure",
-    "is_standard_library",
-    "is_user_code",
     "origin",
     "place_of",
     "user_frame",
     "user_places",
 ]
-
-_PATHS: Final = sysconfig.get_paths()
-_STANDARD: Final = tuple({str(Path(_PATHS[name]).resolve()) for name in ("stdlib", "platstdlib")})
-_INSTALLED: Final = tuple({str(Path(_PATHS[name]).resolve()) for name in ("purelib", "platlib")})
-_OURS: Final = str(Path(__file__).resolve().parents[2])
-_PACKAGES: Final = ("site-packages", "dist-packages")
-# Code that is typed in has no file.
-_TYPED_IN: Final = ("<stdin>", "<doctest", "<ipython", "<input>", "<python-input", "<console>")
 
 # What these modules read affects when something happens, but never what a handler does.
 _INFRASTRUCTURE: Final = frozenset(
@@ -47,28 +36,6 @@ COPY_OF_MAIN: Final = "__restate_steps_main__"
 
 Place: TypeAlias = str
 """A line of code: the path of its file, a colon, and the number."""
-
-
-@lru_cache(maxsize=4096)
-def is_standard_library(file: str) -> bool:
-    """Return whether a file belongs to Python itself."""
-    if file.startswith("<"):
-        return not file.startswith(_TYPED_IN)
-    path = str(Path(file).resolve())
-    return path.startswith(_STANDARD) and not any(part in path for part in _PACKAGES)
-
-
-@lru_cache(maxsize=4096)
-def is_user_code(file: str) -> bool:
-    """Return whether a file is user code: not part of Python, of an installed package, or of this package."""
-    if file.startswith("<"):
-        return file.startswith(_TYPED_IN)
-    path = str(Path(file).resolve())
-    return not path.startswith((*_INSTALLED, _OURS)) and not is_standard_library(file) and _outside_packages(path)
-
-
-def _outside_packages(path: str) -> bool:
-    return not any(part in path for part in _PACKAGES)
 
 
 def is_infrastructure(module: str | None) -> bool:

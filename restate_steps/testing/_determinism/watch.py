@@ -17,14 +17,8 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 from restate_steps._loop import frames_above, frames_of
 from restate_steps._sdk import ambient_context, invocation_id
-from restate_steps.testing._determinism.user_code import (
-    Place,
-    caller,
-    definition_of,
-    is_user_code,
-    place_of,
-    user_places,
-)
+from restate_steps._user_code import is_user_code
+from restate_steps.testing._determinism.user_code import Place, caller, definition_of, place_of, user_places
 from restate_steps.testing._observe import AttemptObserver, observing
 from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.loop import SimulatedLoop

@@ -14,7 +14,7 @@ __all__ = ["ExplorationOptions"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExplorationOptions:
-    """What to try, and how much of it; see :func:`restate_steps.testing.explore` for each option.
+    """The limits and variations of an exploration; see :func:`restate_steps.testing.explore` for each option.
 
     Raises:
         SimulationError: An option is not valid.

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from restate_steps._loop import frames_above, frames_of, handler_tasks
+from restate_steps._user_code import is_machinery, module_of
 from restate_steps.testing._observe import allow_observers, observing
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.application import ASGIApp, Connection, request_scope
@@ -36,8 +37,6 @@ __all__ = ["Asked", "Attempt", "Place", "run_against"]
 
 _MAX_TIMERS: Final = 10_000
 _MAX_WATCHED: Final = 10
-# Modules whose lines are not shown: the cause is in the user's code.
-_FOREIGN: Final = sys.stdlib_module_names | {"anyio", "pydantic_ai", "pydantic_graph", "restate", "restate_steps"}
 _WAITS: Final = ("do_progress", "take_notification")
 _NO_COMMAND: Final = frozenset({*_WAITS, "sys_awakeable", "sys_end", "sys_input", "sys_signal"})
 
@@ -253,5 +252,5 @@ def _waiting_in(task: asyncio.Task[Any] | None) -> tuple[Place, ...]:
 
 def _places(frames: Iterable[FrameType]) -> Iterable[Place]:
     for frame in frames:
-        if str(frame.f_globals.get("__name__", "")).partition(".")[0] not in _FOREIGN:
+        if module_of(frame) not in sys.stdlib_module_names and not is_machinery(frame):
             yield Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
+from restate_steps._user_code import MACHINERY
 from restate_steps.testing._errors import ReplayDifferenceError
 from restate_steps.testing._recording.attempt import Asked, Attempt, Place
 from restate_steps.testing._recording.recorded import RecordedJournal
@@ -24,7 +25,7 @@ _WIDTH: Final = 100
 _NOT_COMPARED: Final = frozenset({"completion_id", "invocation_id_completion_id", "invoke_time", "wake_up_time"})
 _STATE_READS: Final = (MessageType.GET_EAGER_STATE, MessageType.GET_LAZY_STATE)
 _KEY_READS: Final = (MessageType.GET_EAGER_STATE_KEYS, MessageType.GET_LAZY_STATE_KEYS)
-_FOREIGN_FILES: Final = re.compile(r"[/\\](restate|restate_steps|asyncio|pydantic_ai|pydantic_graph|anyio)[/\\]")
+_MACHINERY_FILES: Final = re.compile(rf"[/\\]({'|'.join(sorted(MACHINERY))})[/\\]")
 
 _STUCK: Final = (
     "A run in flight with this journal would be stuck: Restate would retry it forever, each time with the error 570."
@@ -424,7 +425,7 @@ def _own_trace(stacktrace: str) -> str:
     keep = True
     for line in stacktrace.splitlines():
         if line.startswith('  File "'):
-            keep = _FOREIGN_FILES.search(line) is None
+            keep = _MACHINERY_FILES.search(line) is None
         elif not line.startswith("    "):
             keep = True
         if keep:

@@ -10,25 +10,23 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from restate_steps._ids import raw_id, seed_of
 from restate_steps.errors import ServerError
-from restate_steps.server import AdminClient
-from restate_steps.server._admin import quoted
+from restate_steps.server import AdminClient, RestateServer, _sql
+from restate_steps.server._process import admin_of
 from restate_steps.testing._recording.recorded import RecordedJournal, recorded_from
 from restate_steps.testing._simulation.journal import Origin
 from restate_steps.testing._simulation.server_model import Target
 from restate_steps.testing._simulation.wire import Frame, MessageType, decode
 
-__all__ = ["export_journal", "raw_id", "seed_of"]
+__all__ = ["export_journal", "frames_of_rows"]
 
 _PROTOCOL: Final = 6
 # The first version in which the bytes of an entry are those of the service protocol.
 _JOURNAL_VERSION: Final = 2
-_DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_ID: Final = re.compile(r"inv_1([0-9a-zA-Z]{11})([0-9a-zA-Z]{22})")
-_MASK: Final = 2**64 - 1
 
 
-def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJournal:
+def export_journal(server: RestateServer | AdminClient | str, invocation_id: str) -> RecordedJournal:
     """Export the journal of an invocation from a real server, to :func:`record` and :func:`replay` it.
 
     The invocation may be in flight, with any status, or completed. A server keeps the journal of a completed invocation
@@ -56,10 +54,9 @@ def export_journal(server: AdminClient | str, invocation_id: str) -> RecordedJou
             ...
         restate_steps.ServerError: cannot look up the invocation ...
     """
-    admin = AdminClient(server) if isinstance(server, str) else server
+    admin = admin_of(server)
     row = admin.invocation(invocation_id)
-    columns = '"index", entry_type, raw, version'
-    rows = admin.query(f'SELECT {columns} FROM sys_journal WHERE id = {quoted(invocation_id)} ORDER BY "index"')
+    rows = admin.query(_sql.messages_of(invocation_id))
     if not rows:
         raise ServerError(
             f"the server has no journal of the invocation {invocation_id!r}, which is {row.get('status')}. The server "
@@ -109,73 +106,3 @@ def _kind(entry_type: str) -> MessageType | None:
     if what == "Notification" and upper != "SIGNAL":
         upper += "_COMPLETION"
     return MessageType.__members__.get(upper)
-
-
-def raw_id(invocation_id: str) -> bytes:
-    """Return the bytes of an invocation's id: its partition key and its unique part.
-
-    Raises:
-        ServerError: The text is not the id of an invocation.
-
-    Example:
-        >>> raw_id("inv_1hE48kUaAOCi3acv1vMrexTV9iUyzGaabq").hex()
-        '8ea5adc3e86089cd5ce97fe7a9f2f3791ee69ac1a016fa67'
-    """
-    found = _ID.fullmatch(invocation_id)
-    if found is None:
-        raise ServerError(
-            f"{invocation_id!r} is not the id of an invocation. An id starts with 'inv_1' and has 38 characters."
-        )
-    return b"".join(_number(part).to_bytes(size, "little") for part, size in zip(found.groups(), (8, 16), strict=True))
-
-
-def _number(digits: str) -> int:
-    number = 0
-    for digit in digits:
-        number = number * len(_DIGITS) + _DIGITS.index(digit)
-    return number
-
-
-def seed_of(raw: bytes) -> int:
-    """Return the random seed that a server gives to an invocation, unless ``unique_random_seeds`` is enabled.
-
-    It is the hash that Rust's ``DefaultHasher`` computes: SipHash-1-3 of the number of the id's bytes and the bytes.
-
-    Example:
-        >>> seed_of(raw_id("inv_1hE48kUaAOCi3acv1vMrexTV9iUyzGaabq"))
-        17493510548412997302
-    """
-    return _siphash(len(raw).to_bytes(8, "little") + raw)
-
-
-def _siphash(data: bytes) -> int:
-    # The four words spell "somepseudorandomlygeneratedbytes"; both keys are 0.
-    words = [0x736F6D6570736575, 0x646F72616E646F6D, 0x6C7967656E657261, 0x7465646279746573]
-    tail = len(data) % 8
-    blocks = [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data) - tail, 8)]
-    blocks.append(int.from_bytes(data[len(data) - tail :], "little") | (len(data) & 0xFF) << 56)
-    for block in blocks:
-        words[3] ^= block
-        _round(words)
-        words[0] ^= block
-    words[2] ^= 0xFF
-    for _ in range(3):
-        _round(words)
-    return words[0] ^ words[1] ^ words[2] ^ words[3]
-
-
-def _round(v: list[int]) -> None:
-    v[0] = (v[0] + v[1]) & _MASK
-    v[1] = _rotated(v[1], 13) ^ v[0]
-    v[0] = _rotated(v[0], 32)
-    v[2] = (v[2] + v[3]) & _MASK
-    v[3] = _rotated(v[3], 16) ^ v[2]
-    v[0] = (v[0] + v[3]) & _MASK
-    v[3] = _rotated(v[3], 21) ^ v[0]
-    v[2] = (v[2] + v[1]) & _MASK
-    v[1] = _rotated(v[1], 17) ^ v[2]
-    v[2] = _rotated(v[2], 32)
-
-
-def _rotated(word: int, by: int) -> int:
-    return (word << by | word >> (64 - by)) & _MASK

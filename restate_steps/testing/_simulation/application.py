@@ -18,7 +18,7 @@ ASGIApp: TypeAlias = Any
 """An application, such as ``restate_steps.app(...)`` returns."""
 
 Mode: TypeAlias = Literal["bidirectional", "request_response"]
-"""How an attempt is connected: over HTTP/2, or over HTTP/1.1, where it receives nothing after its start."""
+"""The connection of an attempt: over HTTP/2, or over HTTP/1.1, where it receives nothing after its start."""
 
 _MANIFEST = b"application/vnd.restate.endpointmanifest.v4+json"
 

@@ -1,4 +1,4 @@
-"""What a client sends and receives: the target of a call, and values in the handler's own encoding."""
+"""A client's calls: their target, and their values in the handler's own encoding."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from restate_steps.testing._simulation.wire import Frame, MessageType, decode
 __all__ = ["Driver"]
 
 ROUNDS: Final = 10
-"""How often a handler that sends itself again with a delay, as a cron job does, is followed after the answer."""
+"""The number of times that a handler which sends itself with a delay, like a cron job, is followed after the answer."""
 
 _MAX_WATCHED: Final = 10
 

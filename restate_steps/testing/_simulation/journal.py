@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, overload
 
 from restate_steps.server import JournalEntry, JournalFailure
-from restate_steps.server._journal import decoded
+from restate_steps.server._journal import Message, decoded, linked
 from restate_steps.testing._simulation.server_model import Target
 from restate_steps.testing._simulation.wire import Frame, MessageType, decode, is_notification
 from restate_steps.testing._texts import cut
@@ -62,9 +62,9 @@ class Journal(Sequence[JournalEntry]):
 
     @property
     def entries(self) -> list[JournalEntry]:
-        """Every entry, as :meth:`restate_steps.server.RestateServer.journal` returns them."""
+        """Every entry, as :meth:`restate_steps.server.AdminClient.journal` returns them."""
         if self._entries is None:
-            self._entries = _entries(self.frames)
+            self._entries = linked([_message(frame) for frame in self.frames])
         return self._entries
 
     @overload
@@ -104,50 +104,21 @@ def describe_frame(frame: Frame) -> str:
     number = fields.get("completion_id")
     if is_notification(frame.type):
         what = f"signal {fields.get('signal_id', '')}" if frame.type == MessageType.SIGNAL else f"{kind} {number}"
-        return f"{what} {name}".rstrip() + f" = {_shown(_outcome(fields))}"
+        return f"{what} {name}".rstrip() + f" = {_shown(_outcome(frame.type, fields))}"
     if frame.type in (MessageType.CALL, MessageType.ONE_WAY_CALL):
         name = "/".join(fields[part] for part in ("service", "key", "handler") if part in fields)
     if frame.type in (MessageType.INPUT, MessageType.OUTPUT):
-        return f"{kind} {_shown(_outcome(fields))}"
-    if frame.type in (
-        MessageType.SET_STATE,
-        MessageType.CLEAR_STATE,
-        MessageType.GET_LAZY_STATE,
-        MessageType.GET_EAGER_STATE,
-    ):
+        return f"{kind} {_shown(_outcome(frame.type, fields))}"
+    if frame.type in _WITH_KEY:
         name = fields["key"].decode(errors="replace")
     return f"{kind} {name}".rstrip() + (f"  → {number}" if number is not None else "")
 
 
-def _entries(frames: Sequence[Frame]) -> list[JournalEntry]:
-    names: dict[int, str | None] = {}
-    outcomes: dict[int, tuple[Any, JournalFailure | None]] = {}
-    decoded = [decode(frame) for frame in frames]
-    for frame, fields in zip(frames, decoded, strict=True):
-        if is_notification(frame.type):
-            if "completion_id" in fields:
-                outcomes[fields["completion_id"]] = _outcome(fields)
-        elif "completion_id" in fields:
-            names[fields["completion_id"]] = fields.get("name")
-    entries: list[JournalEntry] = []
-    for index, (frame, fields) in enumerate(zip(frames, decoded, strict=True)):
-        number = fields.get("completion_id")
-        told = is_notification(frame.type)
-        name = names.get(number) if told and number is not None else fields.get("name") or fields.get("signal_name")
-        waits = not told and number is not None
-        value, failure = outcomes.get(number, (None, None)) if waits and number is not None else _outcome(fields)
-        entries.append(
-            JournalEntry(
-                index=index,
-                type=_type(frame.type),
-                name=name or None,
-                completed=not waits or number in outcomes,
-                value=value,
-                failure=failure,
-                completion_id=number,
-            )
-        )
-    return entries
+def _message(frame: Frame) -> Message:
+    fields = decode(frame)
+    name = fields.get("name") or fields.get("signal_name") or None
+    ids = [fields[tie] for tie in ("completion_id", "invocation_id_completion_id") if tie in fields]
+    return Message(_type(frame.type), name, ids, *_outcome(frame.type, fields))
 
 
 def _type(kind: int) -> str:
@@ -155,14 +126,15 @@ def _type(kind: int) -> str:
     return f"{'Notification' if is_notification(kind) else 'Command'}: {words}"
 
 
-def _outcome(fields: dict[str, Any]) -> tuple[Any, JournalFailure | None]:
+def _outcome(kind: int, fields: dict[str, Any]) -> tuple[Any, JournalFailure | None]:
     if "failure" in fields:
         failure = fields["failure"]
         return None, JournalFailure(code=failure.get("code", 0), message=failure.get("message", ""))
     if "invocation_id" in fields:
         return fields["invocation_id"], None
-    if "state_keys" in fields:
-        return [key.decode(errors="replace") for key in fields["state_keys"].get("keys", ())], None
+    keys = fields.get("value") if kind == MessageType.GET_EAGER_STATE_KEYS else fields.get("state_keys")
+    if keys is not None:
+        return [key.decode(errors="replace") for key in keys.get("keys", ())], None
     value: Any = fields.get("value", b"")
     return decoded(value if isinstance(value, bytes) else value.get("content", b"")), None
 

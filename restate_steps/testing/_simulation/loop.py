@@ -1,22 +1,23 @@
-"""An event loop whose time is virtual, and which knows when nothing can run.
+"""An event loop in virtual time that reports when nothing can run.
 
 It is asyncio's own loop with another selector. asyncio asks the selector to wait exactly when nothing is ready, so
-that is the moment in which :attr:`SimulatedLoop.on_idle` decides what happens next. Sockets, pipes and threads still
-work: while something waits for what one of them may bring, the loop waits in real time.
+that is when ``on_idle`` decides what happens next. Sockets, pipes and threads work: while a task waits for one of them,
+the loop waits in real time.
 
-L1. A callback runs only if it was ready, or its time has come in virtual time; time passes only by
+L1. A callback runs only if it was ready, or its virtual time has come; time passes only by
     :meth:`SimulatedLoop.advance`.
-L2. ``on_idle`` is called when nothing is ready and no thread is at work, unless a thread takes very long.
-L3. A *watchdog* is a timer that only looks whether all is well (``callback.watchdog`` is true). One that is due at
-    once, for a person, looks before ``on_idle`` is called, and takes no time; the others do not count as timers.
-L4. A loop in which something is always ready is stopped after very many turns: nobody would come to the next event.
-L5. The loop can run inside another loop's task; outside, nothing of it is seen.
-L6. At the end no time passes: what waits is cancelled. What ignores that is left, and so is a thread that takes very
-    long.
-L7. What is open costs nothing while it is idle: the loop waits in real time only for a thread that is at work, or if a
-    task of :attr:`SimulatedLoop.waiting` waits for the world outside. It waits once for each such wait: what does not
-    come then is taken never to come by itself. A very short sleep takes as long in real time while something is open:
-    it may be a poll.
+L2. ``on_idle`` is called when nothing is ready and no thread is working, unless a thread takes very long.
+L3. A *watchdog* is a timer that only checks the program (``callback.watchdog`` is true). One that is due within
+    :data:`_AT_ONCE` runs before ``on_idle`` is called, and takes no time; the others do not count as timers.
+L4. A loop in which something is always ready is stopped after :data:`_MAX_TURNS` turns. Otherwise, no event would ever
+    be chosen.
+L5. The loop can run inside another loop's task, which does not notice it.
+L6. At the end, no time passes and waiting tasks are cancelled. Tasks that ignore it are abandoned, and so are threads
+    that take very long.
+L7. An idle connection costs nothing: the loop waits in real time only for a working thread, or if a task of
+    :attr:`SimulatedLoop.waiting` waits for the outside world. It waits once for each such wait: if nothing arrives, it
+    assumes that nothing ever will. While something is open, a very short sleep takes as long in real time, because it
+    may be a poll.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, cast
 
-from restate_steps.testing._simulation.outside import awaited_from_outside
+from restate_steps.testing._simulation.external_waits import external_waits
 
 __all__ = ["SimulatedLoop"]
 
@@ -54,7 +55,7 @@ _THREAD_LEFT: Final = (
 
 
 class _IdleSelector(selectors.BaseSelector):
-    """A selector that calls back instead of waiting, unless there is something to wait for."""
+    """A selector that reports idleness instead of waiting, unless there is something to wait for."""
 
     def __init__(self) -> None:
         self._real = selectors.DefaultSelector()
@@ -78,7 +79,7 @@ class _IdleSelector(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         loop = cast("SimulatedLoop", self.loop)
         if timeout is not None and timeout <= 0:
-            # What is ready comes first. Real events are looked at in between, so that they are not starved.
+            # Callbacks that are ready come first. Poll real events in between, so that they are not starved.
             is_real = self.has_descriptors() or loop.has_threads()
             if not is_real or loop.is_ending:
                 loop.turn()
@@ -88,9 +89,9 @@ class _IdleSelector(selectors.BaseSelector):
         if loop.has_threads():
             events = self._real.select(_THREADS)
         elif not (self.has_descriptors() or loop.has_foreign_threads()):
-            # A thread that has just ended may have left something to do.
+            # A thread that has just ended may have scheduled a callback.
             events = self._real.select(0) if loop.is_ready() else []
-        elif awaited := loop.awaited_from_outside():
+        elif awaited := loop.external_waits():
             events = self._real.select(_ANSWER)
             if not events:
                 loop.note_silence(awaited)
@@ -121,7 +122,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     Args:
         on_idle: Called when nothing is ready, with the virtual time of the next timer, or None. It makes something
             happen and returns True, or returns False to stop the loop.
-        now: The virtual time to begin with, in seconds.
+        now: The virtual time at the start, in seconds.
     """
 
     def __init__(self, on_idle: Callable[[float | None], bool], now: float = 0.0) -> None:
@@ -135,13 +136,13 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._unanswered: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
         self._polled = -1.0
         self.waiting: Callable[[], Iterable[asyncio.Task[Any]]] = _no_tasks
-        """Returns the tasks whose waits for the world outside count; see L7."""
+        """Return the tasks whose waits for the outside world count; see L7."""
         self.on_silence: Callable[[], None] = _nothing
-        """Called when the loop has waited for the world outside, and nothing came."""
+        """Called when the loop has waited for the outside world, and nothing arrived."""
         self.on_external_access: Callable[[str], None] = _ignore
-        """Told when something talks to the world outside."""
+        """Called when code accesses the outside world, with a description."""
         self.holds_back: Callable[[Callable[[], None]], bool] = _at_once
-        """Takes what starts a thread, to call it later; returns False if the thread is to start at once."""
+        """Take a function that starts a thread, to call it later; return False to start the thread immediately."""
         self._on_idle = on_idle
         self._tasks: list[asyncio.Task[Any]] = []
         self._tasks_kept = _FIRST_PRUNING
@@ -149,9 +150,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._looks = 0
         self._turns = 0
         self.endless = False
-        """Whether it was stopped because something is always ready; see L4."""
+        """True if the loop was stopped because something is always ready; see L4."""
         self.is_ending = False
-        """Whether :meth:`end` was called."""
+        """True once :meth:`end` was called."""
         self._gave_up = False
         super().__init__(selector)
         selector.loop = self
@@ -162,12 +163,12 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def advance(self, to: float) -> None:
-        """Let virtual time pass."""
+        """Advance the virtual time."""
         self._now = max(self._now, to)
         self._look(self._now)
 
     def turn(self) -> None:
-        """Count one more turn in which something was ready; called by the selector."""
+        """Count a turn in which something was ready; called by the selector."""
         self._turns += 1
         if self._turns > _MAX_TURNS:
             self.endless = True
@@ -178,7 +179,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return bool(cast(Any, self)._ready)
 
     def idle(self, timeout: float | None) -> None:
-        """Let whoever drives go on; called by the selector."""
+        """Run the watchdogs that are due, or let ``on_idle`` decide; called by the selector."""
         self._turns = 0
         if self._looks < _MAX_LOOKS and self._look(self._now + _AT_ONCE):
             self._looks += 1
@@ -188,7 +189,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             self.stop()
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:  # type: ignore[override]
-        """Call back at a virtual time; watchdogs are kept apart (L3)."""
+        """Schedule a callback at a virtual time; watchdogs have a list of their own (L3)."""
         if not getattr(callback, "watchdog", False):
             return super().call_at(when, callback, *args, context=context)
         handle = asyncio.TimerHandle(when, callback, args, self, context)
@@ -200,7 +201,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return min((handle.when() for handle in self._watchdogs if not handle.cancelled()), default=None)
 
     def _look(self, until: float) -> bool:
-        """Let the watchdogs look that are due by then; return whether there were any."""
+        """Schedule the watchdogs that are due by a time; return whether there were any."""
         if not self._watchdogs:
             return False
         due = [handle for handle in self._watchdogs if handle.when() <= until and not handle.cancelled()]
@@ -210,9 +211,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return bool(due)
 
     def run(self) -> None:
-        """Run until ``on_idle`` says no, inside a running loop as well.
+        """Run until ``on_idle`` returns False; this also works inside a running loop.
 
-        Whatever runs outside is hidden meanwhile, as asyncio allows one running loop and one current task a thread.
+        asyncio allows one running loop and one current task per thread, so the outer ones are hidden meanwhile.
         """
         self._turns, self.endless = 0, False
         outer = asyncio.events._get_running_loop()
@@ -230,7 +231,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             restore()
 
     def create_task(self, *args: Any, **options: Any) -> asyncio.Task[Any]:
-        """Create a task, and remember it: asyncio has one list for all loops, which takes long to search."""
+        """Create a task, and store it: searching asyncio's list of the tasks of all loops is slow."""
         task: asyncio.Task[Any] = super().create_task(*args, **options)
         self._tasks.append(task)
         if len(self._tasks) >= self._tasks_kept:
@@ -242,12 +243,13 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """Return the tasks that have not ended, oldest first."""
         return [task for task in self._tasks if not task.done()]
 
-    # --- the world outside --------------------------------------------------------------------------------------
+    # --- the outside world --------------------------------------------------------------------------------------
 
     def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:  # type: ignore[override]
-        """Run a function in a thread, and hand its result over when nothing else can run.
+        """Run a function in a thread, and deliver its result when nothing else can run.
 
-        When a thread ends is a matter of chance. So it is waited for in real time, and the first comes first.
+        When a thread ends is random. So the loop waits for it in real time, and delivers results in the order of the
+        calls.
         """
         self.on_external_access("a thread")
         handed: asyncio.Future[Any] = self.create_future()
@@ -265,41 +267,41 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return handed
 
     def has_threads(self) -> bool:
-        """Whether threads are at work that have to be waited for in real time."""
+        """Return whether threads are working that the loop must wait for in real time."""
         if self._gave_up:
             return False
         if self._patient > 0:
             return True
         return _ANYIO in sys.modules and any(_works_for(self, each) for each in threading.enumerate())
 
-    def awaited_from_outside(self) -> list[asyncio.Future[Any]]:
-        """Return what is waited for that the world outside may bring, and that was not waited for in vain before."""
+    def external_waits(self) -> list[asyncio.Future[Any]]:
+        """Return the futures that the outside world may complete, without those that have timed out before."""
         timers: list[asyncio.TimerHandle] = cast(Any, self)._scheduled
-        awaited = awaited_from_outside(self.waiting(), timers, self._handed)
+        awaited = external_waits(self.waiting(), timers, self._handed)
         return [future for future in awaited if future not in self._unanswered]
 
     def note_silence(self, awaited: Iterable[asyncio.Future[Any]]) -> None:
-        """Note that nothing came although it was awaited; called by the selector."""
+        """Record that nothing arrived for these futures; called by the selector."""
         for future in awaited:
             self._unanswered.add(future)
         self.on_silence()
 
     def pause(self, timeout: float | None) -> float:
-        """Return how long to look in real time for what nothing waits for.
+        """Return how long to poll in real time, in seconds, although no task waits for the outside world.
 
         Args:
-            timeout: How long it takes in virtual time until the next timer.
+            timeout: The virtual time until the next timer, in seconds.
         """
         if self.is_ending:
             return _CLEAN_UP
         if timeout is None or timeout > _POLL or self._polled == self._now + timeout:
             return 0.0
-        # Code that sleeps for so short a time may poll for something outside, such as the end of a program.
+        # Code that sleeps so briefly may poll for something external, such as the end of a program.
         self._polled = self._now + timeout
         return timeout
 
     def has_foreign_threads(self) -> bool:
-        """Return whether threads live that code has started by itself, as the drivers of some databases do."""
+        """Return whether there are threads that code has started by itself, as some database drivers do."""
         new = [thread for thread in threading.enumerate() if thread not in self._threads_before]
         if not new:
             return False
@@ -308,13 +310,13 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return any(thread not in own and type(thread).__module__ != _ANYIO for thread in new)
 
     def end_thread(self) -> bool:
-        """Hand over the result of the first thread if it has ended; return whether it has."""
+        """Deliver the result of the first thread if it has ended; return whether it has."""
         if not self._threads or not self._threads[0][0].done():
             return False
         result, handed = self._threads.popleft()
         self._patient -= 1
         if handed.done():
-            # Nobody waits for it any more. It is looked at, so that asyncio does not report it.
+            # Nothing waits for it. Retrieve the exception, so that asyncio does not report it.
             _ = result.cancelled() or result.exception()
         elif result.cancelled():
             handed.cancel()
@@ -325,31 +327,31 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return True
 
     async def create_connection(self, *args: Any, **options: Any) -> Any:
-        """Connect, as asyncio does, and note that it was done."""
+        """Connect, as asyncio does, and report the access."""
         self.on_external_access("a connection")
         return await super().create_connection(*args, **options)
 
     async def subprocess_exec(self, *args: Any, **options: Any) -> Any:
-        """Start a program, as asyncio does, and note that it was done."""
+        """Start a program, as asyncio does, and report the access."""
         self.on_external_access("a program")
         return await super().subprocess_exec(*args, **options)
 
     async def sock_connect(self, *args: Any, **options: Any) -> Any:
-        """Connect a socket, as asyncio does, and note that it was done."""
+        """Connect a socket, as asyncio does, and report the access."""
         self.on_external_access("a connection")
         return await super().sock_connect(*args, **options)
 
     def add_signal_handler(self, sig: int, callback: Any, *args: Any) -> None:  # type: ignore[override]
-        """Refuse: the signals of the process belong to whoever runs the tests."""
+        """Refuse, because the signals of the process belong to the test runner."""
         raise NotImplementedError
 
     # --- the end ------------------------------------------------------------------------------------------------
 
     def end(self) -> list[asyncio.Task[Any]]:
-        """Cancel what is left, let it clean up, and close.
+        """Cancel the remaining tasks, let them clean up, and close.
 
         Returns:
-            The tasks that did not end although they were cancelled again and again.
+            The tasks that did not end although they were cancelled repeatedly.
         """
         self._on_idle, self.is_ending = self._stop_at_end, True
         self.waiting = _no_tasks
@@ -363,7 +365,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             self._gave_up = True
         if self._gave_up:
             for result, _ in self._threads:
-                # Once cancelled, it does not call a closed loop when its thread ends.
+                # A cancelled future does not call a closed loop when its thread ends.
                 result.cancel()
         elif getattr(self, "_default_executor", None) is not None:
             self._end_executor()
@@ -378,11 +380,11 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return left
 
     def _end_tasks(self) -> list[asyncio.Task[Any]]:
-        """Let all tasks end, cancel those that wait, and return those that ignore it (L6)."""
+        """Let tasks end, cancel those that wait, and return those that ignore it (L6)."""
         left = self.open_tasks()
         if not left:
             return left
-        # What hears that its connection is gone ends by itself, at less cost than a cancellation has.
+        # Tasks that notice the lost connection end by themselves, which is cheaper than a cancellation.
         self.run()
         for _ in range(_HOPS):
             left = self.open_tasks()
@@ -392,18 +394,18 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
                 task.cancel()
             self.run()
             if self.endless:
-                # One that ignores it and never waits takes very many turns each time.
+                # A task that ignores it and never waits takes _MAX_TURNS turns each time.
                 break
         return self.open_tasks()
 
     def _stop_at_end(self, next_timer: float | None) -> bool:
         del next_timer
-        # The selector has waited for them as long as it does.
+        # The selector has already waited for the threads.
         self._gave_up = self._gave_up or self.has_threads()
         return False
 
     def _end_executor(self) -> None:
-        # It waits for its threads, which have no more to do, in another one, which has to be waited for in turn.
+        # asyncio waits for the executor's idle threads in another thread, which the loop must wait for in turn.
         self._patient += 1
         task = self.create_task(self.shutdown_default_executor())
         task.add_done_callback(lambda _: self.stop())
@@ -412,10 +414,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     @classmethod
     def take(cls, on_idle: Callable[[float | None], bool], now: float = 0.0) -> SimulatedLoop:
-        """Return a loop that somebody has ended and left as new, or a new one: to make one takes long."""
+        """Return a spare loop that is as good as new, or a new one: creating a loop is slow."""
         try:
             loop = _spare.pop()
-        except IndexError:  # Asked first whether there is one, another thread could take it meanwhile.
+        except IndexError:  # Checking first would race with another thread.
             return cls(on_idle, now)
         loop._on_idle, loop._now = on_idle, now
         loop._patient = loop._looks = 0
@@ -434,9 +436,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return loop
 
     def _is_used(self) -> bool:
-        """Whether something is left that another user could come upon: a timer, a thread, a socket."""
+        """Return whether the loop has something left that its next user could meet: a timer, a thread, a socket."""
         return bool(
-            # asyncio takes no async generator after it has closed those that were left.
+            # asyncio accepts no new async generator once it has closed the remaining ones.
             getattr(self, "_asyncgens_shutdown_called", True)
             or getattr(self, "_scheduled", True)
             or getattr(self, "_ready", True)
@@ -446,18 +448,18 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 def _works_for(loop: SimulatedLoop, thread: Any) -> bool:
-    """Return whether a thread of anyio is at work for a loop: these go past the loop, and wake it when they end."""
+    """Return whether an anyio thread works for a loop; anyio starts its threads without the loop."""
     if getattr(thread, "loop", None) is not loop or getattr(thread, "stopping", False):
         return False
     return thread not in getattr(thread, "idle_workers", (thread,))
 
 
 def _forget_library() -> Callable[[], None]:
-    """Let nothing inside believe that it runs on trio because the loop outside does; return what undoes it."""
+    """Hide the outer loop's async library from sniffio; return a function that restores it."""
     sniffio: Any = sys.modules.get("sniffio")
     if sniffio is None:
         return lambda: None
-    # trio says it in the one, and anyio's plugin of pytest in the other.
+    # trio sets the former, and anyio's pytest plugin the latter.
     name, sniffio.thread_local.name = sniffio.thread_local.name, None
     token = sniffio.current_async_library_cvar.set(None)
 

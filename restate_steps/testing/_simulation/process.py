@@ -25,7 +25,7 @@ _INVOKE_TIME: Final = "invoke_time"
 
 
 class Owner(Protocol):
-    """What attempts and processes need of the driver."""
+    """The part of the driver that attempts and processes use."""
 
     model: ServerModel
     trace: Trace

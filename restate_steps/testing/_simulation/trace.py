@@ -1,4 +1,4 @@
-"""What happened in a run, as values: the log, the runs of bodies, and where it could have gone differently."""
+"""The trace of a run: its log, the runs of bodies, and the points at which it could have gone differently."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class CancelPoint:
 
 @dataclass(slots=True)
 class Trace:
-    """What happened in a run so far.
+    """The trace of a run so far.
 
     Attributes:
         log: The events: the number of messages stored by then, and a description.

@@ -1,4 +1,4 @@
-"""What can happen next: an event, or the next action of a client."""
+"""The possible next events, including the next action of a client."""
 
 from __future__ import annotations
 

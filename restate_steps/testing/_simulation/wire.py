@@ -15,6 +15,8 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, TypeAlias, cast
 
+from restate_steps._ids import FIRST_AWAKEABLE, awakeable_id, awakeable_of
+
 __all__ = [
     "CANCEL_SIGNAL",
     "FIRST_AWAKEABLE",
@@ -41,10 +43,8 @@ __all__ = [
 NOTIFICATION: Final = 0x8000
 REQUESTED_ACK: Final = 0x8000
 CANCEL_SIGNAL: Final = 1
-FIRST_AWAKEABLE: Final = 17
 _CACHED_UP_TO: Final = 512
 _HEADER_BYTES: Final = struct.Struct(">HHI")
-_AWAKEABLE_PREFIX: Final = "sign_1"
 
 
 class MessageType(IntEnum):
@@ -481,34 +481,3 @@ def _unplain(table: _Fields, values: Mapping[str, Any]) -> dict[str, Any]:
         for name, (_, of) in table.items()
         if name in values
     }
-
-
-# --- awakeables -------------------------------------------------------------------------------------------------
-
-
-def awakeable_id(raw_id: bytes, number: int) -> str:
-    """Return the id of an awakeable.
-
-    Args:
-        raw_id: The id of the invocation, as bytes.
-        number: The number of the signal: :data:`FIRST_AWAKEABLE` for the first awakeable of the invocation, and so on.
-    """
-    return _AWAKEABLE_PREFIX + base64.urlsafe_b64encode(raw_id + number.to_bytes(4, "big")).decode().rstrip("=")
-
-
-def awakeable_of(awakeable_id: str) -> tuple[bytes, int]:
-    """Return the parts of an awakeable's id: the id of the invocation, and the number of the signal.
-
-    Raises:
-        ValueError: The text is not the id of an awakeable.
-    """
-    text = awakeable_id.removeprefix(_AWAKEABLE_PREFIX)
-    try:
-        if text == awakeable_id:
-            raise ValueError
-        raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    except ValueError:
-        raise ValueError(
-            f"{awakeable_id!r} is not the id of an awakeable. An id starts with {_AWAKEABLE_PREFIX!r}."
-        ) from None
-    return raw[:-4], int.from_bytes(raw[-4:], "big")

@@ -20,13 +20,11 @@ import restate
 from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler
 
+from restate_steps._ids import FIRST_AWAKEABLE, awakeable_id, raw_id
 from restate_steps.server import RestateServer
-from restate_steps.server._admin import quoted
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import InvocationEndedError, StuckError
-from restate_steps.testing._recording.export import raw_id
 from restate_steps.testing._simulation.calls import NOTHING, HandlerRef, encoded, json_of, output_of, resolve
-from restate_steps.testing._simulation.wire import FIRST_AWAKEABLE, awakeable_id
 
 if TYPE_CHECKING:
     import httpx
@@ -75,7 +73,7 @@ class ServerInvocation(Generic[T]):
     @property
     def status(self) -> str:
         """The status in ``sys_invocation``. Each read queries the server, and blocks until it answers."""
-        return str(self._client.server.invocation(self.id)["status"])
+        return str(self._client.server.admin.invocation(self.id)["status"])
 
     async def result(self) -> ServerResult[T]:
         """Wait until the invocation ends, and return its result.
@@ -88,15 +86,15 @@ class ServerInvocation(Generic[T]):
 
     async def cancel(self) -> None:
         """Cancel the invocation: its current wait raises a ``TerminalError`` with the status 409."""
-        self._client.server.cancel(self.id)
+        self._client.server.admin.cancel(self.id)
 
     async def kill(self) -> None:
         """Kill the invocation and those that it waits for; the handler is not notified."""
-        self._client.server.kill_invocation(self.id)
+        self._client.server.admin.kill(self.id)
 
     async def resume(self) -> None:
         """Resume the invocation if it is paused."""
-        self._client.server.resume(self.id)
+        self._client.server.admin.resume(self.id)
 
     async def signal(self, name: str, value: Any = None) -> None:
         """Send the invocation a named signal, with a value that is encoded as JSON."""
@@ -224,11 +222,7 @@ class ServerClient(ABC):
 
     def state(self, service: str, key: str) -> dict[str, Any]:
         """Return the state of a key of a Virtual Object or workflow. Blocks until the server answers."""
-        query = (
-            "SELECT key, value FROM state "
-            f"WHERE service_name = {quoted(service)} AND service_key = {quoted(key)} ORDER BY key"
-        )
-        return {row["key"]: decoded(bytes.fromhex(row["value"])) for row in self.server.query(query)}
+        return {name: decoded(value) for name, value in self.server.admin.state(service, key).items()}
 
     async def _post(
         self,

@@ -1,13 +1,13 @@
-"""Find out what code waits for that only the world outside can bring: an answer, the end of a program, a thread.
+"""Find the waits that only the outside world can end: a response, the end of a program, a thread.
 
-An open connection says nothing: it may be idle. So the tasks decide that the simulator waits for: the bodies of steps,
-and the handlers. A task of a library that reads from a connection is not one of them.
+An open connection is no evidence, because it may be idle. What counts is the tasks that the simulator waits for: the
+bodies of steps, and the handlers. A library's task that reads from a connection is not one of them.
 
-O1. Three things come from inside: what virtual time brings, what the server brings, and what other tasks bring that do
-    not wait for the outside themselves, where it can be seen which tasks these are: those of a task group, of
-    ``gather``, ``wait``, ``wait_for`` and ``shield``.
-O2. Everything else may come from outside, such as an event that a reader of a connection sets. So a wait that is not
-    understood takes real time. Skipped, it would let a timeout win that does not win on a server.
+O1. Three things come from inside: what virtual time brings, what the server sends, and the results of other tasks that
+    do not wait for the outside themselves, if those tasks are visible: in a task group, ``gather``, ``wait``,
+    ``wait_for`` or ``shield``.
+O2. Everything else may come from outside, such as an event that the reader of a connection sets. So a wait that is not
+    understood takes real time. If it were skipped, a timeout could win that does not win on a server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from restate_steps._loop._asyncio import is_sleep, waiting_on
 from restate_steps._loop._driver import Driver
 from restate_steps._sdk import SdkPort
 
-__all__ = ["awaited_from_outside"]
+__all__ = ["external_waits"]
 
 _LOCAL: Final = Driver._wait_for_local_operation.__code__  # pyright: ignore[reportPrivateUsage]
 _FROM_THE_SERVER: Final = frozenset({ReceiveChannel.__call__.__code__, SdkPort.hold_back.__code__})
@@ -32,14 +32,14 @@ _ARGUMENTS: Final[dict[CodeType, str]] = {
     cast(Any, asyncio.tasks)._wait.__code__: "fs",
     asyncio.wait_for.__code__: "fut",
 }
-"""Which variable has what a function of asyncio waits for."""
+"""The variable of an asyncio function that holds what it waits for."""
 _SHIELD: Final = asyncio.shield.__code__.co_consts
 
 
-def awaited_from_outside(
+def external_waits(
     tasks: Iterable[asyncio.Task[Any]], timers: Iterable[asyncio.TimerHandle], inside: Container[asyncio.Future[Any]]
 ) -> list[asyncio.Future[Any]]:
-    """Return the futures that tasks wait for, if the outside may complete them.
+    """Return the futures that tasks wait for, if the outside world may complete them.
 
     Args:
         tasks: The tasks; none of them can run.
