@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import httpcore
 import pytest
 import restate
 
@@ -18,8 +19,9 @@ from restate_steps.server import ensure_server
 from restate_steps.testing import Simulator
 from restate_steps.testing._exploration import pytest_runs
 
-# What is imported here is not imported again in each session inside.
-assert pytest_runs
+# What is imported here is not imported again in each session inside. httpx imports httpcore with its first client, and
+# would hold a module that the end of that session has removed.
+assert pytest_runs, httpcore
 
 INI = """
 [pytest]
