@@ -14,7 +14,7 @@ import contextvars
 import importlib
 import inspect
 from datetime import timedelta
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from restate.server_context import ServerInvocationContext
 
@@ -23,59 +23,50 @@ from restate_steps._sdk import IN_THREAD
 __all__ = ["AttemptObserver", "CommandObserver", "allow_observers", "observing"]
 
 
-class AttemptObserver(Protocol):
-    """Observes an attempt, and decides when bodies start."""
+class AttemptObserver:
+    """Observes an attempt, and decides when bodies start. The methods do nothing, unless a subclass overrides them."""
 
     def run_requested(self, handle: int, name: str) -> None:
         """Note that the handler issued a step, now or in an earlier attempt."""
-        ...
 
     def delay_requested(self, milliseconds: int) -> None:
         """Note that the handler issued a sleep or a delayed call."""
-        ...
 
     def awakeable_made(self, awakeable_id: str) -> None:
         """Note that the handler made an awakeable, now or in an earlier attempt."""
-        ...
 
     def call_requested(self, handle: int, name: str) -> None:
         """Note that the handler calls another handler, whose result has this handle."""
-        ...
 
     def result_read(self, handle: int) -> None:
         """Note that the handler reads the result of this handle."""
-        ...
 
     async def body_starts(self, handle: int, in_thread: bool) -> None:
         """Wait until a body may run; ``in_thread`` is True if all of it runs in a thread, which cannot be cancelled."""
-        ...
 
     def body_ended(self, handle: int) -> None:
         """Note that a body has returned or failed, and that the VM has its result."""
-        ...
 
 
-class CommandObserver(AttemptObserver, Protocol):
+class CommandObserver(AttemptObserver):
     """Observes the handler's calls to the VM as well: its commands and its waits."""
 
     def asked(self, operation: str, arguments: tuple[Any, ...]) -> None:
         """Note that the current task is about to call a method of the VM, named ``operation``."""
-        ...
 
     def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
         """Note that a call to the VM has failed."""
-        ...
 
 
-observing: Final[contextvars.ContextVar[AttemptObserver | None]] = contextvars.ContextVar("observing", default=None)
-"""The observer of the current attempt, in every task of the attempt."""
+observing: Final[contextvars.ContextVar[tuple[AttemptObserver, ...]]] = contextvars.ContextVar("observing", default=())
+"""The observers of the current attempt, in every task of the attempt."""
 
 
 class _WatchedVM:
-    """A wrapper of the native VM that reports calls to an observer."""
+    """A wrapper of the native VM that reports calls to observers."""
 
-    def __init__(self, vm: Any, observer: CommandObserver) -> None:
-        self._vm, self._observer = vm, observer
+    def __init__(self, vm: Any, observers: list[CommandObserver]) -> None:
+        self._vm, self._observers = vm, observers
 
     def __getattr__(self, name: str) -> Any:
         original = getattr(self._vm, name)
@@ -83,18 +74,20 @@ class _WatchedVM:
             return original
 
         def ask(*arguments: Any) -> Any:
-            self._observer.asked(name, arguments)
+            for observer in self._observers:
+                observer.asked(name, arguments)
             try:
                 return original(*arguments)
             except Exception as error:
-                self._observer.refused(name, arguments, error)
+                for observer in self._observers:
+                    observer.refused(name, arguments, error)
                 raise
 
         return ask
 
 
 class _ObservedContext(ServerInvocationContext):
-    """The SDK's context, reporting to an observer what the messages do not contain.
+    """The SDK's context, reporting to observers what the messages do not contain.
 
     They lack which body a handle belongs to, when a body starts, and how long a sleep lasts: the VM sends only its
     end, by the real clock.
@@ -102,28 +95,32 @@ class _ObservedContext(ServerInvocationContext):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._observer = cast(AttemptObserver, observing.get())
-        # `hasattr`, because `isinstance` on a Protocol is slow.
-        if hasattr(self._observer, "asked"):
-            cast(Any, self.vm).vm = _WatchedVM(cast(Any, self.vm).vm, cast(CommandObserver, self._observer))
+        self._observers = observing.get()
+        of_commands = [each for each in self._observers if isinstance(each, CommandObserver)]
+        if of_commands:
+            cast(Any, self.vm).vm = _WatchedVM(cast(Any, self.vm).vm, of_commands)
 
     def run(self, name: str, *args: Any, **options: Any) -> Any:
         future = super().run(name, *args, **options)
-        self._observer.run_requested(cast(Any, future).handle, name)
+        for observer in self._observers:
+            observer.run_requested(cast(Any, future).handle, name)
         return future
 
     def run_typed(self, name: str, /, *args: Any, **options: Any) -> Any:
         future = super().run_typed(name, *args, **options)
-        self._observer.run_requested(cast(Any, future).handle, name)
+        for observer in self._observers:
+            observer.run_requested(cast(Any, future).handle, name)
         return future
 
     def sleep(self, delta: timedelta, name: str | None = None) -> Any:
-        self._observer.delay_requested(int(delta.total_seconds() * 1000))
+        for observer in self._observers:
+            observer.delay_requested(int(delta.total_seconds() * 1000))
         return super().sleep(delta, name)
 
     def awakeable(self, *args: Any, **options: Any) -> Any:
         awakeable = super().awakeable(*args, **options)
-        self._observer.awakeable_made(awakeable[0])
+        for observer in self._observers:
+            observer.awakeable_made(awakeable[0])
         return awakeable
 
     def do_raw_call(
@@ -139,29 +136,34 @@ class _ObservedContext(ServerInvocationContext):
         **options: Any,
     ) -> Any:
         if send_delay:
-            self._observer.delay_requested(int(send_delay.total_seconds() * 1000))
+            for observer in self._observers:
+                observer.delay_requested(int(send_delay.total_seconds() * 1000))
         call = super().do_raw_call(
             service, handler, input_param, input_serde, output_serde, key, send_delay, *rest, **options
         )
         if (handle := getattr(call, "handle", None)) is not None:
-            self._observer.call_requested(handle, f"{service}/{handler}")
+            for observer in self._observers:
+                observer.call_requested(handle, f"{service}/{handler}")
         return call
 
     async def must_take_notification(self, handle: int) -> Any:
-        self._observer.result_read(handle)
+        for observer in self._observers:
+            observer.result_read(handle)
         return await super().must_take_notification(handle)  # type: ignore[no-untyped-call]
 
     async def create_run_coroutine(self, handle: int, action: Any, *args: Any, **options: Any) -> None:
         marked = hasattr(getattr(action, "func", action), IN_THREAD)
-        await self._observer.body_starts(handle, marked or not inspect.iscoroutinefunction(action))
+        for observer in self._observers:
+            await observer.body_starts(handle, marked or not inspect.iscoroutinefunction(action))
         try:
             await super().create_run_coroutine(handle, action, *args, **options)
         finally:
-            self._observer.body_ended(handle)
+            for observer in self._observers:
+                observer.body_ended(handle)
 
 
 def _make_context(*args: Any, **options: Any) -> ServerInvocationContext:
-    make = ServerInvocationContext if observing.get() is None else _ObservedContext
+    make = _ObservedContext if observing.get() else ServerInvocationContext
     return make(*args, **options)
 
 

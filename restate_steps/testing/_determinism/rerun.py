@@ -22,7 +22,6 @@ from restate_steps.testing._errors import (
     JournalMismatchError,
     OutOfTimeError,
 )
-from restate_steps.testing._observe import AttemptObserver
 from restate_steps.testing._recording.attempt import run_against
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.application import ASGIApp
@@ -134,8 +133,8 @@ def record_runs(
     """
     watches: list[Watch] = []
 
-    def begin(inner: AttemptObserver) -> Watch:
-        watches.append(Watch(inner))
+    def begin() -> Watch:
+        watches.append(Watch())
         return watches[-1]
 
     simulator = Simulator(Driver(watched(app, begin), manifest, version=version, deadline=deadline))
@@ -204,8 +203,8 @@ def rerun(recording: Recording, app: ASGIApp, changed: Changed = None, variant: 
         divergences.append(_divergence(index, recorded, operation))
         watches[-1].open = False
 
-    def begin(inner: AttemptObserver) -> Watch:
-        watch = Watch(inner, Playback(recording.tape, changed, variant))
+    def begin() -> Watch:
+        watch = Watch(Playback(recording.tape, changed, variant))
         watch.on_operation = compare
         watches.append(watch)
         return watch

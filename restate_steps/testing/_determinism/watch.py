@@ -19,7 +19,7 @@ from restate_steps._loop import frames_above, frames_of
 from restate_steps._sdk import ambient_context, invocation_id
 from restate_steps._user_code import is_user_code
 from restate_steps.testing._determinism.user_code import Place, caller, definition_of, place_of, user_places
-from restate_steps.testing._observe import AttemptObserver, observing
+from restate_steps.testing._observe import CommandObserver, observing
 from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.loop import SimulatedLoop
 
@@ -175,15 +175,14 @@ class Reader:
         return value[0]
 
 
-class Watch(Reader):
-    """Watches one attempt as the observer of its context, and forwards events to another observer.
+class Watch(Reader, CommandObserver):
+    """Observes one attempt: records what it reads and what it asks of the VM.
 
     Args:
-        inner: The other observer.
         playback: The values to play back; by default, the attempt reads the real values.
     """
 
-    def __init__(self, inner: AttemptObserver, playback: Playback | None = None) -> None:
+    def __init__(self, playback: Playback | None = None) -> None:
         super().__init__(playback)
         self.invocation = ""
         self.operations: list[Operation] = []
@@ -192,7 +191,6 @@ class Watch(Reader):
         """The line where the handler is defined."""
         self.handler_module: str | None = None
         self.on_operation: Callable[[Operation], None] | None = None
-        self._inner = inner
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
 
@@ -234,51 +232,23 @@ class Watch(Reader):
         places = tuple(place_of(frame) for frame in waiting if is_user_code(frame.f_code.co_filename))
         return places or (() if self.handler is None else (self.handler,))
 
-    def refused(self, operation: str, arguments: tuple[Any, ...], error: Exception) -> None:
-        """Ignore it: :meth:`asked` has noted the call."""
-
-    def run_requested(self, handle: int, name: str) -> None:
-        """Forward it."""
-        self._inner.run_requested(handle, name)
-
-    def delay_requested(self, milliseconds: int) -> None:
-        """Forward it."""
-        self._inner.delay_requested(milliseconds)
-
-    def awakeable_made(self, awakeable_id: str) -> None:
-        """Forward it."""
-        self._inner.awakeable_made(awakeable_id)
-
-    def call_requested(self, handle: int, name: str) -> None:
-        """Forward it."""
-        self._inner.call_requested(handle, name)
-
-    def result_read(self, handle: int) -> None:
-        """Forward it."""
-        self._inner.result_read(handle)
-
     async def body_starts(self, handle: int, in_thread: bool) -> None:
-        """Forward it, and stop watching the body (A1)."""
-        await self._inner.body_starts(handle, in_thread)
+        """Stop watching the body (A1)."""
         watching.set(None)
-
-    def body_ended(self, handle: int) -> None:
-        """Forward it."""
-        self._inner.body_ended(handle)
 
 
 watching: Final[contextvars.ContextVar[Reader | None]] = contextvars.ContextVar("watching", default=None)
 """The reader that watches the running code; None in the body of a step."""
 
 
-def watched(app: ASGIApp, begin: Callable[[AttemptObserver], Watch]) -> ASGIApp:
+def watched(app: ASGIApp, begin: Callable[[], Watch]) -> ASGIApp:
     """Return the application, with each of its attempts watched."""
 
     async def call(scope: Any, receive: Any, send: Any) -> None:
-        inner = observing.get()
-        if inner is not None:
-            watch = begin(inner)
-            observing.set(watch)
+        if observers := observing.get():
+            watch = begin()
+            # The last one, so that the driver has let a body start before it is no longer watched.
+            observing.set((*observers, watch))
             watching.set(watch)
             loop = asyncio.get_running_loop()
             if isinstance(loop, SimulatedLoop):

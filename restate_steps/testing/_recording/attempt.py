@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from restate_steps._loop import frames_above, frames_of, handler_tasks
 from restate_steps._user_code import is_machinery, module_of
-from restate_steps.testing._observe import allow_observers, observing
+from restate_steps.testing._observe import CommandObserver, allow_observers, observing
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.application import ASGIApp, Connection, request_scope
 from restate_steps.testing._simulation.loop import SimulatedLoop
@@ -100,7 +100,7 @@ class Attempt:
         return [frame for frame in self.sent if is_command(frame.type) and frame.type != MessageType.OUTPUT]
 
 
-class _ObservedConnection(Connection):
+class _ObservedConnection(Connection, CommandObserver):
     """The connection of the one attempt, and the observer of its context."""
 
     def __init__(self, loop: SimulatedLoop, attempt: Attempt, *, places: bool) -> None:
@@ -140,25 +140,10 @@ class _ObservedConnection(Connection):
     def run_requested(self, handle: int, name: str) -> None:
         self._names[handle] = name
 
-    def delay_requested(self, milliseconds: int) -> None:
-        pass
-
-    def awakeable_made(self, awakeable_id: str) -> None:
-        pass
-
-    def call_requested(self, handle: int, name: str) -> None:
-        pass
-
-    def result_read(self, handle: int) -> None:
-        pass
-
     async def body_starts(self, handle: int, in_thread: bool) -> None:
         if not self._over:
             self._attempt.bodies.append(self._names.get(handle, "?"))
         await self._loop.create_future()
-
-    def body_ended(self, handle: int) -> None:
-        pass
 
     def end(self) -> None:
         """Note where everything waits."""
@@ -200,7 +185,7 @@ def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True)
     origin = recorded.origin
     scope = request_scope(origin.target, version=origin.protocol, mode="request_response")
     context = contextvars.copy_context()
-    context.run(observing.set, connection)
+    context.run(observing.set, (connection,))
     with quiet():
         try:
             call = app(scope, connection.receive, connection.send)

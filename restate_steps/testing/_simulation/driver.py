@@ -245,7 +245,7 @@ class Driver:
         attempt.feed(frames, more=self._stays)
         scope = request_scope(invocation.target, version=self._version, mode=self._mode)
         context = contextvars.copy_context()
-        context.run(observing.set, attempt)
+        context.run(observing.set, (attempt,))
         task = process.loop.create_task(self.app(scope, attempt.receive, attempt.send), context=context)
         process.tasks[invocation.id] = task
         task.add_done_callback(lambda _: self._connection_ended(process, attempt))

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from restate_steps.testing._observe import observing
+from restate_steps.testing._observe import AttemptObserver, observing
 from restate_steps.testing._simulation.application import Connection
 from restate_steps.testing._simulation.loop import SimulatedLoop
 from restate_steps.testing._simulation.server_model import START_MS, Invocation, ServerModel
@@ -49,7 +49,7 @@ class Owner(Protocol):
         ...
 
 
-class Attempt(Connection):
+class Attempt(Connection, AttemptObserver):
     """One open attempt: its connection, and the observer of its context.
 
     See :class:`restate_steps.testing._observe.AttemptObserver` for what the context reports.
@@ -332,10 +332,10 @@ def quiet() -> Generator[None, None, None]:
 
 def _first_time(record: logging.LogRecord) -> bool:
     """Log each failure of an invocation once, although it is retried many times."""
-    attempt = observing.get()
-    if not isinstance(attempt, Attempt) or record.exc_info is None:
+    if record.exc_info is None:
         return True
-    return attempt.is_new_failure(repr(record.exc_info[1]))
+    failure = repr(record.exc_info[1])
+    return all(each.is_new_failure(failure) for each in observing.get() if isinstance(each, Attempt))
 
 
 logging.getLogger("restate.server").addFilter(_first_time)
