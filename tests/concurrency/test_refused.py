@@ -499,7 +499,7 @@ async def test_the_context_in_a_task_of_the_servers_loop() -> None:
 
     tasks: list[asyncio.Task[None]] = []
     ended = await attempt(body)
-    assert "(sys_sleep) was called beside the handler" in ended.failure
+    assert "(sys_sleep) was called outside of the handler's code" in ended.failure
     assert "Command: Sleep" not in ended.journal
     for task in tasks:
         with pytest.raises(ConcurrencyError):
@@ -558,7 +558,7 @@ async def test_a_local_operation_that_stalls(monkeypatch: pytest.MonkeyPatch) ->
         await gather(sets(), waits())
 
     message = await refusal(body, paused=False)
-    assert "a local operation has held up the rest of the handler" in message
+    assert "a local operation has blocked the rest of the handler" in message
     assert "put that into a step" in message
     assert "test_refused.py:" in message
 

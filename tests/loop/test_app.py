@@ -881,7 +881,7 @@ async def test_a_step_that_is_driven_by_hand_is_refused() -> None:
         await second
 
     message = await refusal(body)
-    assert "task 'handler' resumes a coroutine that waits for something durable by itself, with send()" in message
+    assert "task 'handler' calls send() on a coroutine that waits for something durable" in message
     assert "Await it, or make a task of it with asyncio.create_task." in message
 
 
