@@ -882,7 +882,7 @@ async def test_a_step_that_is_driven_by_hand_is_refused() -> None:
 
     message = await refusal(body)
     assert "task 'handler' calls send() on a coroutine that waits for something durable" in message
-    assert "Await it, or make a task of it with asyncio.create_task." in message
+    assert "Await it, or wrap it in asyncio.create_task." in message
 
 
 # --- on the server ----------------------------------------------------------------------------------------------------
