@@ -1,6 +1,6 @@
 """The event loop of handlers: plain asyncio in an order that the journal determines."""
 
-from restate_steps._loop._cancellation import undo
+from restate_steps._loop._cancellation import begin_undoing
 from restate_steps._loop._driver import Driver
 from restate_steps._loop._endings import again, ends_the_invocation, terminal_cause
 from restate_steps._loop._execution import Execution
@@ -22,6 +22,7 @@ __all__ = [
     "HandlerTask",
     "LocalContext",
     "again",
+    "begin_undoing",
     "describe",
     "ends_the_invocation",
     "frames_above",
@@ -29,7 +30,6 @@ __all__ = [
     "handler_tasks",
     "running_operation",
     "terminal_cause",
-    "undo",
     "user_line",
     "watchdog",
 ]

@@ -56,7 +56,7 @@ class AsyncGenerators:
         else:
             execution.create_task(_close(generator), name=None, context=None)
 
-    def take_first(self) -> AsyncGenerator[Any, Any] | None:
+    def pop_first(self) -> AsyncGenerator[Any, Any] | None:
         """Remove and return the first generator that is still open; None if there is none."""
         if not self._alive and not self._collected:
             return None

@@ -1,9 +1,12 @@
 """The cancellation of an invocation (E2).
 
-Restate delivers it once. Everything that waits then is told: durable waits in the order in which they began, then each
-``asyncio.sleep``, and a local wait, such as for a lock or a queue, as soon as nothing durable is left that could end
-it. A task that has been told, and those that will hear of it through that one, may undo things; until they
-have, no other cancellation reaches them.
+Restate delivers it once, and every waiting task receives it: first durable waits, in the order in which they began,
+then each ``asyncio.sleep``. A local wait, such as for a lock or a queue, receives it once nothing durable is left that
+could end the wait.
+
+A task that has received it is *undoing* its work, in steps for example, until it leaves the ``except`` and ``finally``
+blocks that handle it. So are the task's parents, because the cancellation may reach them through the task. While they
+are undoing, other cancellations of them are deferred.
 """
 
 from __future__ import annotations
@@ -20,60 +23,65 @@ if TYPE_CHECKING:
     from restate_steps._loop._execution import Execution
 
 __all__ = [
+    "begin_undoing",
+    "cancel_local_waits",
+    "deliver_cancellation",
     "note_local_waits",
     "release_deferred",
-    "release_settled",
+    "release_unnotified",
     "stop_undoing_outside_of_handlers",
-    "tell_local_waits",
-    "tell_of_cancellation",
-    "undo",
 ]
 
 
-def tell_of_cancellation(execution: Execution) -> bool:
-    """Tell everything that waits that the invocation is cancelled (E2); return whether anything does."""
-    told = False
+def deliver_cancellation(execution: Execution) -> bool:
+    """Deliver the invocation's cancellation to everything that waits (E2); return whether anything does."""
+    delivered = False
     note_local_waits(execution)
     for wait in execution.port.waits():
         if isinstance(wait, DurableWait):
-            told = True
+            delivered = True
             execution.port.discard(wait)
-            undo(wait.task)
+            begin_undoing(wait.task)
             wait.end(Cancelled())
     sleepers = list(execution.timers.sleepers())
     tasks = {waiting_on(task): task for task in execution.live_tasks()} if sleepers else {}
     for timer, future in sleepers:
-        told = _tell(future, tasks.get(future)) or told
+        delivered = _cancel_wait(future, tasks.get(future)) or delivered
         timer.cancel()
-    told = told or tell_local_waits(execution) or bool(execution.untold)
-    execution.is_unheard = not told
-    return told
+    delivered = delivered or cancel_local_waits(execution) or bool(execution.pending_local_waits)
+    execution.is_undelivered = not delivered
+    return delivered
 
 
 def note_local_waits(execution: Execution) -> None:
-    """Note which tasks wait for something local, to be told later (E2)."""
+    """Note which tasks wait for something local, to deliver the cancellation to them later (E2)."""
     execution.is_cancelled = True
-    # What runs there is told, and the task that waits for it hears of it from that.
+    # The code of a local operation receives the cancellation, and the task that awaits it receives it from there.
     results = execution.local.results()
-    execution.untold = [
+    execution.pending_local_waits = [
         (task, inner)
         for task in execution.live_tasks()
         if (inner := waiting_on(task)) is not None and not isinstance(inner, HandlerTask) and inner not in results
     ]
 
 
-def tell_local_waits(execution: Execution, *, parents: bool = False) -> bool:
-    """Tell those that have waited for something local ever since; return whether there are any (E2).
+def cancel_local_waits(execution: Execution, *, parents: bool = False) -> bool:
+    """Deliver the cancellation to the local waits that have not ended; return whether there are any (E2).
 
-    Only those at the ends of the tree of tasks: the others hear of it from them, unless those below wait for them.
+    Only the leaves of the task tree receive it. Their parents receive it through them, unless the leaves wait for the
+    parents.
+
+    Args:
+        execution: The execution.
+        parents: True to deliver it also to parents that have no child left to receive it.
     """
-    if not execution.untold:
+    if not execution.pending_local_waits:
         return False
-    waiting = [(task, inner) for task, inner in execution.untold if waiting_on(task) is inner]
+    waiting = [(task, inner) for task, inner in execution.pending_local_waits if waiting_on(task) is inner]
     above = _above([task for task, _ in waiting] if parents else execution.live_tasks())
-    execution.untold = [(task, inner) for task, inner in waiting if task in above]
-    told = [_tell(inner, task) for task, inner in waiting if task not in above]
-    return any(told)
+    execution.pending_local_waits = [(task, inner) for task, inner in waiting if task in above]
+    delivered = [_cancel_wait(inner, task) for task, inner in waiting if task not in above]
+    return any(delivered)
 
 
 def _above(tasks: list[HandlerTask]) -> set[HandlerTask]:
@@ -86,34 +94,34 @@ def _above(tasks: list[HandlerTask]) -> set[HandlerTask]:
     return above
 
 
-def _tell(future: asyncio.Future[Any], task: HandlerTask | None) -> bool:
+def _cancel_wait(future: asyncio.Future[Any], task: HandlerTask | None) -> bool:
     if future.done():
         return False
     if task is not None and not leave_primitive(task, future):
         return False
-    undo(task)
+    begin_undoing(task)
     future.set_exception(Cancelled())
     return True
 
 
-def release_settled(execution: Execution) -> bool:
-    """Deliver the deferred cancellations of tasks that will not hear of the invocation's after all.
+def release_unnotified(execution: Execution) -> bool:
+    """Deliver the deferred cancellations of tasks that the invocation's cancellation will not reach after all.
 
-    What might have told them has ended without doing so: they have not run since.
+    The children that could have passed it on have ended, and the tasks themselves have not run since.
 
     Returns:
-        Whether any was delivered.
+        True if any was delivered.
     """
-    settled = [
+    unnotified = [
         task
         for task in execution.deferring
-        if not task.told and waiting_on(task) is task.awaited is not None and not task.undoes_below()
+        if not task.was_notified and waiting_on(task) is task.awaited is not None and not task.undoes_below()
     ]
-    return _release(execution, settled)
+    return _release(execution, unnotified)
 
 
 def release_deferred(execution: Execution) -> bool:
-    """Deliver all deferred cancellations, because nothing durable is undone any more; return whether any was."""
+    """Deliver all deferred cancellations, because no durable wait is left; return whether there were any."""
     return _release(execution, list(execution.deferring))
 
 
@@ -127,10 +135,10 @@ def _release(execution: Execution, tasks: list[HandlerTask]) -> bool:
     return released
 
 
-def undo(task: HandlerTask | None) -> None:
-    """Mark a task that hears of the invocation's cancellation, and those that hear of it through this one (E2)."""
+def begin_undoing(task: HandlerTask | None) -> None:
+    """Mark a task that receives the invocation's cancellation, and its parents, as undoing (E2)."""
     if task is not None:
-        task.told = True
+        task.was_notified = True
     while task is not None and not task.undoing:
         task.undoing = True
         parent = task.parent
@@ -144,20 +152,20 @@ def undo(task: HandlerTask | None) -> None:
 
 
 def stop_undoing_outside_of_handlers(task: HandlerTask) -> None:
-    """Let a running task stop undoing if it has left the except and finally blocks that handle the cancellation.
+    """Mark a running task as done with undoing if it has left the blocks that handle the cancellation.
 
-    While a task below it undoes things, it may not have heard of the cancellation yet.
+    While one of its children is undoing, the task may not have received the cancellation yet.
     """
-    if sys.exc_info()[1] is None and (task.told or not task.undoes_below()):
+    if sys.exc_info()[1] is None and (task.was_notified or not task.undoes_below()):
         _stop_undoing(task)
 
 
 def _stop_undoing(task: HandlerTask) -> None:
-    """Record that a task has handled the cancellation, and that those above it will not hear of it any more."""
+    """Mark a task as done with undoing, and its parents, which the cancellation will not reach any more."""
     above = task
     while above.undoing:
         above.stop_undoing()
         parent = above.parent
-        if parent is None or parent.told or parent.undoes_below():
+        if parent is None or parent.was_notified or parent.undoes_below():
             return
         above = parent

@@ -1,7 +1,7 @@
-"""One execution of handler code: an attempt's handler, or a part of it.
+"""The state of one execution: an attempt's handler, or a part of it, on the handler loop.
 
-It holds what the code has made, and is what the code calls: to make tasks, to wait for something durable, to fail. The
-driver runs it; see ``_driver`` for the invariants.
+Handler code calls its methods to create tasks, to wait for something durable, and to fail. The driver runs it; see
+``_driver`` for the invariants.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar, cast
 
 from restate_steps._loop._asyncgens import AsyncGenerators
 from restate_steps._loop._asyncio import get_running_loop_or_none, must_cancel, set_running_loop, swap_current_task
-from restate_steps._loop._cancellation import note_local_waits, stop_undoing_outside_of_handlers, undo
+from restate_steps._loop._cancellation import begin_undoing, note_local_waits, stop_undoing_outside_of_handlers
 from restate_steps._loop._endings import again
 from restate_steps._loop._frames import describe
 from restate_steps._loop._local import LocalOperation, LocalOperations, running_operation
@@ -37,32 +37,33 @@ T = TypeVar("T")
 logger = logging.getLogger("restate_steps")
 
 _STARTS_EAGERLY: Final = sys.version_info >= (3, 12)
-"""True if a task may run inside another task's turn."""
+"""True if this Python has eager tasks, which run inside another task's turn."""
 
 
 class Execution:
     """Handler code that runs on the handler loop.
 
     Args:
-        port: The way to the durable world.
-        server_loop: The loop of the server, on which bodies run.
-        name: A name that is the same in each attempt, and different for each invocation.
+        port: The interface to the server.
+        server_loop: The server's event loop, on which step bodies run.
+        name: A name that is the same in every attempt, and differs between invocations.
 
     Attributes:
-        first_hash: What the numbers of tasks are added to for their hashes.
-        loop: What the code takes for its event loop.
-        closed: Why the attempt is over, or None.
-        is_over: Whether the code has ended.
-        driving: Makes the handler loop the running loop, as a context manager.
-        condition: What the driver drives until.
-        waits_outside: Whether wake-ups from outside are accepted, because nothing durable is waited for.
-        begun: The durable waits that have begun since the driver looked at them.
-        is_cancelled: Whether the cancellation of the invocation has been delivered.
-        is_unheard: Whether nothing waited then, so that what waits next is told.
-        deferring: The tasks of which a cancellation is deferred.
-        untold: The tasks that are still to be told of the invocation's cancellation, and what each waits for.
-        task_factory: What the code has set as the loop's task factory.
-        exception_handler: What the code has set as the loop's exception handler.
+        first_hash: The base of the hashes of tasks; each adds its number.
+        loop: The event loop that handler code sees.
+        closed: The reason why the attempt is over, or None.
+        is_over: True once the code has ended.
+        driving: A context manager that makes the handler loop the running loop.
+        condition: The condition that ends the driver's cycle.
+        accepts_wake_ups: True if wake-ups from outside are accepted, because there is no durable wait.
+        new_waits: The durable waits that have begun since the driver last checked them.
+        is_cancelled: True once the invocation's cancellation has been delivered.
+        is_undelivered: True if nothing waited at that time; the next wait then receives the cancellation.
+        deferring: The tasks that have deferred cancellations, in order.
+        pending_local_waits: The tasks whose local waits are yet to receive the invocation's cancellation, each with
+            the future that it waits for.
+        task_factory: The task factory that the code has set.
+        exception_handler: The exception handler that the code has set.
     """
 
     def __init__(self, port: Port, server_loop: asyncio.AbstractEventLoop, name: str = "") -> None:
@@ -84,32 +85,32 @@ class Execution:
         self._prune_at = 1000
         self._batch: list[int] = []
         self._signalled: asyncio.Future[None] | None = None
-        self.waits_outside = False
-        self.begun: list[DurableWait] = []
-        self.is_cancelled = self.is_unheard = False
+        self.accepts_wake_ups = False
+        self.new_waits: list[DurableWait] = []
+        self.is_cancelled = self.is_undelivered = False
         self.deferring: dict[HandlerTask, None] = {}
-        self.untold: list[tuple[HandlerTask, asyncio.Future[Any]]] = []
+        self.pending_local_waits: list[tuple[HandlerTask, asyncio.Future[Any]]] = []
         self.driving = _Driving(self, server_loop)
         self.condition: Callable[[], bool] = bool
 
     def own_context(self) -> Context:
-        """Return a context for code of the execution."""
+        """Return a copy of the current context that belongs to this execution."""
         context = contextvars.copy_context()
         context.run(EXECUTION.set, self)
         return context
 
-    def drive_wherever(self) -> None:
-        """Let it be driven by code that no longer runs on the server's loop, such as the garbage collector."""
+    def drive_from_here(self) -> None:
+        """Drive from the calling code, which no longer runs on the server's loop, such as the garbage collector."""
         self.driving = _Driving(self, get_running_loop_or_none())
 
     def driven_by_this_thread(self) -> bool:
-        """Return whether the calling thread is the one that drives it at this moment."""
+        """Return whether the calling thread is driving this execution now."""
         return self.loop.driving is self and threading.get_ident() == self._thread
 
     # --- from outside -------------------------------------------------------------------------------------------
 
     def signal(self) -> None:
-        """Let the driver look again."""
+        """Wake the driver."""
         if self._signalled is not None and not self._signalled.done():
             self._signalled.set_result(None)
 
@@ -122,7 +123,7 @@ class Execution:
             self._signalled = None
 
     def wake_from_outside(self, handle: Handle) -> None:
-        """Decide about a callback that was scheduled while no code of the execution runs (E5)."""
+        """Accept or refuse a callback that was scheduled while no code of the execution was running (E5)."""
         if threading.get_ident() != self._thread:
             self.server_loop.call_soon_threadsafe(self.wake_from_outside, handle)
             return
@@ -132,10 +133,10 @@ class Execution:
             self.ready.append(handle)
             return
         body = running_step.get()
-        if body is None and (self.local.in_flight is not None or self.waits_outside):
+        if body is None and (self.local.in_flight is not None or self.accepts_wake_ups):
             self.ready.append(handle)
             self.signal()
-            if self.waits_outside:
+            if self.accepts_wake_ups:
                 self.port.interrupt()
             return
         task = owner_of(handle)
@@ -148,16 +149,16 @@ class Execution:
         else:
             source = "a thread, a callback or a task of the server's event loop"
         self.refuse(
-            f"{what} was woken by {source} while it waited{where}. When that happens is not in the journal, so a "
-            "replay could not repeat it. Return the value from a step, or wait for it with an awakeable; share a lock "
-            "or semaphore with other invocations only where the handler runs nothing else at the same time.",
+            f"{what} was woken by {source} while it waited{where}. The journal does not record when that happens, so "
+            "a replay could not repeat it. Return the value from a step, or wait for it with an awakeable; share a "
+            "lock or semaphore with other invocations only where the handler runs nothing else at the same time.",
             pause=body is not None,
         )
 
     # --- tasks --------------------------------------------------------------------------------------------------
 
     def current_task(self) -> HandlerTask | None:
-        """Return the task whose code runs at this moment."""
+        """Return the task whose code is running."""
         if self.loop.driving is not self:
             operation = running_operation()
             return operation.owner if operation is not None else None
@@ -174,14 +175,15 @@ class Execution:
         eager_start: bool | None = False,
         **options: Any,
     ) -> HandlerTask:
-        """Make a task.
+        """Create a task.
 
         Args:
-            coro: What it does.
-            name: Its name; made of its number if None.
-            context: Its context variables; a copy of the current ones if None.
-            given: For one of several that are made in an order that means nothing: its position, and their number.
-            eager_start: Whether to run it at once, until it first waits for something.
+            coro: The coroutine to run.
+            name: The task's name; if None, a name with its number.
+            context: The task's context variables; if None, a copy of the current ones.
+            given: For a task of a batch that is created in arbitrary order: its position in the batch, and the
+                batch's size.
+            eager_start: True to run it immediately, until it first waits for something.
             **options: More arguments for :class:`asyncio.Task`.
         """
         self.notice_end_of_undoing()
@@ -198,7 +200,7 @@ class Execution:
             self._tasks = self.live_tasks()
             self._prune_at = 2 * len(self._tasks) + 1000
         if eager_start and self.loop.driving is self:
-            # Not by asyncio, whose eager tasks end their turn when they yield without waiting (R2).
+            # asyncio's own eager tasks would end their turn when they yield without waiting (R2).
             creator = swap_current_task(self.loop, None)
             try:
                 self.ready.run_within_turn()
@@ -219,15 +221,15 @@ class Execution:
         return first + position
 
     def forget_tasks(self) -> None:
-        """Forget the tasks: they refer to the execution, and without the cycle they go at once."""
+        """Drop the references to the tasks: without the reference cycle, they are freed immediately."""
         self._tasks.clear()
 
     def live_tasks(self) -> list[HandlerTask]:
-        """Return the tasks that have not ended, in the order in which they were made."""
+        """Return the tasks that have not ended, in the order in which they were created."""
         return [task for task in self._tasks if not task.done()]
 
     def notice_end_of_undoing(self) -> None:
-        """Let the running task be cancelled again if it has left the code that handles the cancellation (E2)."""
+        """Allow more cancellations of the running task if it has left the code that handles the first (E2)."""
         if self.is_cancelled and self.loop.driving is self:
             task = self.current_task()
             if task is not None and task.undoing:
@@ -236,10 +238,10 @@ class Execution:
     # --- durable waits ------------------------------------------------------------------------------------------
 
     def check(self, operation: str) -> None:
-        """Refuse what may not enter the journal at this moment.
+        """Refuse an operation that must not enter the journal now.
 
         Raises:
-            BaseException: The attempt is over, or the caller is not code of the execution whose turn it is.
+            BaseException: The attempt is over, or the caller is not the code whose turn it is.
         """
         if self.closed is not None:
             raise again(self.closed)
@@ -256,13 +258,13 @@ class Execution:
                 "of the two would depend on timing. Await one after the other, or use restate_steps.gather."
             )
         raise self.refuse(
-            f"{operation} was called beside the handler, by another thread, event loop or task of the server's event "
-            "loop, where its place in the journal would depend on timing. Use the Restate context in the handler, and "
-            "do in the thread or task what belongs into a step."
+            f"{operation} was called outside of the handler's code, by another thread, event loop, or task of the "
+            "server's event loop, where its position in the journal would depend on timing. Use the Restate context "
+            "in the handler only; use threads and tasks inside of steps."
         )
 
     async def yield_if_closed(self) -> None:
-        """Give the turn away if the attempt is over: code that tries again and again must not block the server."""
+        """Yield to the server if the attempt is over: code that retries in a loop must not block it."""
         if self.closed is not None:
             await asyncio.sleep(0)
 
@@ -277,7 +279,7 @@ class Execution:
         operation = None
         if self.loop.driving is self:
             wait = DurableWait(source, task, None, self.loop)
-            self.begun.append(wait)
+            self.new_waits.append(wait)
         else:
             operation = running_operation()
             wait = DurableWait(source, task, operation, self.server_loop)
@@ -300,10 +302,11 @@ class Execution:
             raise
 
     def has(self, handle: int) -> bool:
-        """Return whether a durable future is completed, if the code may continue with it at once.
+        """Return whether a durable future is completed and the code may continue with it immediately.
 
-        It may where nothing could run before the driver would ask the VM for that future alone, as in a handler that
-        does one step after another. It saves most of what a wait costs. If it returns False, :meth:`wait` says more.
+        This is a shortcut that saves most of a wait's cost. It applies if the driver would ask the VM for this future
+        alone, and nothing could run before, as in a handler that awaits one step after another. If it returns False,
+        call :meth:`wait`.
         """
         task = self.ready.last
         if (
@@ -315,7 +318,7 @@ class Execution:
             or self.timers
             or task.undoing
             or self.deferring
-            or self.is_unheard
+            or self.is_undelivered
             or must_cancel(task)
             or self.condition()
         ):
@@ -329,25 +332,25 @@ class Execution:
             return False
         self.ready.begin_turn()
         if found is None:
-            undo(task)
+            begin_undoing(task)
             note_local_waits(self)
             raise Cancelled
         return True
 
-    def watch(self, wait: Wait) -> None:
-        """Ask for a wait from now on."""
+    def add_wait(self, wait: Wait) -> None:
+        """Add a wait to ask the VM for."""
         self.port.add(wait)
 
-    def forget(self, wait: Wait) -> None:
-        """Ask for a wait no longer."""
+    def discard_wait(self, wait: Wait) -> None:
+        """Remove a wait."""
         self.port.discard(wait)
 
     def begin_sleep(self, seconds: float) -> Any:
-        """Begin a durable sleep, and return what to ask for."""
+        """Begin a durable sleep, and return its durable future."""
         return self.port.sleep(seconds)
 
     async def run_for(self, operation: LocalOperation, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run a coroutine function on the handler loop, for a local operation that waits for it meanwhile."""
+        """Run a coroutine function on the handler loop, while the calling local operation waits for it."""
         self.check("handler code")
         ended: asyncio.Future[None] = self.server_loop.create_future()
         context = contextvars.copy_context()
@@ -382,23 +385,23 @@ class Execution:
     # --- endings ------------------------------------------------------------------------------------------------
 
     def refuse(self, reason: str, *, pause: bool = True) -> ConcurrencyError:
-        """Fail the attempt because going on could not be replayed, and return the error to raise.
+        """Fail the attempt because a replay could not repeat what happens, and return the error to raise.
 
         Args:
-            reason: What happened, why it cannot be replayed, and what to do.
-            pause: Whether only a change of code can help, so that Restate should not retry.
+            reason: The message: what happened, why it cannot be replayed, and what to do.
+            pause: True if only a code change helps, so that Restate should pause instead of retrying.
         """
         error = ConcurrencyError(reason)
         self.fail(error, pause=pause)
         return error
 
     def fail(self, error: StepsError, *, pause: bool = False) -> None:
-        """Fail the attempt with a retryable error, whatever the handler does from now on."""
+        """Fail the attempt with a retryable error, even if the handler catches it."""
         if self.closed is None and not self.is_over:
             self.port.fail(error, pause=pause)
             self.closed = error
             if self.loop.driving is not self:
-                # The driver waits for the server, or for something local.
+                # The driver may be waiting, for the server or for a local operation.
                 self.signal()
                 self.port.interrupt()
 
@@ -412,18 +415,18 @@ class Execution:
         logger.warning("%s", message)
 
     def log_error(self, context: dict[str, Any]) -> None:
-        """Log an error that nothing waited for."""
+        """Log an unhandled error."""
         if self.closed is None:
             error = context.get("exception")
             logger.error("%s", context.get("message") or "Unhandled exception in a handler", exc_info=error)
 
 
 class _Driving:
-    """Makes the handler loop the running loop, for code of one execution; a context manager, to be used again.
+    """A reusable context manager that makes the handler loop the running loop, for code of one execution.
 
     Args:
         execution: The execution.
-        outer: The loop that runs already.
+        outer: The event loop that is running outside.
     """
 
     __slots__ = ("_before", "_execution", "_hooks", "_loop", "_outer", "_outer_hooks", "_task")
@@ -432,7 +435,7 @@ class _Driving:
         self._execution = execution
         self._loop = execution.loop
         self._hooks = execution.generators.hooks
-        # A loop sets its hooks once, when it begins to run.
+        # The outer loop set its hooks when it started, and does not change them.
         self._outer = outer
         self._outer_hooks = sys.get_asyncgen_hooks()
 
@@ -453,5 +456,5 @@ class _Driving:
 
 
 def name_of(task: HandlerTask | None) -> str:
-    """Return how messages call a task."""
+    """Return a task's name for messages."""
     return repr(task.get_name()) if task is not None else "of the handler"

@@ -1,14 +1,13 @@
-"""Local operations: what handler code awaits that is neither durable nor made by the handler itself.
+"""Local operations: threads, DNS lookups, and :func:`restate_steps.local`.
 
-A thread, a look-up of an address, and what is passed to :func:`restate_steps.local` run outside of the handler loop.
-Their results are not recorded, and every replay repeats them. Invariants:
+They run outside of the handler loop. Their results are not recorded, and every replay repeats them. Invariants:
 
-* **O1** While an operation is in flight no other code of the handler runs, and the VM is not asked: however long it
-  takes, and whether it happens at all in another attempt, the order of everything else is the same.
-* **O2** Operations are delivered in the order in which they began.
-* **O3** A coroutine of :func:`restate_steps.local` that waits for something durable is not in flight meanwhile.
-* **O4** A cancelled operation is waited for until it has ended, except for a thread, which cannot be cancelled. When
-  the attempt is over, the driver waits for those that are left.
+* **O1** While an operation is in flight, no other handler code runs, and the driver does not ask the VM. So the order
+  of everything else does not depend on how long the operation takes, or on whether another attempt runs it at all.
+* **O2** Results are delivered in the order in which the operations began.
+* **O3** A coroutine in :func:`restate_steps.local` does not count as in flight while it waits for something durable.
+* **O4** The handler waits for a cancelled operation to end, except for a thread, which cannot be cancelled. After the
+  attempt, the driver waits for the operations that are left.
 """
 
 from __future__ import annotations
@@ -36,22 +35,22 @@ T = TypeVar("T")
 _CLEAN_UP_SECONDS: Final = 10.0
 
 OPERATION: Final[ContextVar[LocalOperation | None]] = ContextVar("restate_steps_local_operation", default=None)
-"""The local operation that code on the server's loop is a part of."""
+"""The local operation that code on the server's loop belongs to."""
 
 
 class LocalOperation:
-    """One operation.
+    """One local operation.
 
     Args:
         execution: The execution that it belongs to.
-        can_be_cancelled: Whether cancelling it makes it end.
+        can_be_cancelled: True if it ends when it is cancelled.
 
     Attributes:
         owner: The task that began it.
-        outer: The future on the server's loop that ends with it.
-        result: What the handler waits for.
-        waits: Whether it waits for something durable (O3).
-        is_cancelled: Whether the handler has cancelled it.
+        outer: The future or task on the server's loop that runs it.
+        result: The future on the handler loop that the handler awaits.
+        waits: True while it waits for something durable (O3).
+        is_cancelled: True once the handler has cancelled it.
     """
 
     def __init__(self, execution: Execution, *, can_be_cancelled: bool) -> None:
@@ -65,22 +64,22 @@ class LocalOperation:
 
     @property
     def in_flight(self) -> bool:
-        """True if it holds the turn."""
+        """True while the rest of the handler has to wait for it."""
         return not self.waits
 
     def begin_wait(self) -> None:
-        """Give the turn away: what it waits for comes from the journal (O3)."""
+        """Let the rest of the handler run while this waits for something durable (O3)."""
         self.waits = True
         self.execution.local.hold()
         self.execution.signal()
 
     def end_wait(self) -> None:
-        """Hold the turn again."""
+        """Block the rest of the handler again."""
         self.waits = False
         self.execution.local.hold()
 
     def start(self, outer: asyncio.Future[Any]) -> None:
-        """Hold the turn until ``outer`` is done."""
+        """Block the rest of the handler until ``outer`` is done."""
         self.outer = outer
         self.execution.local.add(self)
         outer.add_done_callback(self._ended)
@@ -88,7 +87,7 @@ class LocalOperation:
 
     def _ended(self, outer: asyncio.Future[Any]) -> None:
         if not outer.cancelled():
-            # Looked at, so that asyncio does not report an error that nothing waits for any more.
+            # Mark it as retrieved: asyncio must not report the error of an operation that was abandoned.
             outer.exception()
         self.execution.signal()
 
@@ -104,7 +103,7 @@ class LocalOperation:
             self.execution.local.remove(self)
 
     def deliver(self) -> None:
-        """Hand the result to the handler; called while it is driven."""
+        """Deliver the result to the handler; called while its execution is driven."""
         outer, result = self.outer, self.result
         if result.done():
             return
@@ -117,7 +116,7 @@ class LocalOperation:
 
 
 class LocalOperations:
-    """The operations of one execution that have not been delivered, in the order in which they began (O2)."""
+    """The operations of one execution whose results have not been delivered, in the order they began (O2)."""
 
     def __init__(self, execution: Execution) -> None:
         self._execution = execution
@@ -128,14 +127,14 @@ class LocalOperations:
 
     @property
     def in_flight(self) -> LocalOperation | None:
-        """The first operation that holds the turn, if any does."""
+        """The first operation that the rest of the handler has to wait for, or None."""
         for operation in self._operations:
             if operation.in_flight:
                 return operation
         return None
 
     def results(self) -> list[asyncio.Future[Any]]:
-        """Return what the handler waits for."""
+        """Return the futures that the handler awaits."""
         return [operation.result for operation in self._operations]
 
     @property
@@ -154,7 +153,7 @@ class LocalOperations:
         self.hold()
 
     def hold(self) -> None:
-        """Hold the turn while something is in flight (O1), and deliver what has ended in its order (O2)."""
+        """Block turns while an operation is in flight (O1); if none is, deliver the ended ones in order (O2)."""
         execution = self._execution
         execution.ready.held = self.in_flight is not None
         if not execution.ready.held:
@@ -163,7 +162,7 @@ class LocalOperations:
                 execution.ready.prepend(Handle(operation.deliver, (), execution.loop, contextvars.Context()))
 
     def deliver(self) -> bool:
-        """Deliver the first operation if it has ended; return whether it has."""
+        """Take the first operation from those in flight if it has ended; return whether it has."""
         operation = self.in_flight
         if operation is None or not operation.outer.done():
             return False
@@ -173,7 +172,7 @@ class LocalOperations:
         return True
 
     def abandon(self) -> None:
-        """Cancel all: the attempt is over."""
+        """Cancel all operations, because the attempt is over."""
         for operation in list(self._operations):
             if operation.can_be_cancelled:
                 operation.outer.cancel()
@@ -183,11 +182,11 @@ class LocalOperations:
         self._execution.ready.held = False
 
     def remember(self, context: LocalContext[Any]) -> None:
-        """Close a context manager, too, when the attempt is over."""
+        """Remember a context manager, to close it when the attempt is over."""
         self._contexts.append(context)
 
-    async def ended(self) -> None:
-        """Wait until what was cancelled has cleaned up, so that the next attempt does not run beside it."""
+    async def wait_ended(self) -> None:
+        """Wait until cancelled operations have cleaned up, so that the next attempt does not overlap with them."""
         self._ending += [context.close() for context in self._contexts]
         left = [future for future in self._ending if not future.done()]
         if left:
@@ -202,13 +201,13 @@ class LocalOperations:
         self._execution.check("a thread")
         operation = LocalOperation(self._execution, can_be_cancelled=False)
         if executor is None or isinstance(executor, ThreadPoolExecutor):
-            # So that what the thread schedules on the handler loop is known to be this execution's.
+            # The context identifies this execution when the thread schedules something on the handler loop.
             func = functools.partial(contextvars.copy_context().run, func)
         operation.start(self._execution.server_loop.run_in_executor(executor, func, *args))
         return operation.result
 
     async def run(self, awaitable: Awaitable[T]) -> T:
-        """Run something on the server's loop, in the context of the caller."""
+        """Run an awaitable on the server's loop, in the caller's context."""
         execution = self._execution
         coro = cast("Coroutine[Any, Any, T]", awaitable if asyncio.iscoroutine(awaitable) else _await(awaitable))
         try:
@@ -220,17 +219,17 @@ class LocalOperations:
         operation = LocalOperation(execution, can_be_cancelled=True)
         context = contextvars.copy_context()
         context.run(OPERATION.set, operation)
-        # Not by create_task: a task factory of the server's loop may start it at once, in the handler's turn.
+        # Not create_task: a task factory of the server's loop may start it immediately, within the handler's turn.
         operation.start(asyncio.Task(coro, loop=execution.server_loop, context=context))
         try:
             return cast(T, await operation.result)
         except asyncio.CancelledError:
-            # Cancelled again and again, as anyio does it, the task would never come to wait.
+            # anyio repeats a cancellation until it has an effect, which would end each wait below immediately.
             owner = operation.owner
             if owner is not None:
                 owner.is_leaving = True
             while not operation.outer.done() and execution.closed is None:
-                # O4: what it does about the cancellation belongs to this turn.
+                # O4: the operation cleans up within this turn.
                 operation.result = execution.loop.create_future()
                 try:
                     await operation.result
@@ -249,7 +248,7 @@ class LocalContext(Generic[T]):
     """An async context manager that is entered and exited on the server's loop, in one task.
 
     Args:
-        execution: The execution in whose code it is used.
+        execution: The execution that uses it.
         manager: The context manager.
     """
 
@@ -274,11 +273,11 @@ class LocalContext(Generic[T]):
         return await self._execution.local.run(self._wait_until_left(error))
 
     def __await__(self) -> Generator[Any, Any, Any]:
-        # Some things are both: await session.get(url), async with session.get(url).
+        # Some objects are both: await session.get(url), async with session.get(url).
         return self._execution.local.run(cast("Awaitable[Any]", self._manager)).__await__()
 
     def close(self) -> asyncio.Task[Any]:
-        """End it if nothing has exited it, and return its task."""
+        """Cancel its task if nothing has exited it, and return the task."""
         if not self._left.done():
             self._task.cancel()
         return self._task
@@ -288,7 +287,7 @@ class LocalContext(Generic[T]):
             self._left.set_result(cast("tuple[Any, Any, Any]", error))
 
     def _enter_operation(self) -> None:
-        # Steps that the manager calls belong to the operation that enters it, or to the one that exits it.
+        # Steps that the manager calls belong to the operation that enters or exits it.
         self._context.run(OPERATION.set, OPERATION.get())
 
     async def _wait_until_left(self, error: tuple[Any, ...]) -> bool | None:
@@ -298,14 +297,14 @@ class LocalContext(Generic[T]):
 
     async def _wait_until_entered(self) -> T:
         self._enter_operation()
-        # One task for both: what is entered may hold a cancel scope or a task group of anyio.
+        # One task for both, because the manager may use an anyio cancel scope or task group.
         self._task = asyncio.Task(self._hold(), loop=self._execution.server_loop, context=self._context)
         self._execution.local.remember(self)
         either: list[asyncio.Future[Any]] = [self._entered, self._task]
         try:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            # No one will exit the manager, so it has to clean up now.
+            # Nothing will exit the manager, so it has to clean up now.
             self._task.cancel()
             await asyncio.wait([self._task])
             raise
@@ -330,7 +329,7 @@ async def _await(awaitable: Awaitable[T]) -> T:
 
 
 def running_operation() -> LocalOperation | None:
-    """Return the local operation whose code is running, if any is."""
+    """Return the local operation whose code is running, or None."""
     operation = OPERATION.get()
     if operation is None or operation.outer.done() or get_running_loop_or_none() is operation.execution.loop:
         return None

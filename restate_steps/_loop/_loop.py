@@ -1,12 +1,13 @@
 """The event loop that handler code sees.
 
-There is one for each event loop of a server, shared by all handlers that run on it, so that a module-level lock or
-semaphore works across invocations, as asyncio refuses to use one on two loops. What is scheduled on it belongs to one
-:class:`~restate_steps._loop._execution.Execution`, and reaches that one's queue. Invariants:
+All handlers on one server event loop share one. So a module-level lock or semaphore works across invocations, which
+asyncio refuses to use on two loops. Each callback belongs to one :class:`~restate_steps._loop._execution.Execution`,
+and goes to that execution's queue. Invariants:
 
 * **L1** Handler code runs only while its execution is driven, one turn at a time.
-* **L2** What is scheduled while no code of its execution runs came from outside, and the execution decides about it.
-* **L3** Sockets, pipes, subprocesses and signals are refused: when they have something to say is not in the journal.
+* **L2** A callback that is scheduled while its execution is not driven comes from outside; the execution accepts or
+  refuses it (E5).
+* **L3** Sockets, pipes, subprocesses and signals are refused: the journal does not record when their events arrive.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ __all__ = ["EXECUTION", "HandlerLoop", "loop_for"]
 T = TypeVar("T")
 
 EXECUTION: Final[ContextVar[Execution | None]] = ContextVar("restate_steps_execution", default=None)
-"""The execution that code belongs to; inherited by the tasks and callbacks that it makes."""
+"""The execution that the running code belongs to; its tasks and callbacks inherit it."""
 
 _as_completed_codes: Final = frozenset(
     code
@@ -44,7 +45,7 @@ _as_completed_codes: Final = frozenset(
 )
 
 
-# The base class is hidden from type checkers: its methods are overridden with any arguments, or refused.
+# Hide the base class from type checkers: some methods are refused, and others take any arguments.
 _Base: Any = AbstractEventLoop
 
 
@@ -52,8 +53,8 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
     """An event loop whose ready queue, timers and wake-ups come from the journal.
 
     Attributes:
-        driving: The execution whose code runs at this moment.
-        executions: Those that have not ended.
+        driving: The execution whose code is running, or None.
+        executions: The executions that have not ended.
     """
 
     def __init__(self) -> None:
@@ -67,8 +68,8 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
         execution = self.driving or (context.get(EXECUTION) if context is not None else EXECUTION.get())
         if execution is None:
             raise ConcurrencyError(
-                "the event loop of a Restate handler was used by code that does not belong to the handler. Use "
-                "asyncio.get_running_loop() where the code runs."
+                "the event loop of a Restate handler was used by code that does not belong to the handler. Everything "
+                "on that loop must be a part of a handler. Call asyncio.get_running_loop() where the code runs."
             )
         return execution
 
@@ -90,7 +91,7 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
     def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> Handle:
-        """Schedule a callback from a thread, which only a thread that the handler waits for may do."""
+        """Schedule a callback from a thread; only threads that the handler waits for may do so."""
         if context is None:
             context = copy_context()
         execution = context.get(EXECUTION) or _owner_of(callback, args)
@@ -105,7 +106,7 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> TimerHandle:
-        """Schedule a callback after a durable timer."""
+        """Schedule a callback after a delay, with a durable timer."""
         return self.call_at(self.time() + delay, callback, *args, context=context)
 
     def call_at(
@@ -123,7 +124,7 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
             execution.timers.discard(handle)
 
     def time(self) -> float:
-        """Return the time of the latest timer that has ended, in seconds since the handler began."""
+        """Return the time of the latest timer that has fired, in seconds since the handler's start."""
         execution = self.driving or EXECUTION.get()
         return execution.timers.read() if execution is not None else 0.0
 
@@ -155,7 +156,8 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
         if factory is not None and factory is not getattr(asyncio, "eager_task_factory", None):
             raise self._execution().refuse(
                 f"loop.set_task_factory was called with {factory!r}, at {user_line()}. The journal depends on the order"
-                " of a handler's tasks, so the handler loop makes them itself. Use asyncio.eager_task_factory, or none."
+                " of a handler's tasks, so the handler loop creates them itself. Use asyncio.eager_task_factory or "
+                "None."
             )
         self._execution().task_factory = factory
 
@@ -166,11 +168,11 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
     # --- threads and other local work ---------------------------------------------------------------------------
 
     def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
-        """Run a function in a thread, which holds the handler's turn until it ends."""
+        """Run a function in a thread, as a local operation."""
         return self._execution().local.begin_thread(executor, func, *args)
 
     def set_default_executor(self, executor: Any) -> None:
-        """Refuse: threads are those of the server's loop."""
+        """Refuse: threads belong to the server's loop."""
         del executor
         self._refuse("set_default_executor")
 
@@ -186,16 +188,16 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
         """Do nothing: async generators are closed when the handler ends."""
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Do nothing: threads are those of the server's loop."""
+        """Do nothing: threads belong to the server's loop."""
 
     # --- state --------------------------------------------------------------------------------------------------
 
     def is_running(self) -> bool:
-        """Return whether handler code runs at this moment."""
+        """Return whether handler code is running."""
         return self.driving is not None
 
     def is_closed(self) -> bool:
-        """Return whether the handler of the caller has ended."""
+        """Return whether the caller's handler has ended."""
         execution = self.driving or EXECUTION.get()
         return execution is not None and execution.is_over
 
@@ -215,11 +217,11 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
         self._execution().exception_handler = handler
 
     def default_exception_handler(self, context: dict[str, Any]) -> None:
-        """Log an error that nothing waited for."""
+        """Log an unhandled error."""
         self._execution().log_error(context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """Report an error that nothing waited for."""
+        """Report an unhandled error to the exception handler, or log it."""
         task = context.get("task", context.get("future"))
         execution = task.execution if isinstance(task, HandlerTask) else self.driving or EXECUTION.get()
         if execution is None or execution.is_over or execution.closed is not None:
@@ -229,7 +231,7 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
         else:
             execution.log_error(context)
 
-    # --- what is refused ----------------------------------------------------------------------------------------
+    # --- refused methods ----------------------------------------------------------------------------------------
 
     def _refuse(self, operation: str, advice: str = "") -> NoReturn:
         raise self._execution().refuse(
@@ -239,11 +241,11 @@ class HandlerLoop(_Base):  # type: ignore[misc] # pyright: ignore[reportUntypedB
         )
 
     def run_forever(self) -> NoReturn:
-        """Refuse: the loop runs already."""
+        """Refuse: the loop is running."""
         raise RuntimeError("This event loop is already running")
 
     def run_until_complete(self, future: Any) -> NoReturn:
-        """Refuse: the loop runs already."""
+        """Refuse: the loop is running."""
         raise RuntimeError("This event loop is already running")
 
     def stop(self) -> NoReturn:
@@ -317,7 +319,7 @@ for _name in (
 
 
 def _owner_of(callback: Any, args: tuple[Any, ...]) -> Execution | None:
-    """Return the execution that a callback from a thread is meant for, as far as it can be seen."""
+    """Return the execution that a callback from a thread is meant for, if its task shows it."""
     for thing in (getattr(callback, "__self__", None), *args):
         if isinstance(thing, HandlerTask):
             return thing.execution
@@ -325,9 +327,10 @@ def _owner_of(callback: Any, args: tuple[Any, ...]) -> Execution | None:
 
 
 def _position_in_as_completed(coro: Any) -> tuple[int, int] | None:
-    """Return the position of a coroutine among those given to ``asyncio.as_completed``, and how many there are.
+    """Return a coroutine's position among the arguments of ``asyncio.as_completed``, and their number.
 
-    ``as_completed`` makes a task for each in the order of a set, which is that of their addresses.
+    ``as_completed`` creates their tasks in the order of a set, which depends on memory addresses. Return None for a
+    coroutine from elsewhere.
     """
     frame: Any = sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
     if frame.f_code.co_name not in ("ensure_future", "_ensure_future"):
@@ -352,7 +355,7 @@ def _position_in_as_completed(coro: Any) -> tuple[int, int] | None:
 
 
 def _wrapped_awaitable(coro: Any) -> Any:
-    """Return the awaitable that asyncio has wrapped in a coroutine to make a task, or else the coroutine itself."""
+    """Return the awaitable that asyncio has wrapped in a coroutine for a task, or else the coroutine itself."""
     frame: Any = getattr(coro, "cr_frame", None) or getattr(coro, "gi_frame", None)
     if frame is None or frame.f_code.co_name != "_wrap_awaitable":
         return coro
@@ -363,7 +366,7 @@ _loops: weakref.WeakKeyDictionary[AbstractEventLoop, HandlerLoop] = weakref.Weak
 
 
 def loop_for(server_loop: AbstractEventLoop) -> HandlerLoop:
-    """Return the loop for handlers that are served on ``server_loop``."""
+    """Return the handler loop of a server's event loop."""
     loop = _loops.get(server_loop)
     if loop is None:
         loop = _loops[server_loop] = HandlerLoop()

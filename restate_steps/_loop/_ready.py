@@ -1,22 +1,22 @@
-"""The ready queue of a handler: what runs next, and in which order.
+"""A handler's ready queue: which callback runs next.
 
-A *turn* is what one callback does until it ends or, for a task, until the task waits for something. Invariants:
+A *turn* is one run of a callback or, for a task, its code up to its next wait. Invariants:
 
-* **R1** Turns run one at a time. What a turn schedules runs right after it, in the order in which it was scheduled, and
-  before everything that was ready earlier. So a chain of callbacks, however many hops it has, keeps its place: a helper
-  task or a callback that a library adds does not change the order of others.
+* **R1** Turns run one at a time. Callbacks that a turn schedules run right after it, in their order, before everything
+  that was ready earlier. So the length of a chain of callbacks does not matter: a helper task or a callback that a
+  library adds does not change the order of others.
 * **R2** A task that yields without waiting for anything (``asyncio.sleep(0)``) continues its turn, up to ``KEEP``
   times in a row. Then everything else that is ready runs first.
-* **R3** Wake-ups that one turn causes by cancelling tasks are ordered by the numbers of the tasks, because anyio
-  cancels in the order of a set. So are tasks that ``asyncio.as_completed`` makes in the order of a set.
-* **R4** What only reschedules itself, ``SPIN`` times without anything else having happened, is *parked*: it runs again
-  when something has. anyio's repeated delivery of a cancellation is parked at once. Code that polls this way sleeps
-  durably meanwhile (T4).
+* **R3** Wake-ups that one turn causes by cancelling tasks are sorted by the tasks' numbers, because anyio cancels in
+  the order of a set. The same holds for the tasks that ``asyncio.as_completed`` creates in the order of a set.
+* **R4** A callback that reschedules itself ``SPIN`` times, without anything else happening, is *parked*: it runs again
+  after something has happened. anyio's repeated delivery of a cancellation is parked immediately. Other code that polls
+  this way sleeps durably meanwhile (T4).
 * **R5** Nothing waits in the queue forever: after ``STREAK`` turns that descend from one another, new ones go to the
   end.
-* **R6** The queue stops after ``BUDGET`` turns and yields without anything having happened outside of it,
-  although more is ready: code that polls, for example with two tasks that wake each other, would otherwise keep the VM
-  from being asked. It sleeps durably, too (T4).
+* **R6** After ``BUDGET`` turns and yields without anything happening outside, the queue stops, even if more is ready.
+  Otherwise code that polls, such as two tasks that wake each other, would keep the driver from asking the VM. Such code
+  sleeps durably, too (T4).
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ SPIN: Final = 10_000
 """The number of yields without waiting after which a task counts as polling."""
 
 BUDGET: Final = 100_000
-"""The number of turns and yields after which something durable, or a local operation, has to happen."""
+"""The number of turns and yields after which a durable or local event has to happen."""
 
 SLICE: Final = 1_000
-"""The number of turns after which the server's loop has its turn."""
+"""The number of turns after which the driver yields to the server's loop."""
 
 STREAK: Final = 10_000
 """The maximum number of turns in a row that descend from one another while others are ready."""
@@ -52,8 +52,8 @@ class Handle(asyncio.Handle):
     """A scheduled callback.
 
     Attributes:
-        order: The number to sort by among the unordered ones of its turn; None if its place is right.
-        spins: How often its task has yielded since something else happened.
+        order: The sort key among the unordered handles of its turn; None if its position is final.
+        spins: The number of times its task has yielded since something else happened.
     """
 
     __slots__ = ("order", "spins")
@@ -65,7 +65,7 @@ class Handle(asyncio.Handle):
         loop: asyncio.AbstractEventLoop,
         context: Context,
     ) -> None:
-        # Not by the base class, which asks the loop for its debug mode each time.
+        # Without the base class's __init__, which queries the loop's debug mode each time.
         self._context = context
         self._loop = loop
         self._callback = callback
@@ -81,15 +81,15 @@ class ReadyQueue:
     """Callbacks that are ready to run.
 
     Args:
-        on_error: Called with an exception that a callback raised, and the callback's handle.
+        on_error: Called with a callback's exception and handle.
 
     Attributes:
-        turn: What the current turn has scheduled.
-        held: Whether no further turn may begin.
-        is_polling: Whether what is parked may do something else than to reschedule itself, if it is run again.
-        is_exhausted: Whether more is ready, but something has to happen first (R6).
-        budget: How many turns are left until something has to happen outside of the queue (R6).
-        order: While tasks are cancelled or made in an order that means nothing, the number to sort their handles by.
+        turn: The handles that the current turn has scheduled.
+        held: True if no other turn may begin.
+        is_polling: True if a parked callback may belong to code that polls, which anyio's do not.
+        is_exhausted: True if more is ready, but something has to happen outside first (R6).
+        budget: The number of turns and yields left until something has to happen outside (R6).
+        order: The sort key of new handles, while tasks are cancelled or created in an arbitrary order.
     """
 
     def __init__(self, on_error: Callable[[BaseException, asyncio.Handle], None]) -> None:
@@ -103,11 +103,11 @@ class ReadyQueue:
         self._parked: list[asyncio.Handle] = []
         self._descendants = 0
         self._streak = 0
-        # Turns that did something, and how many there were when the parked handles had their last chance.
+        # The number of turns that did more than polling, and its value when the parked handles last ran.
         self._turns = 0
         self._turns_seen = 0
         self._sorting = False
-        # The task whose turn it is, and how often it has yielded, in this turn and in those before it.
+        # The running task, and the number of its yields, in this turn and in those before it.
         self._running: HandlerTask | None = None
         self._yields = 0
         self._spins = 0
@@ -117,11 +117,11 @@ class ReadyQueue:
 
     @property
     def last(self) -> HandlerTask | None:
-        """The task whose turn it is, if nothing is ready to run after it."""
+        """The running task, if nothing is ready to run after it."""
         return None if self.turn or self._queue or self._parked or self.held else self._running
 
     def begin_turn(self) -> None:
-        """Let what the running task does from now on be a turn of its own."""
+        """Start a new turn of the running task."""
         self._turns += 1
         self._streak = self._yields = self._spins = 0
 
@@ -141,7 +141,7 @@ class ReadyQueue:
         self._queue.appendleft(handle)
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         self._queue.clear()
         self._parked.clear()
         self.is_polling = False
@@ -160,15 +160,15 @@ class ReadyQueue:
             self._unpark()
 
     def refill(self) -> None:
-        """Let turns run again: something has happened outside of the queue."""
+        """Reset the budget, because something has happened outside of the queue."""
         self.budget = BUDGET
         self.is_exhausted = False
 
     def run(self) -> bool:
-        """Run turns until nothing is ready, or :attr:`held` is set, or for a while.
+        """Run turns until nothing is ready, :attr:`held` is set, or ``SLICE`` turns have run.
 
         Returns:
-            Whether more may run, once the server's loop has had its turn.
+            True if more may run after the driver has yielded to the server's loop.
         """
         queue = self._queue
         if self.turn:
@@ -197,7 +197,7 @@ class ReadyQueue:
         return False
 
     def run_descendants(self) -> None:
-        """Run what was just scheduled, and what descends from it, although :attr:`held` is set."""
+        """Run the handles that were just scheduled, and their descendants, although :attr:`held` is set."""
         outer, self._descendants = self._descendants, 0
         self._end_turn()
         while self._descendants:
@@ -208,7 +208,7 @@ class ReadyQueue:
         self._descendants = outer
 
     def run_within_turn(self) -> None:
-        """Run what was scheduled last as a part of the turn that is running, and so what it schedules."""
+        """Run the last scheduled handle within the current turn, to which the handles that it schedules are added."""
         handle: Any = self.turn.pop()
         outer, self.turn = self.turn, []
         task = handle._callback.__self__
@@ -244,7 +244,7 @@ class ReadyQueue:
                 break
             last: Any = turn[-1]
             if is_task and getattr(last._callback, "__self__", None) is task and not last._cancelled:
-                # R2: it has yielded without waiting.
+                # R2: the task has yielded without waiting.
                 turn.pop()
                 self._yields += 1
                 if self._yields < KEEP:
@@ -298,14 +298,14 @@ def _is_anyio(callback: Any) -> bool:
 
 
 def owner_of(handle: Any) -> Any:
-    """Return the object whose method a callback is, such as the task that it resumes."""
+    """Return the object whose method a handle calls, such as the task that it resumes."""
     return getattr(handle._callback, "__self__", None)
 
 
 def _sorted(turn: list[asyncio.Handle]) -> list[asyncio.Handle]:
-    """Sort the unordered handles among the places that they have (R3)."""
-    places = [index for index, handle in enumerate(turn) if getattr(handle, "order", None) is not None]
-    handles = sorted((turn[index] for index in places), key=lambda handle: getattr(handle, "order", 0))
-    for index, handle in zip(places, handles, strict=True):
+    """Sort the unordered handles among the positions that they have (R3)."""
+    positions = [index for index, handle in enumerate(turn) if getattr(handle, "order", None) is not None]
+    handles = sorted((turn[index] for index in positions), key=lambda handle: getattr(handle, "order", 0))
+    for index, handle in zip(positions, handles, strict=True):
         turn[index] = handle
     return turn

@@ -1,4 +1,4 @@
-"""Tasks of a handler: asyncio's own, with an order of their own."""
+"""Handler tasks: asyncio tasks with a deterministic order."""
 
 from __future__ import annotations
 
@@ -23,20 +23,21 @@ _GROUPS_UNCANCEL: Final = int(sys.version_info >= (3, 13))
 class HandlerTask(asyncio.Task[Any]):
     """A task on the handler loop.
 
-    Its hash is made of the invocation and its number, so that sets of tasks have the same order in every attempt: anyio
-    and ``asyncio.as_completed`` iterate over such sets. asyncio has one set for the tasks of all invocations.
+    Its hash is computed from the invocation and the task's number. So sets of tasks have the same order in every
+    attempt, over which anyio and ``asyncio.as_completed`` iterate. The hash includes the invocation because asyncio has
+    one set for the tasks of all invocations.
 
     Attributes:
-        execution: What it is a part of.
-        number: Its number among the tasks of the execution, in the order in which they were made.
-        parent: The task that made it.
-        is_leaving: Whether it has been cancelled in a local operation, and waits for that to end.
-        swallowed: How many cancellations have come meanwhile; they count, but tell it nothing new.
-        told: Whether it has been told that the invocation is cancelled.
-        undoing: Whether it has been told, or will be by a task that it made, and may still be undoing things.
-        deferred: The cancellations that wait until that is over, as the messages given to :meth:`cancel`.
-        below: The tasks that it made and that may still be undoing things.
-        awaited: What it waited for when a task below it was told.
+        execution: The execution that it belongs to.
+        number: Its number among the execution's tasks, in order of creation.
+        parent: The task that created it.
+        is_leaving: True if it was cancelled in a local operation, and waits for that to end.
+        swallowed: The number of cancellations that are never delivered, but that :meth:`cancelling` counts.
+        was_notified: True if it has received the invocation's cancellation and has not handled it yet.
+        undoing: True if it was notified, or may be through one of its children, and has not handled it yet.
+        deferred: The cancellations that wait until it has, as the messages given to :meth:`cancel`.
+        below: The tasks that it created and that may still be undoing.
+        awaited: The future that it waited for when one of these was notified.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class HandlerTask(asyncio.Task[Any]):
         self.execution = execution
         self.number = number
         self.parent = execution.current_task()
-        self.is_leaving = self.told = self.undoing = False
+        self.is_leaving = self.was_notified = self.undoing = False
         self.swallowed = 0
         self.deferred: list[Any] = []
         self.below: dict[HandlerTask, None] | None = None
@@ -64,12 +65,12 @@ class HandlerTask(asyncio.Task[Any]):
         return self.execution.first_hash + self.number
 
     def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the handler loop; other handlers, which share it, do not find this task by it."""
+        """Return the handler loop, except to other handlers: they share it, and must not find this task there."""
         loop = self.execution.loop
         return loop if loop.driving in (None, self.execution) else self.execution.server_loop
 
     def cancel(self, msg: Any = None) -> bool:
-        """Cancel the task, but let it finish what it does about the cancellation of the invocation."""
+        """Cancel the task; while it is undoing because of the invocation's cancellation, defer this."""
         if self.execution.closed is None and not self.done():
             if self.is_leaving:
                 self.swallowed += 1
@@ -89,11 +90,11 @@ class HandlerTask(asyncio.Task[Any]):
             ready.order = outer
 
     def cancelling(self) -> int:
-        """Return how many cancellations have been requested, those included that have not been delivered."""
+        """Return the number of requested cancellations, including those that have not been delivered."""
         return super().cancelling() + self.swallowed + len(self.deferred)
 
     def uncancel(self) -> int:
-        """Take a cancellation back, first one that has not been delivered: whoever asked for it has ended."""
+        """Withdraw a cancellation, preferably one that has not been delivered, and return the number left."""
         if self.swallowed:
             self.swallowed -= 1
         elif self.deferred:
@@ -103,7 +104,7 @@ class HandlerTask(asyncio.Task[Any]):
         return self.cancelling()
 
     def undoes_below(self) -> bool:
-        """Return whether a task that it made may still be undoing things."""
+        """Return whether a task that it created may still be undoing."""
         below = self.below
         while below:
             task = next(iter(below))
@@ -113,8 +114,8 @@ class HandlerTask(asyncio.Task[Any]):
         return False
 
     def stop_undoing(self) -> None:
-        """Record that it has handled the cancellation of the invocation, and let later ones come through."""
-        self.told = self.undoing = False
+        """Record that it has handled the invocation's cancellation, and deliver the deferred ones."""
+        self.was_notified = self.undoing = False
         self.awaited = None
         if self.parent is not None and self.parent.below:
             self.parent.below.pop(self, None)

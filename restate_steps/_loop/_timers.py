@@ -1,13 +1,13 @@
-"""The timers of a handler, which are durable sleeps.
+"""A handler's timers, which are durable sleeps.
 
-* **T1** A timer costs nothing until nothing else is ready. Then it becomes a sleep in the journal.
-* **T2** The time is that of the latest timer that has ended, counted from the handler's beginning. It is the same in
-  every attempt, and moves only when a timer ends.
-* **T3** While a local operation holds the turn, nothing of the journal is delivered. Timers that were made around the
-  operation, by its task or one above, go by the server's clock meanwhile, so that a timeout of a client library works.
-* **T4** Code that polls without sleeping, while something durable is waited for or the time is read, gets another
-  chance after a durable sleep, each twice as long as the one before. It is made before the VM is asked, so whether it
-  is made does not depend on what the VM has.
+* **T1** A timer becomes a sleep in the journal once nothing else is ready. Until then it costs nothing.
+* **T2** ``loop.time()`` is the time of the latest timer that has fired, in seconds since the handler's start. It is the
+  same in every attempt, and advances only when a timer fires.
+* **T3** While a local operation is in flight, nothing from the journal is delivered. Timers that its task, or a parent
+  of its task, started around it use the server's clock meanwhile, so that a client library's timeout works.
+* **T4** Code that polls without sleeping, while there is a durable wait or the code reads the time, continues after a
+  durable sleep, each twice as long as the one before. The sleep is created before the driver asks the VM, so the VM's
+  answer cannot change whether it is created.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _LONGEST_POLL_SECONDS: Final = 10.0
 
 
 class DurableTimer:
-    """A timer that has become a sleep; one of the port's waits."""
+    """A timer that has become a durable sleep, as one of the port's waits."""
 
     __slots__ = ("context", "source", "timer", "timers")
 
@@ -43,7 +43,7 @@ class DurableTimer:
         self.context: Context = cast(Any, timer)._context
 
     def complete(self) -> None:
-        """Run the timer's callback: its time has come."""
+        """Fire the timer."""
         self.timers.end(self.timer)
 
 
@@ -51,8 +51,8 @@ class Timers:
     """The live timers of one execution.
 
     Attributes:
-        now: The time, in seconds.
-        was_read: Whether code has read the time since it was last let poll.
+        now: The time of the latest timer that has fired, in seconds (T2).
+        was_read: True if code has read the time since the last sleep of T4.
     """
 
     def __init__(self, execution: Execution) -> None:
@@ -68,7 +68,7 @@ class Timers:
         return bool(self._live)
 
     def add(self, timer: TimerHandle) -> None:
-        """Add a timer; one that is due runs with what is ready."""
+        """Add a timer; one that is due already is scheduled immediately."""
         if math.isnan(timer.when()):
             raise ValueError("the time of a timer must be a number, got nan")
         if timer.when() <= self.now:
@@ -78,40 +78,40 @@ class Timers:
             self._live[timer] = (execution.current_task(), execution.server_loop.time())
 
     def read(self) -> float:
-        """Return the time."""
+        """Return :attr:`now` to handler code, and note that it was read."""
         self.was_read = True
         return self.now
 
     def discard(self, timer: TimerHandle) -> None:
-        """Forget a timer that was cancelled."""
+        """Remove a cancelled timer."""
         self._live.pop(timer, None)
         if (durable := self._durable.pop(timer, None)) is not None:
-            self._execution.forget(durable)
+            self._execution.discard_wait(durable)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all timers."""
         for timer in list(self._live):
             self.discard(timer)
 
     def end(self, timer: TimerHandle) -> None:
-        """Let a timer's callback run, at its time."""
+        """Fire a timer: advance the time, and schedule its callback."""
         self.discard(timer)
         self.now = max(self.now, timer.when())
         self._execution.ready.schedule(timer)
 
     def make_durable(self) -> None:
-        """Make a sleep of each timer that is not one yet, in the order in which they were made (T1)."""
+        """Create a durable sleep for each timer that has none, in the order in which they were started (T1)."""
         if len(self._durable) == len(self._live):
             return
-        # Not in the order in which they end: then a delay with random jitter would change the order of the commands.
+        # Not in the order in which they fire: a delay with random jitter would then change the order of the commands.
         for timer in [timer for timer in self._live if timer not in self._durable]:
             seconds = min(timer.when() - self.now, _LONGEST_SECONDS)
             durable = DurableTimer(self, timer, self._execution.begin_sleep(seconds))
             self._durable[timer] = durable
-            self._execution.watch(durable)
+            self._execution.add_wait(durable)
 
     def poll(self) -> None:
-        """Begin a sleep after which code that polls gets another chance, unless one has begun (T4)."""
+        """Start a sleep after which code that polls continues, unless one is in progress (T4)."""
         if self._poll is None:
             execution = self._execution
             self._poll = execution.loop.call_later(self._poll_seconds, self._end_poll, context=execution.own_context())
@@ -119,25 +119,25 @@ class Timers:
             self._poll_seconds = min(2 * self._poll_seconds, _LONGEST_POLL_SECONDS)
 
     def _end_poll(self) -> None:
-        # That it runs is enough: something has happened.
+        # Running it is enough: it counts as something that has happened, so parked callbacks run again.
         self._poll = None
 
     def only_limit(self) -> bool:
-        """Return whether all that is waited for is timers that end no sleep, as those of timeouts (E2)."""
+        """Return whether every durable wait is a timer that does not end an ``asyncio.sleep``, as in a timeout (E2)."""
         waits = self._execution.port.waits()
         return all(isinstance(each, DurableTimer) and not is_sleep(cast(Any, each.timer)._callback) for each in waits)
 
     def sleepers(self) -> Iterator[tuple[TimerHandle, Any]]:
-        """Yield the timers that end an ``asyncio.sleep``, each with the future that the sleeper waits for."""
+        """Yield each timer that ends an ``asyncio.sleep``, with the future that the sleeper awaits."""
         for timer in list(self._durable):
             wake: Any = timer
             if is_sleep(wake._callback):
                 yield timer, wake._args[0]
 
-    # --- by the server's clock ----------------------------------------------------------------------------------
+    # --- server's clock -----------------------------------------------------------------------------------------
 
     def next_around(self, task: HandlerTask | None) -> tuple[float, TimerHandle] | None:
-        """Return the timer around a task's local operation that ends first by the server's clock, and when (T3)."""
+        """Return the timer around a task's local operation that fires first on the server's clock, and when (T3)."""
         around: set[HandlerTask] = set()
         while task is not None:
             around.add(task)

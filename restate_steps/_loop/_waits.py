@@ -28,11 +28,11 @@ class Cancelled(TerminalError):
 
 
 class Wait(Protocol):
-    """Something durable that is waited for.
+    """A durable wait.
 
     Attributes:
         source: The future to ask the VM for.
-        context: Context variables that a body runs in that is started for this wait.
+        context: The context variables for a step body that starts because of this wait.
     """
 
     @property
@@ -41,7 +41,7 @@ class Wait(Protocol):
     def context(self) -> Context: ...
 
     def complete(self) -> None:
-        """Resume whatever waits."""
+        """Resume the code that waits."""
         ...
 
 
@@ -49,11 +49,11 @@ class Port(Protocol):
     """The interface through which an execution reaches the server."""
 
     def add(self, wait: Any) -> None:
-        """Ask for a wait from now on."""
+        """Add a wait to ask the VM for."""
         ...
 
     def discard(self, wait: Any) -> None:
-        """Ask for a wait no longer."""
+        """Remove a wait."""
         ...
 
     def __bool__(self) -> bool:
@@ -65,23 +65,23 @@ class Port(Protocol):
         ...
 
     def ask(self) -> list[Any] | None:
-        """Go on to the next completion, and return the waits that it ends; None if the invocation was cancelled."""
+        """Advance to the next completion, and return the waits that it ends; None if the invocation was cancelled."""
         ...
 
     def ask_for(self, handle: int) -> bool | None:
-        """Return whether the only thing that is waited for is there; None if the invocation was cancelled."""
+        """Return whether a handle is completed, without any other wait; None if the invocation was cancelled."""
         ...
 
     def sleep(self, seconds: float) -> Any:
-        """Begin a durable sleep, and return what to ask for."""
+        """Begin a durable sleep, and return its durable future."""
         ...
 
     async def wait(self) -> None:
-        """Wait until asking again may give more."""
+        """Wait until asking again may return another completion."""
         ...
 
     async def flush(self) -> None:
-        """Send what there is to send."""
+        """Send all buffered messages."""
         ...
 
     def interrupt(self) -> None:
@@ -97,8 +97,8 @@ class DurableWait:
     """Code that waits for something durable.
 
     Attributes:
-        future: What the code awaits.
-        operation: The local operation that the code is a part of, if it is one's.
+        future: The future that the code awaits.
+        operation: The local operation that the code belongs to, or None.
     """
 
     __slots__ = ("context", "future", "operation", "source", "task")

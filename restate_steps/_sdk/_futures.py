@@ -12,7 +12,7 @@ from restate import RestateDurableFuture, TerminalError
 from restate.server_context import ServerDurableFuture, ServerInvocationContext
 from restate.vm import SingleUnresolvedFuture, UnresolvedFuture
 
-from restate_steps._loop import Cancelled, HandlerTask, running_operation, undo
+from restate_steps._loop import Cancelled, HandlerTask, begin_undoing, running_operation
 from restate_steps._sdk._vm import native, progress_of, take
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class _SharedResult(Generic[T]):
                     if operation is not None:
                         operation.end_wait()
                     if isinstance(task, HandlerTask):
-                        undo(task)
+                        begin_undoing(task)
                     each.set_exception(Cancelled())
             raise
         except Exception as error:

@@ -427,7 +427,7 @@ async def test_a_wake_up_from_a_thread_that_belongs_to_nothing() -> None:
     async def body(ctx: restate.Context) -> None:
         await wakes_from_a_thread(ctx, wake)
 
-    assert "nothing is left that could end the waiting" in await refusal(body)
+    assert "nothing is left that could wake one" in await refusal(body)
     assert ["used by code that does not belong to the handler" in error for error in errors] == [True]
 
 
@@ -499,7 +499,7 @@ async def test_the_context_in_a_task_of_the_servers_loop() -> None:
 
     tasks: list[asyncio.Task[None]] = []
     ended = await attempt(body)
-    assert "(sys_sleep) was called beside the handler" in ended.failure
+    assert "(sys_sleep) was called outside of the handler's code" in ended.failure
     assert "Command: Sleep" not in ended.journal
     for task in tasks:
         with pytest.raises(ConcurrencyError):
@@ -522,7 +522,7 @@ async def test_tasks_that_wait_for_each_other() -> None:
             group.create_task(takes(two, one, "b"), name="second")
 
     message = await refusal(body)
-    assert "nothing is left that could end the waiting" in message
+    assert "nothing is left that could wake one" in message
     for name in ("first", "second"):
         assert f"task '{name}' waits for Lock.acquire in test_tasks_that_wait_for_each_other.<locals>.takes" in message
     assert "test_refused.py:" in message
@@ -537,7 +537,7 @@ async def test_a_handler_that_waits_for_an_event_that_nothing_sets() -> None:
             await asyncio.Event().wait()
 
     message = await refusal(body)
-    assert "nothing is left that could end the waiting: task 'handler' waits for Event.wait" in message
+    assert "nothing is left that could wake one: task 'handler' waits for Event.wait" in message
 
 
 async def test_a_local_operation_that_stalls(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -558,8 +558,8 @@ async def test_a_local_operation_that_stalls(monkeypatch: pytest.MonkeyPatch) ->
         await gather(sets(), waits())
 
     message = await refusal(body, paused=False)
-    assert "a local operation has held up the rest of the handler" in message
-    assert "put that into a step" in message
+    assert "a local operation has blocked the rest of the handler" in message
+    assert "Put a slow operation into a step" in message
     assert "test_refused.py:" in message
 
 

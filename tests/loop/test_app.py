@@ -869,7 +869,7 @@ async def test_a_task_factory_is_refused() -> None:
     async def body() -> None:
         asyncio.get_running_loop().set_task_factory(factory)
 
-    assert "Use asyncio.eager_task_factory, or none." in await refusal(body)
+    assert "Use asyncio.eager_task_factory or None." in await refusal(body)
 
 
 async def test_a_step_that_is_driven_by_hand_is_refused() -> None:
@@ -881,8 +881,8 @@ async def test_a_step_that_is_driven_by_hand_is_refused() -> None:
         await second
 
     message = await refusal(body)
-    assert "task 'handler' resumes a coroutine that waits for something durable by itself, with send()" in message
-    assert "Await it, or make a task of it with asyncio.create_task." in message
+    assert "task 'handler' calls send() on a coroutine that waits for something durable" in message
+    assert "Await it, or wrap it in asyncio.create_task." in message
 
 
 # --- on the server ----------------------------------------------------------------------------------------------------

@@ -519,7 +519,7 @@ def timers_are_made_in_the_order_of_their_ends(patch: Patch) -> None:
 def the_cancellation_sticks(patch: Patch) -> None:
     """E2: after the cancellation every later wait fails with it, so that nothing can be undone."""
     told: set[Any] = set()
-    tell, wait = _driver.tell_of_cancellation, Execution.wait
+    tell, wait = _driver.deliver_cancellation, Execution.wait
 
     def tell_and_note(execution: Any) -> None:
         told.add(execution)
@@ -530,13 +530,13 @@ def the_cancellation_sticks(patch: Patch) -> None:
             raise Cancelled
         await wait(self, source)
 
-    patch.setattr(_driver, "tell_of_cancellation", tell_and_note)
+    patch.setattr(_driver, "deliver_cancellation", tell_and_note)
     patch.setattr(Execution, "wait", wait_unless_told)
 
 
 def undoing_is_interrupted(patch: Patch) -> None:
     """E2: a task that undoes something is cancelled by a sibling that has finished doing so."""
-    patch.setattr(_cancellation, "undo", lambda task: None)
+    patch.setattr(_cancellation, "begin_undoing", lambda task: None)
 
 
 def tasks_clean_up_after_a_retryable_failure(patch: Patch) -> None:
