@@ -77,7 +77,6 @@ class Invocation:
         self._port: _sdk.SdkPort | None = None
         self.awaiting: str | None = None
         self._loop = _sdk.loop_of(context)
-        self._failed: StepsError | None = None
         self._numbers: dict[str, int] = {}
         _sdk.share_waits(context)
         _sdk.guard_commands(context, self._check)
@@ -94,8 +93,8 @@ class Invocation:
         """Reject a command that could not be replayed; called before each one."""
         if (step := running_step.get()) is not None:
             raise ContextInStepError(f"the Restate context ({operation})", step.name)
-        if self._failed is not None:
-            raise again(self._failed)
+        if (failure := _sdk.failure_of(self.context)) is not None:
+            raise again(failure)
         if self.execution is not None:
             self.execution.check(f"the Restate context ({operation})")
         elif asyncio._get_running_loop() is not self._loop:
@@ -129,10 +128,6 @@ class Invocation:
         _sdk.set_execution(self.context, execution)
         try:
             return await Driver(execution).run(function())
-        except ConcurrencyError as error:
-            if error is execution.closed:
-                self._failed = error
-            raise
         finally:
             self.execution = None
             _sdk.set_execution(self.context, None)
@@ -164,12 +159,10 @@ class Invocation:
             error: The error.
             pause: Whether Restate should pause the invocation instead of retrying it, because only a code change helps.
         """
-        if self._failed is None:
-            self._failed = error
-            if self.execution is not None:
-                self.execution.fail(error, pause=pause)
-            else:
-                _sdk.fail_attempt(self.context, error, pause=pause)
+        if self.execution is not None:
+            self.execution.fail(error, pause=pause)
+        else:
+            _sdk.fail_attempt(self.context, error, pause=pause)
 
     def __close__(self) -> None:
         """Fail an attempt whose handler ended with a stray ``CancelledError``; the SDK calls this at its end."""

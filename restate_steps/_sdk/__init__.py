@@ -43,7 +43,7 @@ from restate_steps._sdk._context import (
     uses_explicit_recovery,
 )
 from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits
-from restate_steps._sdk._guard import fail_attempt, guard_commands
+from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands
 from restate_steps._sdk._port import SdkPort
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "ambient_context",
     "check_supported",
     "fail_attempt",
+    "failure_of",
     "guard_commands",
     "has_body",
     "invocation_id",
