@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 from restate_steps._user_code import MACHINERY
 from restate_steps.testing._errors import ReplayDifferenceError
-from restate_steps.testing._recording.attempt import Asked, Attempt, Place
+from restate_steps.testing._recording.attempt import Asked, Attempt, CodeLine
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.journal import describe_frame
 from restate_steps.testing._simulation.server_model import Failure, Manifest
@@ -204,7 +204,7 @@ class _Comparison:
         recorded: str,
         at: int | None,
         today: str,
-        places: Sequence[Place],
+        places: Sequence[CodeLine],
         hints: Sequence[str],
         changes: Sequence[str] = (),
         verb: str = "and today's code issues",
@@ -256,7 +256,7 @@ class _Comparison:
             lines.append("        …")
         return "\n".join(lines)
 
-    def _waiting_place(self) -> Sequence[Place]:
+    def _waiting_place(self) -> Sequence[CodeLine]:
         return next(iter(self._attempt.waits_at), self._attempt.last_wait)
 
 
@@ -402,7 +402,7 @@ def _answer_text(frame: Frame) -> str:
     return cut(_field(fields.get("value", {}).get("content", b"")), _WIDTH) or "nothing"
 
 
-def _shown(places: Sequence[Place]) -> str:
+def _shown(places: Sequence[CodeLine]) -> str:
     lines: list[str] = []
     for place in places:
         lines.append(f"  {_short(place.file)}:{place.line}, in {place.function}")
