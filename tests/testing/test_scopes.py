@@ -68,7 +68,7 @@ async def idempotency(ctx: restate.Context) -> list[Any]:
 
 @service.handler()
 async def promises(ctx: restate.Context) -> list[Any]:
-    scopes = (ctx, ctx.scope("tenant"), ctx.scope("other"))
+    scopes: list[Any] = [ctx, ctx.scope("tenant"), ctx.scope("other")]
     runs = [scope.workflow_call(wait_for_word, "a", None) for scope in scopes]
     # Twice "tenant" would fail if scopes shared their promises.
     for word, scope in zip(("none", "for tenant", "for other"), scopes, strict=True):
