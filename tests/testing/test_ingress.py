@@ -101,30 +101,3 @@ async def test_a_call_without_a_key_reaches_the_object_with_an_empty_one() -> No
     async with simulate(APP) as sim:
         await sim.call(calls, "no key")
         assert sim.state("Box", "") == {"seen": True}
-
-
-async def test_scopes_have_keys_of_their_own() -> None:
-    """In version 7 of the protocol; in version 6 the SDK refuses them, as on a server."""
-    counter = restate.VirtualObject("Counter")
-    service = restate.Service("Scopes")
-
-    @counter.handler()
-    async def add(ctx: restate.ObjectContext) -> list[Any]:
-        total = (await ctx.get("total", type_hint=int) or 0) + 1
-        ctx.set("total", total)
-        return [ctx.request().scope, ctx.request().limit_key, total]
-
-    @service.handler()
-    async def scopes(ctx: restate.Context) -> list[Any]:
-        return [
-            await ctx.object_call(add, "a", None),
-            await ctx.scope("tenant").object_call(add, "a", None, limit_key="one"),
-            await ctx.scope("tenant").object_call(add, "a", None, limit_key="two"),
-        ]
-
-    app = restate_steps.app([counter, service])
-    async with simulate(app, version=7) as sim:
-        assert (await sim.call(scopes)).value == [[None, None, 1], ["tenant", "one", 1], ["tenant", "two", 2]]
-    async with simulate(app, version=6) as sim:
-        sent = await sim.send(scopes)
-        assert "Feature 'scope' is not supported" in (sent.last_failure or "")

@@ -25,6 +25,12 @@ from functools import lru_cache
 from typing import Any, ClassVar, Final, NamedTuple
 
 from restate_steps.testing._simulation.opaque import OpaqueValues
+from restate_steps.testing._simulation.scopes import (
+    UNSUPPORTED_FEATURE,
+    normalized_limit_key,
+    refusal,
+    with_version_hint,
+)
 from restate_steps.testing._simulation.wire import (
     CANCEL_SIGNAL,
     REQUESTED_ACK,
@@ -58,6 +64,8 @@ _CANCELLED = 409
 _NOT_FOUND = 404
 _ALL = 2
 _MISMATCH = (570, 571)
+_HOPELESS = (*_MISMATCH, UNSUPPORTED_FEATURE)
+"""Codes of failures that no retry of the same code can avoid."""
 _PAUSE, _FAIL = 1, 2
 
 
@@ -83,7 +91,7 @@ class Target:
     """A handler, and the key it is called with if its service has keys.
 
     Attributes:
-        scope: The scope of the call, which has keys of its own; limits within a scope are not enforced.
+        scope: The scope of the call, which has its own keys, promises and idempotency keys.
     """
 
     service: str
@@ -356,7 +364,8 @@ class ServerModel:
         self.opaque = OpaqueValues()
         self.history: list[tuple[Invocation, Frame]] = []
         """Every message that was stored, of every invocation, in the order in which they were."""
-        self._promises: dict[tuple[str, str, str], _Promise] = {}
+        self._promises: dict[tuple[str, str, str | None, str], _Promise] = {}
+        """By service, key, scope and name."""
         self._idempotent: dict[tuple[Target, str], str] = {}
         self._by_raw: dict[bytes, str] = {}
         self._timers_set = 0
@@ -394,7 +403,7 @@ class ServerModel:
             info=info,
             seed=_seed_of(self.seed, number),
             idempotency_key=idempotency_key,
-            limit_key=limit_key,
+            limit_key=normalized_limit_key(limit_key),
             journal=[],
         )
         pairs = [{"key": key, "value": value} for key, value in headers]
@@ -443,6 +452,8 @@ class ServerModel:
             random_seed=invocation.seed,
             scope=invocation.target.scope,
             limit_key=invocation.limit_key,
+            # The server sends it only with flow control, without which there are no scopes.
+            idempotency_key=None if invocation.target.scope is None else invocation.idempotency_key,
         )
         return [start, *invocation.journal]
 
@@ -598,7 +609,7 @@ class ServerModel:
             return
         kind = MessageType(frame.type)
         if is_command(kind):
-            if kind in (MessageType.CALL, MessageType.ONE_WAY_CALL) and not self._is_known(invocation, decode(frame)):
+            if kind in (MessageType.CALL, MessageType.ONE_WAY_CALL) and not self._accepts(invocation, decode(frame)):
                 return
             self._store(invocation, frame)
             handle = self._HANDLERS.get(kind)
@@ -610,7 +621,10 @@ class ServerModel:
             self._suspend(invocation, decode(frame))
         elif kind is MessageType.ERROR:
             fields = decode(frame)
-            failure = Failure(fields.get("code", 500), fields.get("message", ""), (), fields.get("stacktrace", ""))
+            code, message = fields.get("code", 500), fields.get("message", "")
+            if code == UNSUPPORTED_FEATURE:
+                message = with_version_hint(message)
+            failure = Failure(code, message, (), fields.get("stacktrace", ""))
             self._fail_attempt(invocation, failure, fields.get("next_retry_delay"), fields.get("behavior", 0))
         elif kind is MessageType.END:
             self._end(invocation, invocation.output, invocation.failure)
@@ -653,7 +667,7 @@ class ServerModel:
         exhausted = rules.attempts is not None and invocation.failures_in_a_row >= rules.attempts
         if behavior == _FAIL or self.disable_retries or (exhausted and rules.on_exhausted == "KILL"):
             self._end(invocation, None, failure)
-        elif behavior == _PAUSE or exhausted or (failure.code in _MISMATCH and not self.retry_mismatches):
+        elif behavior == _PAUSE or exhausted or (failure.code in _HOPELESS and not self.retry_mismatches):
             invocation.status = InvocationStatus.PAUSED
         else:
             invocation.status = InvocationStatus.BACKING_OFF
@@ -750,14 +764,17 @@ class ServerModel:
         done = make(MessageType.SLEEP_COMPLETION, completion_id=fields["completion_id"], void={})
         self._set_timer(max(self.now, fields.get("wake_up_time", 0)), ("complete", invocation.id, done))
 
-    def _is_known(self, invocation: Invocation, fields: dict[str, Any]) -> bool:
-        """Whether what is called exists. If not, a server would try again until it does; here, nobody registers it."""
+    def _accepts(self, invocation: Invocation, fields: dict[str, Any]) -> bool:
+        """Return whether the server accepts a call; if not, pause the invocation. A server would retry without end."""
         try:
             _ = self.manifest[_target(fields)]
         except UnknownHandlerError as error:
-            self._fail_attempt(invocation, Failure(500, str(error)), None, _PAUSE)
-            return False
-        return True
+            reason: str | None = str(error)
+        else:
+            reason = refusal(fields.get("scope"), fields.get("limit_key"))
+        if reason is not None:
+            self._fail_attempt(invocation, Failure(500, reason), None, _PAUSE)
+        return reason is None
 
     def _call(self, invocation: Invocation, kind: MessageType, fields: dict[str, Any]) -> None:
         known = len(self.invocations)
@@ -819,8 +836,8 @@ class ServerModel:
             state.clear()
 
     def _promise(self, invocation: Invocation, name: str) -> _Promise:
-        key = invocation.target.key or ""
-        return self._promises.setdefault((invocation.target.service, key, name), _Promise())
+        target = invocation.target
+        return self._promises.setdefault((target.service, target.key or "", target.scope, name), _Promise())
 
     @staticmethod
     def _promised(promise: _Promise) -> dict[str, Any]:
