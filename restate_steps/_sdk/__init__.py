@@ -30,7 +30,7 @@ The names, and what happens if a later SDK no longer has one:
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
 
-from restate_steps._sdk._bodies import IN_THREAD, has_body, run_unwatched, running_body, watch_bodies
+from restate_steps._sdk._bodies import IN_THREAD, has_body, mark_bodies, run_unmarked, running_body
 from restate_steps._sdk._context import (
     ServerInvocationContext,
     ambient_context,
@@ -60,14 +60,14 @@ __all__ = [
     "keep_state",
     "loop_of",
     "map_failure",
+    "mark_bodies",
     "note_explicit_recovery",
     "result_of",
-    "run_unwatched",
+    "run_unmarked",
     "running_body",
     "set_execution",
     "share_future",
     "share_waits",
     "state_of",
     "uses_explicit_recovery",
-    "watch_bodies",
 ]

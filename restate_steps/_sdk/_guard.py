@@ -115,10 +115,10 @@ def _with_pause(output: bytes) -> bytes:
     """Add the request to pause to the VM's output, if that is an error message."""
     if len(output) < _FRAME.size:
         return output
-    kind, flags, size = _FRAME.unpack_from(output)
-    if kind != _ERROR or _FRAME.size + size != len(output):
+    message_type, flags, size = _FRAME.unpack_from(output)
+    if message_type != _ERROR or _FRAME.size + size != len(output):
         return output
-    return _FRAME.pack(kind, flags, size + len(_PAUSE)) + output[_FRAME.size :] + _PAUSE
+    return _FRAME.pack(message_type, flags, size + len(_PAUSE)) + output[_FRAME.size :] + _PAUSE
 
 
 def _give_back(vm: VMWrapper, output: bytes) -> None:
