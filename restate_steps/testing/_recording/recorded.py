@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeAlias, cast
 
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._simulation.journal import Journal, Origin
-from restate_steps.testing._simulation.server_model import Target
+from restate_steps.testing._simulation.manifest import Target
 from restate_steps.testing._simulation.wire import Frame, MessageType, as_json, from_json, is_command, is_notification
 
 __all__ = ["Recordable", "RecordedJournal", "as_recorded", "record", "recorded_from"]

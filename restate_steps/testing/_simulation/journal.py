@@ -8,7 +8,7 @@ from typing import Any, Final, overload
 
 from restate_steps.server import JournalEntry, JournalFailure
 from restate_steps.server._journal import Message, decoded, linked
-from restate_steps.testing._simulation.server_model import Target
+from restate_steps.testing._simulation.manifest import Target
 from restate_steps.testing._simulation.wire import Frame, MessageType, decode, is_notification
 from restate_steps.testing._texts import cut
 
