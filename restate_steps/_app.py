@@ -157,9 +157,9 @@ def local(what: Any, /) -> Any:
 
     * Every replay repeats it, so it must not have a side effect that matters, and it should have the same result each
       time. Otherwise, use a step.
-    * No other code of the handler runs until it ends, so the local work of two tasks does not overlap: four tasks that
-      each wait 0.2 s take 0.8 s here, and 0.2 s in steps. If it holds up something else for 60 s, the attempt fails
-      with a :class:`ConcurrencyError`.
+    * No other code of the handler runs until it ends, so the local work of two tasks does not overlap. Four tasks that
+      each wait 0.2 s take 0.8 s here, and 0.2 s in steps. If it blocks something else for 60 s, the attempt fails with
+      a :class:`ConcurrencyError`.
     * While it runs, the timers around it use the server's clock, so such a timeout may differ on replay.
     * It may call steps, one after another, or with :func:`restate_steps.gather`, ``race`` or ``map``. They are recorded
       as usual, and the rest of the handler continues while it waits for them.

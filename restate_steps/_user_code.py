@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -22,7 +22,7 @@ _PACKAGES: Final = ("site-packages", "dist-packages")
 _TYPED_IN: Final = ("<stdin>", "<doctest", "<ipython", "<input>", "<python-input", "<console>")
 
 
-@lru_cache(maxsize=4096)
+@cache
 def is_standard_library(file: str) -> bool:
     """Return whether a file belongs to Python itself."""
     if file.startswith("<"):
@@ -31,7 +31,7 @@ def is_standard_library(file: str) -> bool:
     return path.startswith(_STANDARD) and not any(part in path for part in _PACKAGES)
 
 
-@lru_cache(maxsize=4096)
+@cache
 def is_user_code(file: str) -> bool:
     """Return whether a file is user code: not part of Python, of an installed package, or of this package."""
     if file.startswith("<"):

@@ -40,7 +40,7 @@ def step_info() -> StepInfo:
     """Return the name, invocation and idempotency key of the step whose body is running.
 
     Returns:
-        The running step's information. A step called inside another is part of the outer one, and gets the outer one's.
+        The running step's information. A step called inside another is part of the outer step, and gets that step's.
 
     Raises:
         RuntimeError: No step's body is running.
@@ -67,7 +67,7 @@ class Invocation:
         context: The SDK's context.
         id: The invocation's id.
         execution: The execution that orders the handler's code; None while the handler is not on the handler loop.
-        awaiting: Name of the step that a handler awaits under ``restate.app``; None while there is none.
+        awaiting: The name of the step that a handler awaits under ``restate.app``, or None.
     """
 
     def __init__(self, context: _sdk.ServerInvocationContext) -> None:
@@ -77,11 +77,10 @@ class Invocation:
         self._port: _sdk.SdkPort | None = None
         self.awaiting: str | None = None
         self._loop = _sdk.loop_of(context)
-        self._failed: StepsError | None = None
         self._numbers: dict[str, int] = {}
         _sdk.share_waits(context)
         _sdk.guard_commands(context, self._check)
-        _sdk.watch_bodies(context, self.enter_body)
+        _sdk.mark_bodies(context, self.enter_body)
         if _sdk.uses_explicit_recovery(context):
             error = ConcurrencyError(
                 "the handler uses the SDK's preview feature explicit_recovery, which runs every step again on every "
@@ -94,14 +93,14 @@ class Invocation:
         """Reject a command that could not be replayed; called before each one."""
         if (step := running_step.get()) is not None:
             raise ContextInStepError(f"the Restate context ({operation})", step.name)
-        if self._failed is not None:
-            raise again(self._failed)
+        if (failure := _sdk.failure_of(self.context)) is not None:
+            raise again(failure)
         if self.execution is not None:
             self.execution.check(f"the Restate context ({operation})")
         elif asyncio._get_running_loop() is not self._loop:
             error = ConcurrencyError(
                 f"the Restate context ({operation}) was used in another thread or event loop than the handler's, where "
-                "its place in the journal would depend on timing. Use it only in the handler, and make the other "
+                "its position in the journal would depend on timing. Use it only in the handler, and make the other "
                 "thread's work a step."
             )
             self.fail(error, pause=True)
@@ -129,10 +128,6 @@ class Invocation:
         _sdk.set_execution(self.context, execution)
         try:
             return await Driver(execution).run(function())
-        except ConcurrencyError as error:
-            if error is execution.closed:
-                self._failed = error
-            raise
         finally:
             self.execution = None
             _sdk.set_execution(self.context, None)
@@ -142,13 +137,13 @@ class Invocation:
         if self.execution is not None and self._port is not None:
             await self._port.hold_back()
 
-    def number(self, kind: str) -> int:
-        """Count one of a kind, and return how many came before it.
+    def number(self, counter: str) -> int:
+        """Return the next number of a counter, starting at 0.
 
-        Each attempt counts from zero and in the same order, so names built from these numbers are the same.
+        Every attempt counts in the same order, so names built from these numbers are the same.
         """
-        number = self._numbers.get(kind, 0)
-        self._numbers[kind] = number + 1
+        number = self._numbers.get(counter, 0)
+        self._numbers[counter] = number + 1
         return number
 
     def next_key(self) -> str:
@@ -162,14 +157,12 @@ class Invocation:
 
         Args:
             error: The error.
-            pause: Whether Restate should pause the invocation instead of retrying it, because only a code change helps.
+            pause: True to pause the invocation instead of retrying it, because only a code change helps.
         """
-        if self._failed is None:
-            self._failed = error
-            if self.execution is not None:
-                self.execution.fail(error, pause=pause)
-            else:
-                _sdk.fail_attempt(self.context, error, pause=pause)
+        if self.execution is not None:
+            self.execution.fail(error, pause=pause)
+        else:
+            _sdk.fail_attempt(self.context, error, pause=pause)
 
     def __close__(self) -> None:
         """Fail an attempt whose handler ended with a stray ``CancelledError``; the SDK calls this at its end."""

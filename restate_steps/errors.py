@@ -2,10 +2,10 @@
 
 Two questions decide where an error belongs:
 
-* Could a redeploy fix it? Then it must be *retryable*: Restate keeps the invocation, and a fixed
-  deployment resumes it. These errors are ordinary exceptions.
-* Would a retry repeat a side effect that already happened? Then it must be *terminal*: it derives
-  from :class:`restate.TerminalError` as well, and Restate ends the step at once.
+* Could a redeploy fix it? Then it must be *retryable*: the invocation stays open, and fixed code continues it. These
+  errors are ordinary exceptions.
+* Would a retry repeat a side effect that has happened? Then it must be *terminal*: it also derives from
+  :class:`restate.TerminalError`, and Restate ends the step immediately.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
 
 
 class StepsError(Exception):
-    """Base class of everything ``restate_steps`` raises."""
+    """Base class of this package's errors."""
 
 
 class StepDefinitionError(StepsError, TypeError):
@@ -43,8 +43,8 @@ class EncodeError(StepsError, ValueError):
     Attributes:
         type_name: The type the value was encoded as, written as in source code.
         path: The place inside the value, for example ``$.items[3].price``.
-        reason: What is wrong at that place.
-        fix: What to do about it.
+        reason: The problem at that place.
+        fix: The way to fix it.
     """
 
     def __init__(self, type_name: str, path: str, reason: str, fix: str) -> None:
@@ -60,7 +60,7 @@ class DecodeError(StepsError, ValueError):
 
     Attributes:
         type_name: The type the bytes were decoded as.
-        reason: What does not fit, and where inside the value.
+        reason: The mismatch, and its place inside the value.
         where: The value that was decoded, for example ``the journaled result of step 'charge'``.
     """
 
@@ -87,7 +87,7 @@ class StepResultError(StepsError, TerminalError):
 
 
 class TerminalEncodeError(StepsError, TerminalError):
-    """A value passed to a serde cannot be encoded; terminal, because the serde may be that of a ``ctx.run``.
+    """A value passed to a serde cannot be encoded; terminal, because the serde may belong to a ``ctx.run``.
 
     The body of a ``ctx.run`` runs before its result is encoded, so a retry would run it again. Where a retry would
     repeat nothing, use ``serde(T, terminal=False)``: it raises :class:`EncodeError`, which a redeploy can fix.
@@ -112,7 +112,7 @@ class ResultTooLargeError(StepResultError):
     def __init__(self, step: str, size: int, limit: int) -> None:
         super().__init__(
             step,
-            f"it is {size:,} bytes encoded, and the server takes {limit:,} at most. Store the data elsewhere "
+            f"it has {size:,} bytes encoded, and the server accepts at most {limit:,}. Store the data elsewhere "
             "(object storage, a database) and return a reference to it, or split the step.",
         )
         self.size = size
@@ -147,10 +147,10 @@ class ContextInStepError(StepsError, RuntimeError):
 
 
 class ConcurrencyError(StepsError, RuntimeError):
-    """Concurrent code could not be replayed in the same order, so it is refused.
+    """Concurrent code was refused, because a replay could not repeat its order.
 
-    The attempt fails even if the handler catches the error. Restate pauses the invocation if only a change of code can
-    help, and retries it otherwise.
+    The attempt fails even if the handler catches the error. Restate pauses the invocation if only a code change helps,
+    and retries it otherwise.
     """
 
 

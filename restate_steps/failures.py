@@ -44,7 +44,7 @@ def encode_failure(step: str, error: Exception) -> TerminalError:
     """
     cls = type(error)
     hints = _hints(cls)
-    args, state = _take_apart(error)
+    args, state = _disassemble(error)
     data = {
         "args": [_encode(step, error, f"args[{index}]", value, hints) for index, value in enumerate(args)],
         "state": {key: _encode(step, error, key, value, hints) for key, value in state.items()},
@@ -115,7 +115,7 @@ def _builtin(cls: type[Exception]) -> Any:
     return next(base for base in cls.__mro__ if base.__module__ == "builtins")
 
 
-def _take_apart(error: Exception) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _disassemble(error: Exception) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments and the attributes of an exception."""
     cls = type(error)
     _, args, *rest = _builtin(cls).__reduce__(error)
@@ -140,7 +140,7 @@ def _build(cls: type[Exception], data: dict[str, Any], hints: dict[str, Any]) ->
 
 def _check_text(step: str, error: Exception, data: dict[str, Any], hints: dict[str, Any]) -> None:
     """Reject an exception whose text depends on data that is not recorded."""
-    kind = type(error).__name__
+    class_name = type(error).__name__
     try:
         text = str(_build(type(error), data, hints))
     except Exception as problem:
@@ -151,8 +151,8 @@ def _check_text(step: str, error: Exception, data: dict[str, Any], hints: dict[s
         loss = f"its text would come back as {text!r}"
     raise StepResultError(
         step,
-        f"it raised {kind}, which is declared in raises=, but {loss}. Keep what it needs in attributes, or raise an "
-        "exception class of your own from it.",
+        f"it raised {class_name}, which is declared in raises=, but {loss}. Store what the text needs in attributes, "
+        "or raise an exception class of your own from it.",
     ) from error
 
 
@@ -166,11 +166,11 @@ def _encode(step: str, error: Exception, key: str, value: Any, hints: dict[str, 
                 return {"as": source, "value": json.loads(encoded)}
         except (EncodeError, DecodeError):
             continue
-    kind = type(error).__name__
+    class_name = type(error).__name__
     raise StepResultError(
         step,
-        f"it raised {kind}, which is declared in raises=, but {key} ({type(value).__name__}) would not come back from "
-        f"the journal. Annotate it in {kind} or its __init__ with a type that survives JSON, or leave it out.",
+        f"it raised {class_name}, which is declared in raises=, but {key} ({type(value).__name__}) would not come back "
+        f"from the journal. Annotate it in {class_name} or its __init__ with a type that survives JSON, or omit it.",
     ) from error
 
 

@@ -1,8 +1,8 @@
 """The codec for the rest of a service: handlers, state, awakeables, promises, calls and ``ctx.run``.
 
-:func:`serde` returns a ``restate.serde.Serde`` for any type that the codec supports. :func:`typed_handler` registers a
-handler that uses it for its input and output, and publishes their JSON schemas. :func:`publish_schemas` publishes the
-schemas of handlers that are registered with the SDK's decorators.
+* :func:`serde` returns a ``restate.serde.Serde`` for any type that the codec supports.
+* :func:`typed_handler` registers a handler that uses it for its input and output, and publishes their JSON schemas.
+* :func:`publish_schemas` publishes the schemas of handlers that are registered with the SDK's decorators.
 
 Publishing needs two undocumented parts of the SDK: ``service.handlers``, and a handler's ``handler_io``, whose type
 hints carry the schema. Discovery reads only these hints and never the serde, so there is no other way to publish the
@@ -127,8 +127,8 @@ def serde(type: Any, *, codec: Codec | None = None, terminal: bool = True, verif
     Args:
         type: Any type that pydantic supports, such as ``list[Order]`` or ``Order | None``, or ``PLAIN_JSON``.
         codec: The codec to use instead of the default one.
-        terminal: Whether a value that cannot be encoded ends the invocation. It must do so where a retry would repeat
-            something, such as the body of a ``ctx.run``. With ``False``, the error is retryable.
+        terminal: End the invocation if a value cannot be encoded. This is necessary where a retry would repeat a side
+            effect, such as in a ``ctx.run``. With ``False``, the error is retryable.
         verify: Decode every encoded value again, and raise if it has changed.
 
     Returns:
@@ -150,7 +150,7 @@ def serde(type: Any, *, codec: Codec | None = None, terminal: bool = True, verif
 
 
 class HandlerOptions(TypedDict, total=False):
-    """The options of the SDK's decorators; some exist for one kind of service only, and the others refuse them."""
+    """The options of the SDK's decorators. Some exist for one kind of service only; the others reject them."""
 
     accept: str
     content_type: str
@@ -244,16 +244,16 @@ def publish_schemas(*services: AnyService) -> None:
         for handler in _handlers(service).values():
             io: Any = handler.handler_io
             input_type = output_type = _NOTHING
-            question: object = io.input_serde
-            answer: object = io.output_serde
-            if isinstance(question, TypedSerde) and handler.arity > 1:
-                input_type = question.type
-                if not isinstance(question, _InputSerde):
-                    io.input_serde = _InputSerde(question.type, question.codec, terminal=False, verify=False)
+            input_serde: object = io.input_serde
+            output_serde: object = io.output_serde
+            if isinstance(input_serde, TypedSerde) and handler.arity > 1:
+                input_type = input_serde.type
+                if not isinstance(input_serde, _InputSerde):
+                    io.input_serde = _InputSerde(input_serde.type, input_serde.codec, terminal=False, verify=False)
                     handler.fn = _checked(handler.fn)
-            if isinstance(answer, TypedSerde):
-                output_type = answer.type
-                io.output_serde = _for_output(cast("TypedSerde[object]", answer))
+            if isinstance(output_serde, TypedSerde):
+                output_type = output_serde.type
+                io.output_serde = _for_output(cast("TypedSerde[object]", output_serde))
             _publish(handler, input_type, output_type)
 
 
@@ -307,7 +307,7 @@ class _BadInput:
 
 
 class _InputSerde(TypedSerde[Any]):
-    """Return bad input instead of raising, because the SDK would report the error as an internal one."""
+    """A serde that returns bad input instead of raising, because the SDK would report an internal error."""
 
     def deserialize(self, buf: bytes) -> Any:
         try:
@@ -392,7 +392,7 @@ def _publish(handler: Any, input_type: Any, output_type: Any) -> None:
                 schema = functools.partial(json_schema, type_, cast("JsonSchemaMode", mode))
                 setattr(handler.handler_io, name, TypeHint(annotation=Any, generate_json_schema=schema))
     except (ImportError, AttributeError, TypeError):
-        _log.warning("this version of the SDK does not take JSON schemas of handlers", exc_info=True)
+        _log.warning("this version of the SDK does not accept JSON schemas for handlers", exc_info=True)
 
 
 publish("restate_steps", globals(), ["TypedSerde"])

@@ -42,7 +42,7 @@ from restate_steps._callables import (
     return_type,
 )
 from restate_steps._public import publish
-from restate_steps._sdk import IN_THREAD, has_body, map_failure, result_of, run_unwatched
+from restate_steps._sdk import IN_THREAD, has_body, map_failure, result_of, run_unmarked
 from restate_steps.codec import Codec, is_plain, verify
 from restate_steps.codec import type_name as type_name_of
 from restate_steps.context import (
@@ -312,7 +312,7 @@ class DurableStep(Generic[P, T]):
             setattr(body, IN_THREAD, True)
         # The body encodes its result, and the serde passes the bytes on: an error in a serde makes the SDK run the body
         # again.
-        future = run_unwatched(invocation.context, name, cast(Any, body), self._run_options)
+        future = run_unmarked(invocation.context, name, cast(Any, body), self._run_options)
         if self._options.raises:
             map_failure(future, self._declared_failure)
         return future
@@ -416,7 +416,7 @@ class DurableStep(Generic[P, T]):
 
 
 class _ResultSerde(Serde[Any]):
-    """Pass a step's encoded result on, and decode it when it comes back, on the first run too."""
+    """A serde that passes a step's encoded result to the SDK, and decodes it when it returns, on the first run too."""
 
     def __init__(self, step: DurableStep[Any, Any]) -> None:
         self._step = step
@@ -479,8 +479,8 @@ def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
     if function is not None:
         if options:
             raise StepDefinitionError(
-                "durable_step() got a function and options in one call. Pass the options first, and decorate the "
-                "function with what it returns: durable_step(name=...)(function)."
+                "durable_step() got a function and options in one call, but a decorator takes one or the other. Pass "
+                "the options first, and apply the result to the function: durable_step(name=...)(function)."
             )
         return DurableStep[..., Any](function, StepOptions(), _caller())
     checked = StepOptions(**options)

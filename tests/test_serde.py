@@ -379,7 +379,7 @@ def test_an_sdk_without_type_hints_still_gets_its_handlers(
 
     serde_module._publish(type("Handler", (), {"handler_io": io})(), list[int], int)
 
-    assert "does not take JSON schemas" in caplog.text
+    assert "does not accept JSON schemas" in caplog.text
     assert not vars(io)
     assert serde_module._handlers(shop) == {}
 

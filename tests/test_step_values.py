@@ -502,7 +502,7 @@ def test_a_result_that_is_too_large_ends_the_step_at_once(env_factory: Serve) ->
     value = "x" * (MAX_RESULT_BYTES - 1)
     env = env_factory(service_with(step_returning(value, str, ran), []))
 
-    message = rf"step 'produce' ran, .* it is {MAX_RESULT_BYTES + 1:,} bytes encoded, .* {MAX_RESULT_BYTES:,} at most"
+    message = rf"step 'produce' ran, .* it has {MAX_RESULT_BYTES + 1:,} bytes encoded, .* at most {MAX_RESULT_BYTES:,}"
     with pytest.raises(InvocationFailed, match=message):
         env.call("Values", "run", timeout=20)
     assert 1 == len(ran)

@@ -2,17 +2,17 @@
 
 * ``events._set_running_loop`` and ``_get_running_loop``: documented for authors of event loops.
 * ``tasks._swap_current_task``: asyncio has one current task per thread from Python 3.14 on, and one per loop before.
-  The handler loop runs inside the server's task, which therefore steps aside while handler code runs. So does a task
-  that creates another one which starts eagerly.
+  The handler loop runs inside the server's task, so that is not the current one while handler code runs. Neither is a
+  task that creates another task, while that one starts eagerly.
 * ``futures._set_result_unless_cancelled``: the callback by which ``asyncio.sleep`` wakes up. If it is renamed, a
   cancelled invocation is notified at its next durable wait instead of in ``asyncio.sleep``.
 * ``Task._fut_waiter``: the future that a suspended task waits for. It is used for messages, and to deliver the
   invocation's cancellation to a task that waits for nothing durable.
 * ``Task._must_cancel``: whether the running task was cancelled and will receive that at its next wait. If it is
   renamed, awaiting a recorded result takes as long as awaiting one that has yet to arrive.
-* ``Lock._wake_up_first``, and anyio's ``Lock._waiters`` and ``Semaphore._waiters``: when the invocation is cancelled, a
-  task that waits for a lock receives an error that is not a ``CancelledError``, but locks clean up their queue only for
-  that one. If one is renamed, a lock that such a task waited for may not be passed on.
+* ``Lock._wake_up_first``, and anyio's ``Lock._waiters`` and ``Semaphore._waiters``: locks clean up their queue only
+  after a ``CancelledError``, but a cancelled invocation raises another error in a task that waits for a lock. If one is
+  renamed, a lock that such a task waited for may not be passed on.
 * ``TaskGroup._on_task_done`` and ``TaskGroup._exiting``: a failing group cancels its parent task to end the body of the
   ``async with`` block, even if the body has ended. If one is renamed, such a group may cancel a task that undoes
   something while it waits for the group.

@@ -5,7 +5,7 @@
   same in every attempt, and advances only when a timer fires.
 * **T3** While a local operation is in flight, nothing from the journal is delivered. Timers that its task, or a parent
   of its task, started around it use the server's clock meanwhile, so that a client library's timeout works.
-* **T4** Code that polls without sleeping, while there is a durable wait or the code reads the time, continues after a
+* **T4** Code may poll without sleeping, while there is a durable wait or the code reads the time. It continues after a
   durable sleep, each twice as long as the one before. The sleep is created before the driver asks the VM, so the VM's
   answer cannot change whether it is created.
 """

@@ -30,7 +30,7 @@ The names, and what happens if a later SDK no longer has one:
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
 
-from restate_steps._sdk._bodies import IN_THREAD, has_body, run_unwatched, running_body, watch_bodies
+from restate_steps._sdk._bodies import IN_THREAD, has_body, mark_bodies, run_unmarked, running_body
 from restate_steps._sdk._context import (
     ServerInvocationContext,
     ambient_context,
@@ -43,7 +43,7 @@ from restate_steps._sdk._context import (
     uses_explicit_recovery,
 )
 from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits
-from restate_steps._sdk._guard import fail_attempt, guard_commands
+from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands
 from restate_steps._sdk._port import SdkPort
 
 __all__ = [
@@ -53,20 +53,21 @@ __all__ = [
     "ambient_context",
     "check_supported",
     "fail_attempt",
+    "failure_of",
     "guard_commands",
     "has_body",
     "invocation_id",
     "keep_state",
     "loop_of",
     "map_failure",
+    "mark_bodies",
     "note_explicit_recovery",
     "result_of",
-    "run_unwatched",
+    "run_unmarked",
     "running_body",
     "set_execution",
     "share_future",
     "share_waits",
     "state_of",
     "uses_explicit_recovery",
-    "watch_bodies",
 ]

@@ -11,7 +11,7 @@ from restate.server_context import ServerInvocationContext
 
 from restate_steps._sdk._context import AWAIT_HOOK
 
-__all__ = ["IN_THREAD", "has_body", "run_unwatched", "running_body", "watch_bodies"]
+__all__ = ["IN_THREAD", "has_body", "mark_bodies", "run_unmarked", "running_body"]
 
 T = TypeVar("T")
 
@@ -23,10 +23,10 @@ class _Bodies(dict[int, Callable[[], Awaitable[None]]]):
     """The bodies that the SDK will run, each of which calls ``enter`` first.
 
     Attributes:
-        watched: Whether bodies that are added now call it.
+        marks: True if bodies that are added now call it.
     """
 
-    watched = True
+    marks = True
 
     def __init__(self, bodies: dict[int, Callable[[], Awaitable[None]]], enter: Callable[[int], None]) -> None:
         super().__init__()
@@ -39,24 +39,24 @@ class _Bodies(dict[int, Callable[[], Awaitable[None]]]):
             self._enter(handle)
             return body()
 
-        super().__setitem__(handle, run if self.watched else body)
+        super().__setitem__(handle, run if self.marks else body)
 
 
-def watch_bodies(context: ServerInvocationContext, enter: Callable[[int], None]) -> None:
+def mark_bodies(context: ServerInvocationContext, enter: Callable[[int], None]) -> None:
     """Call ``enter(handle)`` in each body of ``ctx.run``, before the body itself, in the body's own context."""
     context.run_coros_to_execute = _Bodies(context.run_coros_to_execute, enter)
 
 
-def run_unwatched(
+def run_unmarked(
     context: ServerInvocationContext, name: str, body: Callable[[], Awaitable[T]], options: RunOptions[T]
 ) -> RestateDurableFuture[T]:
-    """Call ``ctx.run_typed`` for a body that marks itself, so that :func:`watch_bodies` need not."""
+    """Call ``ctx.run_typed`` for a body that marks itself, so that :func:`mark_bodies` need not."""
     bodies = cast(_Bodies, context.run_coros_to_execute)
-    bodies.watched = False
+    bodies.marks = False
     try:
         return context.run_typed(name, cast(Any, body), options)
     finally:
-        bodies.watched = True
+        bodies.marks = True
 
 
 def has_body(future: Any) -> bool:

@@ -13,7 +13,7 @@ from restate.server_context import ServerDurableFuture, ServerInvocationContext
 from restate.vm import SingleUnresolvedFuture, UnresolvedFuture
 
 from restate_steps._loop import Cancelled, HandlerTask, begin_undoing, running_operation
-from restate_steps._sdk._vm import native, progress_of, take
+from restate_steps._sdk._vm import hand_over, native, progress_of
 
 if TYPE_CHECKING:
     from restate_steps._loop import Execution
@@ -58,7 +58,7 @@ async def _wait_alone(context: Any, handle: int) -> None:
             body = context.run_coros_to_execute.pop(progress.handle)
             context.tasks.add(asyncio.create_task(_run_and_notify(context, body)))
         else:
-            take(vm, await context.receive())
+            hand_over(vm, await context.receive())
 
 
 async def _run_and_notify(context: Any, body: Callable[[], Awaitable[None]]) -> None:

@@ -11,7 +11,9 @@ from typing import Any, Final, cast
 from restate.server_context import ServerInvocationContext
 from restate.vm import UnresolvedFuture, VMWrapper
 
-__all__ = ["fail_attempt", "guard_commands"]
+__all__ = ["fail_attempt", "failure_of", "guard_commands"]
+
+_FAILURE: Final = "restate_steps_failure"
 
 
 class _GuardedVM(VMWrapper):
@@ -83,7 +85,8 @@ _PAUSE: Final = b"\x48\x01"
 def fail_attempt(context: ServerInvocationContext, error: BaseException, *, pause: bool = False) -> None:
     """Fail the attempt with a retryable error, even if the handler catches the error.
 
-    After that, the VM accepts no output, so a handler that catches the error cannot return a result.
+    After that, the VM accepts no output, so a handler that catches the error cannot return a result. Only the first
+    error of an attempt counts.
 
     Args:
         context: The SDK's context.
@@ -91,6 +94,9 @@ def fail_attempt(context: ServerInvocationContext, error: BaseException, *, paus
         pause: Whether Restate should pause the invocation at once, until it is resumed, because a retry of the same
             code would fail as well. restate-server 1.7 does so; a server that does not know of it retries.
     """
+    if failure_of(context) is not None:
+        return
+    vars(context)[_FAILURE] = error
     vm = context.vm
     if not pause:
         vm.notify_error(f"{type(error).__name__}: {error}", "")
@@ -100,14 +106,19 @@ def fail_attempt(context: ServerInvocationContext, error: BaseException, *, paus
     _give_back(vm, before + _with_pause(bytes(vm.take_output() or b"")))
 
 
+def failure_of(context: ServerInvocationContext) -> BaseException | None:
+    """Return the error with which :func:`fail_attempt` has failed the attempt, or None."""
+    return cast("BaseException | None", vars(context).get(_FAILURE))
+
+
 def _with_pause(output: bytes) -> bytes:
     """Add the request to pause to the VM's output, if that is an error message."""
     if len(output) < _FRAME.size:
         return output
-    kind, flags, size = _FRAME.unpack_from(output)
-    if kind != _ERROR or _FRAME.size + size != len(output):
+    message_type, flags, size = _FRAME.unpack_from(output)
+    if message_type != _ERROR or _FRAME.size + size != len(output):
         return output
-    return _FRAME.pack(kind, flags, size + len(_PAUSE)) + output[_FRAME.size :] + _PAUSE
+    return _FRAME.pack(message_type, flags, size + len(_PAUSE)) + output[_FRAME.size :] + _PAUSE
 
 
 def _give_back(vm: VMWrapper, output: bytes) -> None:

@@ -15,7 +15,7 @@ from restate.vm import FirstCompletedUnresolvedFuture, SingleUnresolvedFuture, U
 
 from restate_steps._loop import watchdog
 from restate_steps._sdk._guard import fail_attempt
-from restate_steps._sdk._vm import native, progress_of, take
+from restate_steps._sdk._vm import hand_over, native, progress_of
 
 __all__ = ["SdkPort"]
 
@@ -208,11 +208,11 @@ class SdkPort:
         """
         receive = self._context.receive
         await self.flush()
-        take(self._vm, await receive())
+        hand_over(self._vm, await receive())
         # Take everything that has arrived: polling the VM takes time in proportion to the number of waits.
         arrived: asyncio.Queue[Any] | None = getattr(receive, "_queue", None)
         while arrived is not None and not arrived.empty():
-            take(self._vm, await receive())
+            hand_over(self._vm, await receive())
 
     def _done(self) -> list[Wait]:
         is_completed = self._vm.is_completed

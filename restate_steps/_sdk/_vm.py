@@ -9,7 +9,7 @@ from typing import Any
 import restate.server_context as _server
 from restate.exceptions import SdkInternalException, SuspendedException
 
-__all__ = ["native", "progress_of", "take"]
+__all__ = ["hand_over", "native", "progress_of"]
 
 logger = logging.getLogger("restate_steps")
 
@@ -29,7 +29,7 @@ def progress_of(vm: Any, awaited: Any) -> Any:
     return progress
 
 
-def take(vm: Any, event: Any) -> None:
+def hand_over(vm: Any, event: Any) -> None:
     """Pass an event of the connection to the VM."""
     if event.get("type") == "restate.run_completed":
         return

@@ -16,10 +16,10 @@ __all__ = ["add_model", "models_to_fall_back_to", "parts_of"]
 Part = TypeVar("Part", bound=AbstractCapability[Any])
 
 
-def parts_of(capability: AbstractCapability[Any], kind: type[Part]) -> list[Part]:
+def parts_of(capability: AbstractCapability[Any], part_type: type[Part]) -> list[Part]:
     """Return the parts of a capability that are instances of a class."""
     found: list[Part] = []
-    capability.apply(lambda part: found.append(part) if isinstance(part, kind) else None)
+    capability.apply(lambda part: found.append(part) if isinstance(part, part_type) else None)
     return found
 
 

@@ -2,8 +2,8 @@
 
 1. State must be the same on every replay, or Restate rejects the write. pydantic-ai generates the ids of entries, the
    revisions and the times of saving. :meth:`RestateConversationStore.write_record` replaces all of them with stable
-   values: ids made of the invocation's id and the number of the write in it, and the time of the last message, or else
-   a recorded time. It changes the objects it receives, because the caller's objects have to match the stored ones.
+   values. Ids consist of the invocation's id and the write's number in it. The time is that of the last message, or
+   else a recorded time. It changes the objects it receives, because the caller's objects have to match the stored ones.
 2. A write stores its entries under new keys, several per key, and does not touch older ones. So the cost of appending
    depends on the new entries alone, and reading a history takes fewer reads than it has messages.
 3. Permanent errors are terminal, unless the handler catches them; retrying a conflict would block the object.

@@ -35,7 +35,7 @@ from restate_steps.agents._operation_backend import TOOL_METADATA_KEY, Operation
 from restate_steps.agents._outermost import Outermost
 from restate_steps.agents._pydantic_ai import EngineBase, has_output_validators, run_callables_locally
 from restate_steps.agents._run import OnToolError, RunSettings, current_run, unit_context
-from restate_steps.agents._timeouts import RunClock, clock_of_run, take_request_timeout
+from restate_steps.agents._timeouts import RunClock, clock_of_run, move_request_timeout
 from restate_steps.context import current_invocation
 from restate_steps.errors import StepDefinitionError
 from restate_steps.options import RetryPolicy
@@ -252,7 +252,7 @@ class RestateDurability(EngineBase[AgentDepsT]):
         """Hand the request timeout over to the step."""
         request_context = await super().before_model_request(ctx, request_context)
         if (run := current_run()) is not None:
-            take_request_timeout(run, request_context)
+            move_request_timeout(run, request_context)
         return request_context
 
     # --- human in the loop --------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Human in the loop: pydantic-ai's external events, implemented with Restate awakeables.
 
-A wait has three parts in the journal. The awakeable comes first; its id is the token. Then a step hands out the token,
-and records the answer if there is one immediately. The last part is the answer, or the end of the timer. While the run
-waits, nothing of it is in memory.
+A wait has three parts in the journal. The awakeable comes first; its id is the token. Then a step passes the token to
+the ``ask`` function, and records its answer, if any. The last part is the awakeable's answer, or the end of the timer.
+While the run waits, nothing of it is in memory.
 
 The step's result also describes the pending tool calls, which ``restate-steps approvals`` lists.
 """
@@ -43,7 +43,7 @@ class AwakeableWaiter(ExternalEventWaiter):
     async def wait(
         self, name: str, *, ask: Callable[[str], Awaitable[JsonValue]], timeout: timedelta | None
     ) -> JsonValue:
-        """Hand out the token, and return the answer once it arrives."""
+        """Pass the token to ``ask``, and return the answer once it arrives."""
         requests, self._run.requests = self._run.requests, None
         token, answered = restate_context().awakeable(serde=BytesSerde())
         step_name = f"{self._run.agent_name}{ASK_STEP}{name}"

@@ -2,9 +2,9 @@
 
 * Restate retries whatever a step raises. So errors that would fail every attempt become terminal inside the step, such
   as a request that the provider rejects, or a programming error.
-* The journal stores the text and code of a failure, and the metadata of a terminal one. pydantic-ai's own exceptions
-  are stored there in full and rebuilt in the handler, where ``ModelFallback`` and the caller's ``except`` see them.
-  Only the text is left of an error that Restate retried up to the policy's limit, so the text includes the exception.
+* The journal stores a failure's text and code, and a terminal error's metadata. The metadata has pydantic-ai's own
+  exceptions in full. The handler rebuilds them, so ``ModelFallback`` and the caller's ``except`` see them. If Restate
+  retried an error up to the policy's limit, only its text is left, so the text includes the exception.
 * In the handler's own code, an error of a run depends only on the journal, so every attempt would raise it again. It
   becomes terminal but keeps its type for the caller's ``except``: Restate looks for a terminal error among its causes.
 """
@@ -219,9 +219,9 @@ def terminal_in_handler() -> Generator[None]:
 def _single(group: BaseExceptionGroup[BaseException]) -> BaseException | None:
     """Return the error that matters in a group: Restate's control flow if present, or else a terminal error."""
     found = list(_flat(group))
-    for kind in (SdkInternalBaseException, TerminalError):
+    for error_type in (SdkInternalBaseException, TerminalError):
         for error in found:
-            if isinstance(error, kind) or (kind is TerminalError and terminal_cause(error) is not None):
+            if isinstance(error, error_type) or (error_type is TerminalError and terminal_cause(error) is not None):
                 return error
     return None
 

@@ -114,7 +114,7 @@ class OperationBackend(JournalCallableOperationBackend[UnitOptions]):
         """
         options = dict(config)
         if isinstance(operation_id, ToolsetCallToolId) and operation_id.toolset_kind == "mcp":
-            # pydantic-ai's name does not say which tool this is, and several may run at once.
+            # pydantic-ai's name does not include the tool, and several may run at once.
             name = f"{name}:{cache_key[0]}"
         step_name = str(options.pop("name", name))
         run = current_run()
@@ -126,15 +126,15 @@ class OperationBackend(JournalCallableOperationBackend[UnitOptions]):
     def _options_of(
         self, operation_id: DurableOperationId, tool: object | None, tool_name: str
     ) -> UnitOptions | Literal[False]:
-        kind = getattr(operation_id, "toolset_kind", "mcp")
-        options: dict[str, Any] = {"retry": self._policies.mcp if kind == "mcp" else self._policies.tool}
+        toolset_kind = getattr(operation_id, "toolset_kind", "mcp")
+        options: dict[str, Any] = {"retry": self._policies.mcp if toolset_kind == "mcp" else self._policies.tool}
         if tool is None:
             return options
         found: object = (cast("ToolsetTool[Any]", tool).tool_def.metadata or {}).get(TOOL_METADATA_KEY)
         if found is False:
             return False
         options.update(_checked(found, tool_name) if found is not None else {})
-        if not self._wraps_tools and kind != "mcp":
+        if not self._wraps_tools and toolset_kind != "mcp":
             return False
         if not isinstance(operation_id, ToolsetCallToolId):
             options.pop("name", None)

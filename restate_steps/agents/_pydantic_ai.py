@@ -251,7 +251,7 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
     def _wrap_and_register_leaf(self, ts: AbstractToolset[AgentDepsT]) -> AbstractToolset[AgentDepsT]:
         self._bound[id(ts)] = ts
         if (explicit := ts._explicit_id) is not None:  # pyright: ignore[reportPrivateUsage]
-            self._watch(explicit, ts, ts)
+            self._count_changes(explicit, ts, ts)
             return super()._wrap_and_register_leaf(ts)
         if id(ts) not in self._wrappers:
             self._wrappers[id(ts)] = self._wrap_unnamed(ts)
@@ -275,11 +275,11 @@ class EngineBase(BaseDurabilityCapability[AgentDepsT]):
         except AttributeError:
             # MCP toolsets have a setter for the id; function and dynamic toolsets do not. Other kinds ignore the id.
             named._id = name
-        self._watch(name, ts, named)
+        self._count_changes(name, ts, named)
         wrapper = super()._wrap_and_register_leaf(named)
         return ts if wrapper is named else wrapper
 
-    def _watch(self, name: str, made: Any, used: Any) -> None:
+    def _count_changes(self, name: str, made: Any, used: Any) -> None:
         if hasattr(cast(Any, type(made)), "_invalidate_tools_cache"):
             self._tool_lists[name] = AnnouncedVersion(made, used)
 

@@ -1,8 +1,8 @@
-"""Limit the tool calls of a run that run at once.
+"""Limit the number of tool calls that a run executes at once.
 
 * **S1** At most ``limit`` calls hold a slot.
-* **S2** A call that calls other tools, as code mode does, lends its slot to them while they run, and takes a slot again
-  before it continues. Otherwise it would hold a slot while they wait for one, which is a deadlock if there is no other.
+* **S2** A call that calls other tools, as code mode does, releases its slot while they run, and acquires one before it
+  continues. Otherwise, it would hold a slot while they wait for one, which is a deadlock if there is no other.
 * **S3** A call that has ended holds no slot, even if calls that it made are still running.
 """
 
@@ -40,11 +40,11 @@ class Slots:
         finally:
             outer.borrowers -= 1
             if not outer.borrowers:
-                await outer.take_back()
+                await outer.reacquire()
 
     async def _run(self, function: Callable[[], Awaitable[T]]) -> T:
         slot = _Slot(self)
-        await slot.take()
+        await slot.acquire()
         before = _slot.set(slot)
         try:
             return await function()
@@ -57,8 +57,8 @@ class _Slot:
     """The slot of one call.
 
     Attributes:
-        slots: The slots that it is one of.
-        borrowers: How many calls that it made are running.
+        slots: The run's slots.
+        borrowers: The number of running calls that it made.
     """
 
     def __init__(self, slots: Slots) -> None:
@@ -66,14 +66,14 @@ class _Slot:
         self.borrowers = 0
         self._is_held = self._has_ended = False
 
-    async def take(self) -> None:
+    async def acquire(self) -> None:
         await self.slots.free.acquire()
         self._is_held = True
 
-    async def take_back(self) -> None:
+    async def reacquire(self) -> None:
         if self._has_ended or self._is_held:
             return
-        await self.take()
+        await self.acquire()
         if self._has_ended or self.borrowers:
             # Meanwhile it has ended, or calls another tool.
             self.release()

@@ -21,7 +21,7 @@ from pydantic_ai.settings import ModelSettings
 from restate_steps.agents._run import Run
 from restate_steps.context import running_step
 
-__all__ = ["RunClock", "clock_of_run", "take_request_timeout", "within_request_timeout"]
+__all__ = ["RunClock", "clock_of_run", "move_request_timeout", "within_request_timeout"]
 
 _REQUEST_TIMEOUT: Final = "request_timeout"
 
@@ -49,7 +49,7 @@ class RunClock:
 clock_of_run: Final[ContextVar[RunClock | None]] = ContextVar("restate_steps_agents_clock", default=None)
 
 
-def take_request_timeout(run: Run, request: ModelRequestContext) -> None:
+def move_request_timeout(run: Run, request: ModelRequestContext) -> None:
     """Move the timeout of a request from its settings to the run; pydantic-ai would start a local timer for it."""
     settings = request.model_settings
     if settings is None or _REQUEST_TIMEOUT not in settings:

@@ -44,7 +44,7 @@ class _PlainJson:
 
 
 PLAIN_JSON: Final = _PlainJson()
-"""Stands for "no declared type": what is decoded is dicts, lists, strings, numbers, booleans and ``None``."""
+"""Stands for "no declared type": values are decoded as dicts, lists, strings, numbers, booleans and ``None``."""
 
 CONFIG: Final = CoreConfig(ser_json_bytes="base64", val_json_bytes="base64", ser_json_inf_nan="constants")
 """The lossless configuration, also for classes that configure nothing themselves."""
@@ -57,7 +57,7 @@ class Adapter:
 
     Attributes:
         type: The type; the reference keeps its ``id`` from being reused.
-        plain: Whether the type is :data:`PLAIN_JSON`.
+        plain: True if the type is :data:`PLAIN_JSON`.
         to_json: ``SchemaSerializer.to_json``, bound once because it is called for every value.
         to_python: ``SchemaSerializer.to_python``.
         validate_json: ``SchemaValidator.validate_json``.
@@ -154,7 +154,7 @@ def _build(type_: Any) -> Adapter:
         return Adapter(type_, schema, SchemaSerializer(schema, CONFIG), SchemaValidator(schema, CONFIG), plain=True)
     adapter: TypeAdapter[Any] = TypeAdapter(type_)
     if not adapter.pydantic_complete:
-        # A forward reference or defer_build deferred it; this completes it, or raises what is missing.
+        # A forward reference or defer_build deferred it. Complete it, or raise an error that names what is missing.
         adapter.rebuild(force=True, raise_errors=True)
     try:
         schema, changed = lossless_schema(adapter.core_schema, _as_plain)

@@ -70,15 +70,15 @@ def fix_for_load(error: DecodeError) -> str:
     details = cause.errors(include_url=False, include_input=False) if isinstance(cause, ValidationError) else []
     if any("[key]" in item["loc"] for item in details):
         return "The keys of a JSON object are text: return a list of pairs, list[tuple[K, V]], instead of the dict."
-    kinds = {item["type"] for item in details}
-    if "finite_number" in kinds:
+    error_types = {item["type"] for item in details}
+    if "finite_number" in error_types:
         return "Allow it in the type: Annotated[Decimal, Field(allow_inf_nan=True)]."
-    if "missing" in kinds:
+    if "missing" in error_types:
         return (
             "A field is left out of the encoded form (by Field(exclude=True) or a custom serializer): give it a "
             "default, or include it."
         )
-    if "extra_forbidden" in kinds:
+    if "extra_forbidden" in error_types:
         return "A serializer adds a field that the type forbids: leave it out of the encoded form, or allow it."
     return (
         "Make the type accept its own encoded form (its serializers and validators must be each other's inverse), or "

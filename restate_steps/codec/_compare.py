@@ -1,17 +1,17 @@
 """Compare a value with its round-tripped copy and report the first difference.
 
-The comparison runs on every result of every step, so the likeliest case is checked first: the same object, then types
-whose ``==`` is exact, then one function per class, chosen once and cached.
+The comparison runs on every result of every step, so the likeliest cases come first: the same object, then types whose
+``==`` is exact. For the rest there is one function per class, chosen once and cached.
 
-What counts as equal:
+The rules of equality:
 
 * The types are the same at every level. ``True`` is not ``1``, ``1`` is not ``1.0``, a subclass is not its base.
 * NaN equals NaN, and ``0.0`` does not equal ``-0.0``.
 * Two aware datetimes are equal when instant and UTC offset are: a ``ZoneInfo`` may come back as a fixed offset.
   ``fold`` is ignored.
 * The order of dictionaries and sets has no meaning; the types of their keys and members have.
-* Dataclasses and models are compared by their fields, and models by their extra fields too. Private attributes,
-  cached properties and the record of which fields were set are not data.
+* Dataclasses and models are compared by their fields, and models by their extra fields too. Private attributes, cached
+  properties and ``model_fields_set`` are not data.
 * Other objects are compared by ``==`` if their class defines it, else by their attributes.
 """
 
@@ -35,9 +35,9 @@ from pydantic import BaseModel
 
 from restate_steps.codec._paths import Element, format_path, shorten
 
-__all__ = ["Difference", "Kind", "find_difference"]
+__all__ = ["Difference", "DifferenceKind", "find_difference"]
 
-Kind: TypeAlias = Literal["type", "subclass", "value", "missing", "excluded", "iterator", "opaque", "depth"]
+DifferenceKind: TypeAlias = Literal["type", "subclass", "value", "missing", "excluded", "iterator", "opaque", "depth"]
 """The kind of a difference; it decides which fix to suggest."""
 
 
@@ -46,13 +46,13 @@ class Difference(NamedTuple):
 
     Attributes:
         path: The place, for example ``$.items[3].price``.
-        reason: What changed there.
+        reason: The change.
         kind: The kind of change.
     """
 
     path: str
     reason: str
-    kind: Kind
+    kind: DifferenceKind
 
 
 class _Found:
@@ -60,8 +60,8 @@ class _Found:
 
     __slots__ = ("kind", "reason", "segments")
 
-    def __init__(self, kind: Kind, reason: str) -> None:
-        self.kind: Kind = kind
+    def __init__(self, kind: DifferenceKind, reason: str) -> None:
+        self.kind: DifferenceKind = kind
         self.reason = reason
         self.segments: list[Any] = []
 
@@ -254,9 +254,9 @@ def _compare_sequences(a: Sequence[object], b: Sequence[object], walk: _Walk) ->
 def _compare_mappings(a: Mapping[Any, object], b: Mapping[Any, object], walk: _Walk) -> _Found | None:
     if len(a) != len(b):
         return _compare_mappings_by_key(a, b, walk)
-    if len(a) >= _LONG and _one_kind(a, b) in _EXACT:
-        kind = _one_kind(a.values(), b.values())
-        if (kind in _EXACT or (kind is float and _same_bits(a.values(), b.values()))) and a == b:
+    if len(a) >= _LONG and _common_type(a, b) in _EXACT:
+        common = _common_type(a.values(), b.values())
+        if (common in _EXACT or (common is float and _same_bits(a.values(), b.values()))) and a == b:
             return None
     for key, other in zip(a, b, strict=True):
         if key is not other and (type(key) is not type(other) or type(key) not in _EXACT or key != other):
@@ -265,9 +265,9 @@ def _compare_mappings(a: Mapping[Any, object], b: Mapping[Any, object], walk: _W
     return _compare_items(a, a, b, walk)
 
 
-def _one_kind(a: Iterable[object], b: Iterable[object]) -> type | None:
-    kinds = set(map(type, a))
-    return next(iter(kinds)) if len(kinds) == 1 and kinds.issuperset(map(type, b)) else None
+def _common_type(a: Iterable[object], b: Iterable[object]) -> type | None:
+    types = set(map(type, a))
+    return next(iter(types)) if len(types) == 1 and types.issuperset(map(type, b)) else None
 
 
 def _same_bits(a: Iterable[Any], b: Iterable[Any]) -> bool:
@@ -281,14 +281,14 @@ def _surely_equal(a: Collection[Any], b: Collection[Any]) -> bool:
     Returns:
         ``True`` if they are equal; ``False`` if they have to be compared one by one.
     """
-    kinds = set(map(type, a))
-    if not kinds.issuperset(map(type, b)):
+    types = set(map(type, a))
+    if not types.issuperset(map(type, b)):
         return False
-    if not kinds:
+    if not types:
         return not b
-    if len(kinds) > 1:
-        return kinds <= _EXACT and list(map(type, a)) == list(map(type, b)) and list(a) == list(b)
-    only = next(iter(kinds))
+    if len(types) > 1:
+        return types <= _EXACT and list(map(type, a)) == list(map(type, b)) and list(a) == list(b)
+    only = next(iter(types))
     if only in _EXACT:
         return list(a) == list(b)
     if only is float:

@@ -1,4 +1,4 @@
-"""Find the part of a value that cannot be encoded; pydantic says what is wrong, but seldom where.
+"""Find the part of a value that cannot be encoded; pydantic reports the problem, but seldom the path to it.
 
 The search walks the core schema and the value together, down to the smallest part that still fails alone. It encodes
 each part on the way, which is acceptable because it happens only before an error.
@@ -25,7 +25,7 @@ _MAX_PARTS: Final = 10_000
 # Beyond this, the path found so far is reported: building an error must not take minutes.
 
 _Part: TypeAlias = tuple[Any, Any, Any]
-"""A path segment, the schema of what is there, and the value."""
+"""A path segment, and the schema and the value of that part."""
 
 
 def locate(schema: CoreSchema, value: object, error: Exception, round_trip: bool) -> tuple[str, Exception]:
@@ -143,38 +143,38 @@ class _Search:
     def _parts(self, schema: Any, value: Any) -> Iterable[_Part]:
         """Return the direct parts of a value, each with its schema."""
         schema = self._resolve(schema, value)
-        kind = schema["type"]
-        if kind in ("model", "dataclass", "typed-dict"):
+        schema_type = schema["type"]
+        if schema_type in ("model", "dataclass", "typed-dict"):
             # As in pydantic, only a class's own configuration applies inside it.
             self._config = schema.get("config") or {}
             if schema.get("root_model"):
                 return [("root", schema["schema"], value.root)]
             return self._field_parts(schema, value)
-        if kind in ("list", "set", "frozenset"):
+        if schema_type in ("list", "set", "frozenset"):
             return self._members(value, schema.get("items_schema", _ANY))
-        if kind == "tuple":
+        if schema_type == "tuple":
             return self._tuple_parts(schema, value)
-        if kind == "dict":
+        if schema_type == "dict":
             return self._dict_parts(schema, value)
-        if kind in ("any", "is-instance"):
+        if schema_type in ("any", "is-instance"):
             return self._inferred(value)
         return ()
 
     def _resolve(self, schema: Any, value: Any) -> Any:
         """Unwrap a schema, down to the one that describes the parts."""
         while True:
-            kind = schema["type"]
-            if kind == "definition-ref":
+            schema_type = schema["type"]
+            if schema_type == "definition-ref":
                 schema = self._definitions[schema["schema_ref"]]
-            elif kind in ("union", "tagged-union"):
+            elif schema_type in ("union", "tagged-union"):
                 schema = self._choose(union_choices(schema), value)
-            elif kind == "json-or-python":
+            elif schema_type == "json-or-python":
                 schema = schema["json_schema"]
-            elif kind == "lax-or-strict":
+            elif schema_type == "lax-or-strict":
                 schema = schema["strict_schema"]
-            elif kind == "chain":
+            elif schema_type == "chain":
                 schema = schema["steps"][-1]
-            elif kind in ("model", "dataclass") or "schema" not in schema:
+            elif schema_type in ("model", "dataclass") or "schema" not in schema:
                 return schema
             else:
                 schema = schema["schema"]

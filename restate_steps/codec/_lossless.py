@@ -21,8 +21,8 @@ __all__ = ["Infer", "classes_in", "lossless_schema", "union_choices"]
 Infer = Callable[[Any], Any]
 """Prepares a value without a declared type for encoding."""
 
-_CLASS_KINDS: Final = frozenset({"model", "dataclass", "typed-dict"})
-_LOSSY_KINDS: Final = frozenset({"any", "bytes", "float", "is-instance", "json", "complex", "decimal"})
+_CLASS_TYPES: Final = frozenset({"model", "dataclass", "typed-dict"})
+_LOSSY_TYPES: Final = frozenset({"any", "bytes", "float", "is-instance", "json", "complex", "decimal"})
 _NOT_SCHEMAS: Final = frozenset({"config", "default", "expected", "members", "metadata"})
 
 
@@ -60,34 +60,34 @@ class _Copier:
         return node
 
     def _copy_mapping(self, node: dict[str, Any]) -> dict[str, Any]:
-        kind = node.get("type")
-        if not isinstance(kind, str):
+        schema_type = node.get("type")
+        if not isinstance(schema_type, str):
             # Not a schema but a mapping of names (of fields, of tags) to schemas.
             return {key: self._copy(value) for key, value in node.items()}
         copy = {key: value if key in _NOT_SCHEMAS else self._copy(value) for key, value in node.items()}
-        if kind in _LOSSY_KINDS or "serialization" in node:
+        if schema_type in _LOSSY_TYPES or "serialization" in node:
             self.changed = True
-        if kind in _CLASS_KINDS:
+        if schema_type in _CLASS_TYPES:
             config: dict[str, Any] = node.get("config") or {}
             copy["config"] = _completed(config)
             if config.get("validate_by_alias") is False:
                 self.changed = True
-        if kind in ("model-fields", "typed-dict"):
+        if schema_type in ("model-fields", "typed-dict"):
             for name, field in copy["fields"].items():
                 self._accept_own_output(field, name)
-        elif kind == "dataclass-args":
+        elif schema_type == "dataclass-args":
             for field in copy["fields"]:
                 self._accept_own_output(field, field["name"])
-        elif kind == "tagged-union":
+        elif schema_type == "tagged-union":
             self._accept_own_tags(copy, node)
-        elif kind == "any" and "serialization" not in node:
+        elif schema_type == "any" and "serialization" not in node:
             self._prepare(copy, core_schema.any_schema())
-        elif kind == "dict" and _is_any(node.get("values_schema")) and "serialization" not in node:
+        elif schema_type == "dict" and _is_any(node.get("values_schema")) and "serialization" not in node:
             # Preparing a whole dict or list at once is faster than preparing each element.
             self._prepare(copy, core_schema.dict_schema(copy.get("keys_schema")), dict)
-        elif kind == "list" and _is_any(node.get("items_schema")) and "serialization" not in node:
+        elif schema_type == "list" and _is_any(node.get("items_schema")) and "serialization" not in node:
             self._prepare(copy, core_schema.list_schema(), list)
-        elif kind in ("set", "frozenset") and "serialization" not in node:
+        elif schema_type in ("set", "frozenset") and "serialization" not in node:
             copy["serialization"] = core_schema.plain_serializer_function_ser_schema(
                 _in_order, return_schema=core_schema.list_schema(copy.get("items_schema"))
             )
@@ -132,16 +132,16 @@ class _Copier:
     def _fields(self, schema: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the fields of a union member's class, looking through validators around it."""
         while schema is not None:
-            kind = schema["type"]
-            if kind == "definition-ref":
+            schema_type = schema["type"]
+            if schema_type == "definition-ref":
                 schema = self._definitions.get(schema["schema_ref"])
-            elif kind in ("model-fields", "typed-dict"):
+            elif schema_type in ("model-fields", "typed-dict"):
                 yield from schema["fields"].items()
                 return
-            elif kind == "dataclass-args":
+            elif schema_type == "dataclass-args":
                 yield from ((field["name"], field) for field in schema["fields"])
                 return
-            elif kind == "tagged-union":
+            elif schema_type == "tagged-union":
                 for choice in union_choices(schema):
                     yield from self._fields(choice)
                 return
@@ -178,8 +178,8 @@ def _in_order(value: Any) -> Any:
     if not isinstance(value, set | frozenset):
         raise _misfit(set, value)
     members = cast("Iterable[Any]", value)
-    kinds = set(map(type, members))
-    return sorted(members, key=None if len(kinds) == 1 and kinds <= _ORDERED else _sort_key)
+    types = set(map(type, members))
+    return sorted(members, key=None if len(types) == 1 and types <= _ORDERED else _sort_key)
 
 
 def _misfit(expected: type, value: object) -> Exception:

@@ -2,8 +2,8 @@
 
 Pydantic encodes a value that does not fit its type, and warns. It can raise an error instead, but that
 (``warnings="error"``) costs a microsecond a call, twice as much as encoding a small model. The default warning costs
-nothing. So this module turns every warning that is attributed to it into an error: before Python consults any filter,
-it looks up ``__warningregistry__`` in the module's globals, and raises ``TypeError`` if that is not a dictionary. The
+nothing. So this module turns every warning that is attributed to it into an error. Before Python consults any filter,
+it looks up ``__warningregistry__`` in the module's globals. If that is not a dictionary, it raises ``TypeError``. The
 caller then encodes again in the slow way to get the real error.
 
 This is a detail of CPython, so it is tested once on import; where it does not hold, the slow way is used.

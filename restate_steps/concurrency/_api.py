@@ -169,7 +169,7 @@ async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -
     """Run awaitables concurrently and return their results in the order given.
 
     Like :func:`asyncio.gather`, but structured: the first failure cancels the others and waits for them. Under
-    ``restate.app`` it runs them on a handler loop that lasts as long as the call.
+    ``restate.app``, it runs them on a handler loop of its own.
 
     Args:
         *awaitables: Coroutines, durable futures or other awaitables.
@@ -180,8 +180,8 @@ async def gather(*awaitables: Awaitable[Any], return_exceptions: bool = False) -
         The results, as a list. Typed as a tuple for up to six awaitables, so that each keeps its own type.
 
     Raises:
-        BaseException: The exception of the first awaitable to fail, with those of further ones attached as notes. The
-            others have been cancelled, and have ended.
+        BaseException: The exception of the first awaitable to fail; further exceptions are attached as notes. The other
+            awaitables have been cancelled, and have ended.
 
     Example:
         ```python
@@ -223,8 +223,8 @@ async def race(*awaitables: Awaitable[T]) -> T:
     """Run awaitables concurrently, return the result of the first to finish, and cancel the others.
 
     The losers receive :class:`asyncio.CancelledError`, may clean up with steps, and have ended when ``race`` returns.
-    The body of a step that a loser waits for is not interrupted. Its result is recorded if the body ends before the
-    handler does, but not used.
+    The body of a step that a loser awaits is not interrupted. If the body ends before the handler does, its result is
+    recorded, but not used.
 
     Args:
         *awaitables: Coroutines, durable futures or other awaitables; at least one.
@@ -313,7 +313,7 @@ class _Timer:
 
     Attributes:
         seconds: The duration.
-        ended: Whether the time is up, or the invocation was cancelled meanwhile.
+        ended: True once the time is up, or the invocation was cancelled.
         error: The error that reported the cancellation, or None.
     """
 
@@ -339,8 +339,8 @@ class TaskGroup:
     """Tasks that end together: an ``asyncio.TaskGroup`` that raises the user's own exception.
 
     The block ends when every task has ended. If a task or the block fails, the other tasks are cancelled, and the
-    user's own exception is raised (not an ``ExceptionGroup``; ``except*`` catches it as well). Under ``restate.app`` it
-    is refused.
+    user's own exception is raised (not an ``ExceptionGroup``; ``except*`` catches it as well). Under ``restate.app``,
+    it raises :class:`ConcurrencyError`.
 
     Example:
         ```python
@@ -382,7 +382,7 @@ class TaskGroup:
         return self._scope.spawn(_coroutine(coro), name)
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         scope = self._scope
         assert scope is not None
@@ -415,7 +415,7 @@ class AsCompleted(Generic[T]):
         except BaseException:
             _close(given)
             raise
-        self._taken = 0
+        self._yielded = 0
         self._timer = None if timeout is None or timeout == math.inf else _Timer(timeout)
         self._count = len(given)
         self._scope = _start([*given, self._timer.run()] if self._timer is not None else given, fail_fast=False)
@@ -428,8 +428,8 @@ class AsCompleted(Generic[T]):
         return [task for task in finished if task is not timer]
 
     async def _next_task(self) -> Task[T]:
-        index = self._taken
-        self._taken += 1
+        index = self._yielded
+        self._yielded += 1
         timer = self._timer
         await self._scope.until(lambda: len(self._ended()) > index or (timer is not None and timer.ended))
         ended = self._ended()
@@ -457,7 +457,7 @@ def as_completed(awaitables: Iterable[Awaitable[T]], *, timeout: float | timedel
 
     As with :func:`asyncio.as_completed`, ``for`` yields awaitables of the next result, and ``async for`` (as in Python
     3.13, here on every version) yields the finished tasks. The order comes from the journal, so a replay repeats it.
-    Tasks that are left when the handler ends are cancelled. Under ``restate.app`` it is refused.
+    Tasks that are left when the handler ends are cancelled. Under ``restate.app``, it raises :class:`ConcurrencyError`.
 
     Args:
         awaitables: Coroutines, durable futures or other awaitables, in any iterable with a stable order.
@@ -484,9 +484,9 @@ async def map(
     """Apply an async function to every item, at most ``limit`` at a time.
 
     Args:
-        function: Called with one item at a time; for example a step.
-        items: The items. An async iterable is read before the first call, because reading takes time that is not in
-            the journal.
+        function: A function that is called with one item at a time, for example a step.
+        items: The items. An async iterable is read before the first call, because the journal does not record when
+            each item arrives.
         limit: The maximum number of calls that run at once; None for no limit.
 
     Returns:
@@ -494,8 +494,8 @@ async def map(
 
     Raises:
         ValueError: ``limit`` is less than 1.
-        BaseException: The exception of the first call to fail, with those of further ones attached as notes. The others
-            have been cancelled, and have ended.
+        BaseException: The exception of the first call to fail; further exceptions are attached as notes. The other
+            calls have been cancelled, and have ended.
 
     Example:
         ```python

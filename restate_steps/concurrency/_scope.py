@@ -80,15 +80,15 @@ class Scope:
     """A set of tasks that start together and end together.
 
     Args:
-        fail_fast: Whether the first failure cancels the other tasks.
-        interrupts: Whether it also cancels the code that opened the scope, unless that waits for the scope.
+        fail_fast: Cancel the other tasks on the first failure.
+        interrupts: Also cancel the code that opened the scope, unless it waits for the scope.
 
     Attributes:
         finished: The tasks that have ended, in the order in which they did.
         failure: The exception of the first task that failed; cancellation is not a failure.
         others: The exceptions of the tasks that failed after that.
         live: The number of tasks that have not ended.
-        interrupted: Whether a failure has cancelled the code that opened the scope.
+        interrupted: True once a failure has cancelled the code that opened the scope.
     """
 
     def __init__(self, *, fail_fast: bool, interrupts: bool = False) -> None:

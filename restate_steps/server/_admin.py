@@ -71,7 +71,7 @@ class AdminClient:
         return str(answer.json()["id"])
 
     def services(self, deployment_id: str) -> list[str]:
-        """List the services for which a deployment is the current one.
+        """List the services that a deployment currently serves.
 
         Args:
             deployment_id: The id that :meth:`register` returned.

@@ -23,7 +23,7 @@ from restate_steps.server._journal import JournalEntry
 __all__ = ["PendingCall", "PendingRequest", "approve_pending", "deny_pending", "find_pending", "pending_named"]
 
 _MARK: Final = "__external_event."
-_ASKED: Final = re.compile(rf"(?P<agent>.*){re.escape(_MARK)}(?P<wait>.*)\.ask(?P<place> \[[\d.]*\])?")
+_ASKED: Final = re.compile(rf"(?P<agent>.*){re.escape(_MARK)}(?P<wait>.*)\.ask(?: \[[\d.]*\])?")
 _APPROVAL: Final = "approval"
 _TIMEOUT: Final = 30.0
 
@@ -47,7 +47,7 @@ class PendingCall:
 
 @dataclass(frozen=True, slots=True)
 class PendingRequest:
-    """A request that an agent waits for somebody to answer.
+    """A request whose answer an agent waits for.
 
     Attributes:
         token: The id of the awakeable that takes the answer.

@@ -45,9 +45,9 @@ def load_app(target: str, *, folder: Path | None = None) -> ASGIApp:
             raise ServerError(f"{target!r} cannot be served: the module {module_name!r} has no {attribute!r}.")
         found = getattr(found, name)
     if not callable(found):
-        kind = type(found).__name__
+        type_name = type(found).__name__
         raise ServerError(
-            f"{target!r} cannot be served: it is an object of type {kind}, not an ASGI application. Name the "
+            f"{target!r} cannot be served: it is an object of type {type_name}, not an ASGI application. Name the "
             "application that restate_steps.app([...]) returns."
         )
     return cast("ASGIApp", found)

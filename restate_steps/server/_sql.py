@@ -117,7 +117,7 @@ def with_steps_named(part: str) -> str:
 
 
 def services_of(deployment_id: str) -> str:
-    """Return a query for the services for which a deployment is the current one."""
+    """Return a query for the services that a deployment currently serves."""
     return select("name", "sys_service", deployment_id=deployment_id, order_by="name")
 
 

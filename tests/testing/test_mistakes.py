@@ -13,6 +13,7 @@ from restate_steps.testing import (
     NotReplaySafeError,
     SimulationError,
     Simulator,
+    StuckError,
     explore,
     simulate,
 )
@@ -134,3 +135,20 @@ def test_only_the_test_itself_is_shown(pytester: pytest.Pytester) -> None:
     assert "restate_steps/testing/" not in output
     assert ">       explore(app, buggy, 1).assert_replay_safe()" in output
     assert ">       report.assert_one_answer()" in output
+
+
+async def test_a_handler_that_calls_its_own_key() -> None:
+    """The key is held until the handler ends, so the call never starts; the error says who holds it."""
+    counter = restate.VirtualObject("Counter")
+
+    @counter.handler()
+    async def add(ctx: restate.ObjectContext) -> int:
+        return 1
+
+    @counter.handler()
+    async def add_twice(ctx: restate.ObjectContext) -> int:
+        return await ctx.object_call(add, ctx.key(), None) + 1
+
+    async with simulate(restate.app([counter])) as sim:
+        with pytest.raises(StuckError, match="Counter/a/add is queued, and waits until Counter/a/add_twice has ended"):
+            await sim.call(add_twice, key="a")

@@ -843,7 +843,7 @@ class TestLoops:
                 import anyio
                 import pytest
                 from restate_steps.testing import restate_server
-                from testing.test_server import greet, greeter_app, pid_of
+                from tests.testing.test_server import greet, greeter_app, pid_of
 
                 pytestmark = pytest.mark.anyio
 
@@ -921,7 +921,7 @@ class TestEnd:
     SCRIPT = """
         import asyncio, os, sys
         from restate_steps.testing import close_servers, restate_server
-        from testing.test_server import greeter_app
+        from tests.testing.test_server import greeter_app
 
         async def pid():
             async with restate_server(greeter_app) as env:

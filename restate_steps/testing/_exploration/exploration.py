@@ -98,7 +98,7 @@ class Exploration:
         """Return a generator for a job's choices; None if they are not random."""
         return Random(self._random.random()) if job.random else None
 
-    def take(self, job: Job, run: Run) -> Run:
+    def record(self, job: Job, run: Run) -> Run:
         """Record the run of a job, and return it, with a problem if there is one."""
         report = self.report
         if job.crash:

@@ -152,7 +152,7 @@ def explore_all(
             continue
         if run.problem is None and not simulator.driver.model.invocations:
             raise SimulationError("no handler was called, so there is nothing to explore. Is an `await` missing?")
-        exploration.take(job, run)
+        exploration.record(job, run)
         report.unread_failures.update(run.trace.unread_failures)
         if run.problem is not None:
             bar.clear()
@@ -171,7 +171,7 @@ def explore_all(
 def explore_one(perform: Perform, schedule: Schedule, exploration: Exploration) -> Report:
     """Try one schedule, once."""
     run, simulator = perform(schedule, None)
-    exploration.take(Job(schedule, crash=bool(schedule.crashes)), run)
+    exploration.record(Job(schedule, crash=bool(schedule.crashes)), run)
     if run.problem is None and (unused := _unused(schedule, run.trace)):
         run.problem, run.details = "not-reproducible", f"{unused} If the handler has changed, explore it again."
     report = exploration.report

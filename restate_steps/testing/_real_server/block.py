@@ -10,7 +10,7 @@ from restate_steps.server import AppServer, ASGIApp, RestateServer, _sql
 from restate_steps.testing._real_server.apps import App
 from restate_steps.testing._real_server.cleaning import emptied
 from restate_steps.testing._real_server.log import LogFollower
-from restate_steps.testing._real_server.pool import Lease, ServerSettings, take
+from restate_steps.testing._real_server.pool import Lease, ServerSettings, lease_server
 
 __all__ = ["Block"]
 
@@ -38,7 +38,7 @@ class Block:
 
     def open(self) -> None:
         """Take a server, serve the application, and register it; :meth:`close` undoes what was done."""
-        lease = self._lease = take(self._settings)
+        lease = self._lease = lease_server(self._settings)
         self._cleanup.callback(lease.give_back)
         if self._settings.talkative:
             self._cleanup.callback(LogFollower(lease.server.log_path).stop)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from restate_steps.server import RestateServer
 
-__all__ = ["Lease", "ServerSettings", "close_servers", "take"]
+__all__ = ["Lease", "ServerSettings", "close_servers", "lease_server"]
 
 # Few tests open more blocks at once, and a server takes about 150 MB.
 _IDLE_AT_MOST = 4
@@ -58,7 +58,7 @@ class _Pool:
         self._idle: dict[ServerSettings, list[RestateServer]] = {}
         self._generation = 0
 
-    def take(self, settings: ServerSettings) -> Lease:
+    def lease(self, settings: ServerSettings) -> Lease:
         """Take an idle server, or start one without holding the lock, so that others need not wait."""
         while True:
             with self._lock:
@@ -95,9 +95,9 @@ class _Pool:
 _pool = _Pool()
 
 
-def take(settings: ServerSettings) -> Lease:
+def lease_server(settings: ServerSettings) -> Lease:
     """Take an idle server of this process, or start one."""
-    return _pool.take(settings)
+    return _pool.lease(settings)
 
 
 def close_servers() -> None:

@@ -33,7 +33,7 @@ from restate_steps.testing._simulation.wire import (
     make,
 )
 
-__all__ = ["Asked", "Attempt", "Place", "run_against"]
+__all__ = ["Asked", "Attempt", "CodeLine", "run_against"]
 
 _MAX_TIMERS: Final = 10_000
 _MAX_WATCHED: Final = 10
@@ -41,7 +41,7 @@ _WAITS: Final = ("do_progress", "take_notification")
 _NO_COMMAND: Final = frozenset({*_WAITS, "sys_awakeable", "sys_end", "sys_input", "sys_signal"})
 
 
-class Place(NamedTuple):
+class CodeLine(NamedTuple):
     """A line of code that is being executed."""
 
     file: str
@@ -60,7 +60,7 @@ class Asked:
 
     operation: str
     arguments: tuple[Any, ...]
-    places: tuple[Place, ...]
+    places: tuple[CodeLine, ...]
 
     @property
     def waits(self) -> bool:
@@ -86,8 +86,8 @@ class Attempt:
     sent: list[Frame] = field(default_factory=list[Frame])
     bodies: list[str] = field(default_factory=list[str])
     crashed: BaseException | None = None
-    waits_at: list[tuple[Place, ...]] = field(default_factory=list[tuple[Place, ...]])
-    last_wait: tuple[Place, ...] = ()
+    waits_at: list[tuple[CodeLine, ...]] = field(default_factory=list[tuple[CodeLine, ...]])
+    last_wait: tuple[CodeLine, ...] = ()
     """The place of the handler's last wait; it may have been suspended there."""
 
     def sent_of(self, kind: MessageType) -> Frame | None:
@@ -149,11 +149,11 @@ class _ObservedConnection(Connection, CommandObserver):
         """Note where everything waits."""
         self._attempt.waits_at = self._waiting()
 
-    def _place(self) -> tuple[Place, ...]:
+    def _place(self) -> tuple[CodeLine, ...]:
         """Return the place of the running branch; for a branch that is only a step, where the handler awaits it."""
         return _own_places() or tuple(_places(reversed(frames_above()))) or _waiting_in(self.handler)
 
-    def _waiting(self) -> list[tuple[Place, ...]]:
+    def _waiting(self) -> list[tuple[CodeLine, ...]]:
         tasks = {*asyncio.all_tasks(self._loop), *handler_tasks(self._loop)}
         return sorted({found for task in tasks if (found := _waiting_in(task))})
 
@@ -179,7 +179,7 @@ def run_against(recorded: RecordedJournal, app: ASGIApp, *, places: bool = True)
         loop.advance(due)
         return True
 
-    loop = SimulatedLoop.take(idle)
+    loop = SimulatedLoop.acquire(idle)
     connection = _ObservedConnection(loop, attempt, places=places)
     connection.feed(_messages_for(recorded), more=False)
     origin = recorded.origin
@@ -220,7 +220,7 @@ def _messages_for(recorded: RecordedJournal) -> list[Frame]:
     return [start, *journal]
 
 
-def _own_places() -> tuple[Place, ...]:
+def _own_places() -> tuple[CodeLine, ...]:
     """Return the places of the caller within its task, innermost first."""
     frames: list[FrameType] = []
     frame: FrameType | None = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
@@ -230,12 +230,12 @@ def _own_places() -> tuple[Place, ...]:
     return tuple(_places(frames))
 
 
-def _waiting_in(task: asyncio.Task[Any] | None) -> tuple[Place, ...]:
+def _waiting_in(task: asyncio.Task[Any] | None) -> tuple[CodeLine, ...]:
     """Return the places where a task waits, innermost first."""
     return tuple(_places(reversed(frames_of(task.get_coro())))) if task is not None else ()
 
 
-def _places(frames: Iterable[FrameType]) -> Iterable[Place]:
+def _places(frames: Iterable[FrameType]) -> Iterable[CodeLine]:
     for frame in frames:
         if module_of(frame) not in sys.stdlib_module_names and not is_machinery(frame):
-            yield Place(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+            yield CodeLine(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)

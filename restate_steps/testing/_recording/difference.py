@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 
 from restate_steps._user_code import MACHINERY
 from restate_steps.testing._errors import ReplayDifferenceError
-from restate_steps.testing._recording.attempt import Asked, Attempt, Place
+from restate_steps.testing._recording.attempt import Asked, Attempt, CodeLine
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.invocation import Failure
 from restate_steps.testing._simulation.journal import describe_frame
@@ -205,7 +205,7 @@ class _Comparison:
         recorded: str,
         at: int | None,
         today: str,
-        places: Sequence[Place],
+        places: Sequence[CodeLine],
         hints: Sequence[str],
         changes: Sequence[str] = (),
         verb: str = "and today's code issues",
@@ -257,7 +257,7 @@ class _Comparison:
             lines.append("        …")
         return "\n".join(lines)
 
-    def _waiting_place(self) -> Sequence[Place]:
+    def _waiting_place(self) -> Sequence[CodeLine]:
         return next(iter(self._attempt.waits_at), self._attempt.last_wait)
 
 
@@ -403,7 +403,7 @@ def _answer_text(frame: Frame) -> str:
     return cut(_field(fields.get("value", {}).get("content", b"")), _WIDTH) or "nothing"
 
 
-def _shown(places: Sequence[Place]) -> str:
+def _shown(places: Sequence[CodeLine]) -> str:
     lines: list[str] = []
     for place in places:
         lines.append(f"  {_short(place.file)}:{place.line}, in {place.function}")

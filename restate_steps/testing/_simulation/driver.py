@@ -285,7 +285,7 @@ class Driver:
         options += (self._delivery(index) for index in self.model.deliveries.arriving())
         for turn in self.turns:
             if turn.ready():
-                options.insert(0 if turn.first else len(options), Option(turn.label, partial(self._take, turn)))
+                options.insert(0 if turn.first else len(options), Option(turn.label, partial(self._take_turn, turn)))
         due = self.model.timers.next_due()
         ends = [end for end in (next_timer, None if due is None else (due - START_MS) / 1000) if end is not None]
         if not ends and not options and self._watched < _MAX_WATCHED:
@@ -302,7 +302,7 @@ class Driver:
                 )
         return options
 
-    def _take(self, turn: Turn) -> None:
+    def _take_turn(self, turn: Turn) -> None:
         self._turns_taken += 1
         turn()
 

@@ -413,7 +413,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             self.run()
 
     @classmethod
-    def take(cls, on_idle: Callable[[float | None], bool], now: float = 0.0) -> SimulatedLoop:
+    def acquire(cls, on_idle: Callable[[float | None], bool], now: float = 0.0) -> SimulatedLoop:
         """Return a spare loop that is as good as new, or a new one: creating a loop is slow."""
         try:
             loop = _spare.pop()

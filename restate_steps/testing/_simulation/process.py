@@ -232,7 +232,7 @@ class Process:
     """The service's process: an event loop, and the attempts that are open in it."""
 
     def __init__(self, owner: Owner) -> None:
-        self.loop = SimulatedLoop.take(owner.idle, (owner.model.now - START_MS) / 1000)
+        self.loop = SimulatedLoop.acquire(owner.idle, (owner.model.now - START_MS) / 1000)
         self.loop.holds_back = self._holds_back
         self.loop.waiting = self._waiting
         self.loop.on_silence = self._count_silence

@@ -12,9 +12,7 @@ from restate_steps.testing._simulation.wire import MessageType, awakeable_of, de
 
 __all__ = ["open_waits", "paused", "paused_below", "raise_if_out_of_time", "why_stuck"]
 
-_WAITING: Final = frozenset(
-    {InvocationStatus.RUNNING, InvocationStatus.SUSPENDED, InvocationStatus.QUEUED, InvocationStatus.PAUSED}
-)
+_WAITING: Final = frozenset({InvocationStatus.RUNNING, InvocationStatus.SUSPENDED, InvocationStatus.PAUSED})
 
 
 def paused_below(driver: Driver, invocation: Invocation) -> Invocation | None:
@@ -60,13 +58,22 @@ def open_waits(driver: Driver) -> str:
     """Return what the invocations that have not ended wait for, one line each."""
     waits: list[str] = []
     for each in driver.model.invocations.values():
-        if each.status in _WAITING:
+        if each.status is InvocationStatus.QUEUED:
+            waits.append(f"  {each.target} is queued, and waits until {_holder_of(driver, each)} has ended")
+        elif each.status in _WAITING:
             pending = Journal(each.journal)
             open_entries = [f"{entry.type} {entry.name or ''}".rstrip() for entry in pending if not entry.completed]
             open_entries += _open_awakeables(driver, each)
             what = ", ".join(open_entries) or "nothing that is in its journal"
             waits.append(f"  {each.target} is {each.status.value}, and waits for {what}")
     return "\n".join(waits)
+
+
+def _holder_of(driver: Driver, queued: Invocation) -> str:
+    """Return the invocation that keeps an exclusive handler of the same key from starting."""
+    target = queued.target
+    holder = driver.model.objects[target.service, target.key or "", target.scope].holder
+    return str(driver.model.invocations[holder].target) if holder is not None else "another invocation of the key"
 
 
 def _open_awakeables(driver: Driver, invocation: Invocation) -> list[str]:
