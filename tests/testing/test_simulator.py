@@ -624,6 +624,7 @@ HEART = (
     "manifest",
     "messages",
     "opaque",
+    "protocol",
     "scopes",
     "server_model",
     "wire",

@@ -30,8 +30,9 @@ from restate_steps.testing._simulation.invocation import Failure
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.manifest import Manifest
 from restate_steps.testing._simulation.process import quiet
+from restate_steps.testing._simulation.protocol import MessageType, is_command
 from restate_steps.testing._simulation.simulator import Simulator
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode, is_command
+from restate_steps.testing._simulation.wire import Frame, decode
 from restate_steps.testing._texts import cut, cut_apart
 
 __all__ = ["Divergence", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]

@@ -25,10 +25,11 @@ from restate_steps.testing._simulation.invocation import Invocation, InvocationS
 from restate_steps.testing._simulation.manifest import Manifest
 from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.process import quiet
+from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.schedule import Schedule
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
 from restate_steps.testing._simulation.trace import Trace
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode
+from restate_steps.testing._simulation.wire import Frame, decode
 
 __all__ = ["Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 

@@ -29,11 +29,12 @@ from restate_steps.testing._simulation.invocation import Invocation, InvocationS
 from restate_steps.testing._simulation.manifest import Manifest
 from restate_steps.testing._simulation.messages import receive
 from restate_steps.testing._simulation.process import Attempt, Process
+from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.schedule import Crash, Schedule
 from restate_steps.testing._simulation.server_model import START_MS, ServerModel
 from restate_steps.testing._simulation.trace import BodyRun, CancelPoint, CrashPoint, Trace
 from restate_steps.testing._simulation.turn import Option, Turn
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode
+from restate_steps.testing._simulation.wire import Frame, decode
 
 __all__ = ["Driver"]
 
