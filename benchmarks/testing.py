@@ -33,7 +33,7 @@ from restate_steps.agents import RestateAgent
 from restate_steps.testing import Report, explore, record, replay, simulate
 from restate_steps.testing._simulation.application import read_manifest
 from restate_steps.testing._simulation.driver import Driver
-from restate_steps.testing._simulation.server_model import Target
+from restate_steps.testing._simulation.manifest import Target
 
 ATTEMPT_GOAL = 1.5
 REPLAY_GOAL = 4.0

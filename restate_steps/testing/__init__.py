@@ -21,10 +21,12 @@ from restate_steps.testing._recording.api import load_journals, replay
 from restate_steps.testing._recording.export import export_journal
 from restate_steps.testing._recording.recorded import RecordedJournal, record
 from restate_steps.testing._simulation.effects import Effects
+from restate_steps.testing._simulation.invocation import InvocationStatus
 from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.manifest import Target
 from restate_steps.testing._simulation.outcome import Outcome
+from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.schedule import Crash, Schedule
-from restate_steps.testing._simulation.server_model import InvocationStatus, Target
 from restate_steps.testing._simulation.simulator import (
     Result,
     SimulatedClient,
@@ -33,7 +35,7 @@ from restate_steps.testing._simulation.simulator import (
     simulate,
 )
 from restate_steps.testing._simulation.trace import BodyRun
-from restate_steps.testing._simulation.wire import Frame, MessageType
+from restate_steps.testing._simulation.wire import Frame
 
 __all__ = [
     "BodyRun",

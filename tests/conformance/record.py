@@ -31,7 +31,8 @@ from restate_steps.server._serving import Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
 from restate_steps.testing._recording.export import frames_of_rows
 from restate_steps.testing._simulation.application import ASGIApp
-from restate_steps.testing._simulation.wire import MessageType, decode
+from restate_steps.testing._simulation.protocol import MessageType
+from restate_steps.testing._simulation.wire import decode
 from tests.conformance.drive import SCENARIOS, VARIANTS, Answer, Scenario
 from tests.conformance.programs import handlers, recorded
 from tests.conformance.programs.play import Stored

@@ -25,8 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from restate_steps._ids import awakeable_of
 from restate_steps.testing._simulation import wire as _wire
-from restate_steps.testing._simulation.wire import Frame, FrameReader, MessageType
+from restate_steps.testing._simulation.protocol import MessageType
+from restate_steps.testing._simulation.wire import Frame, FrameReader
 
 __all__ = ["CLOSED", "CUT", "FOLDER", "UNKNOWN", "Attempt", "Tape", "load", "names", "normalise", "save", "sides"]
 
@@ -188,7 +190,7 @@ def normalise(raw: Recording) -> Recording:
         awakeables[_id_bytes(attempt["events"][0]["server"]["id"])] = names[known]
 
     def awakeable(match: re.Match[str]) -> str:
-        invocation, number = _wire.awakeable_of(match[0])
+        invocation, number = awakeable_of(match[0])
         return f"awakeable({awakeables.get(invocation, '?')}, {number})"
 
     def text(value: str) -> str:

@@ -10,13 +10,8 @@ from typing import Any
 
 from restate_steps.testing import SimulationError, Simulator, simulate
 from restate_steps.testing._simulation.application import ASGIApp
-from restate_steps.testing._simulation.server_model import (
-    Failure,
-    Invocation,
-    InvocationStatus,
-    Target,
-    UnknownHandlerError,
-)
+from restate_steps.testing._simulation.invocation import Failure, Invocation, InvocationStatus
+from restate_steps.testing._simulation.manifest import Target, UnknownHandlerError
 from tests.conformance.drive import Answer, Scenario
 from tests.conformance.programs.play import Stored
 from tests.conformance.recording import Recording, Tape, normalise, sides

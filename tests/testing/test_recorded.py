@@ -41,7 +41,8 @@ from restate_steps.testing import (
 from restate_steps.testing._recording.attempt import _NO_COMMAND
 from restate_steps.testing._recording.difference import _FRAMES
 from restate_steps.testing._recording.recorded import as_recorded
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode, make
+from restate_steps.testing._simulation.protocol import MessageType
+from restate_steps.testing._simulation.wire import Frame, decode, make
 from tests.support.harness import Env, Harness, eventually
 
 # The compiled half of the SDK comes without type information.

@@ -616,7 +616,23 @@ async def test_async_generators_after_a_crash_left_some_open() -> None:
             assert 3 == (await invocation.result()).value
 
 
-@pytest.mark.parametrize("module", ["opaque", "scopes", "server_model", "wire"])
+HEART = (
+    "commands",
+    "events",
+    "invocation",
+    "keys",
+    "manifest",
+    "messages",
+    "opaque",
+    "protocol",
+    "scopes",
+    "server_model",
+    "wire",
+)
+"""The modules of the simulated server."""
+
+
+@pytest.mark.parametrize("module", HEART)
 def test_the_heart_does_no_io(module: str) -> None:
     """Messages, journals and transitions use no asyncio, no clock and no randomness."""
     path = Path(restate_steps.testing.__file__).with_name("_simulation") / f"{module}.py"
@@ -640,11 +656,9 @@ def test_the_heart_does_no_io(module: str) -> None:
         "hashlib",
         "re",
         "restate_steps._ids",
-        "restate_steps.testing._simulation.opaque",
-        "restate_steps.testing._simulation.scopes",
-        "restate_steps.testing._simulation.wire",
         "struct",
         "typing",
+        *(f"restate_steps.testing._simulation.{each}" for each in HEART),
     }
 
 

@@ -26,11 +26,13 @@ from restate_steps.testing._recording.attempt import run_against
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.driver import Driver
+from restate_steps.testing._simulation.invocation import Failure
 from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.manifest import Manifest
 from restate_steps.testing._simulation.process import quiet
-from restate_steps.testing._simulation.server_model import Failure, Manifest
+from restate_steps.testing._simulation.protocol import MessageType, is_command
 from restate_steps.testing._simulation.simulator import Simulator
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode, is_command
+from restate_steps.testing._simulation.wire import Frame, decode
 from restate_steps.testing._texts import cut, cut_apart
 
 __all__ = ["Divergence", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]
@@ -169,7 +171,7 @@ def _recordings(
         last = mine[-1]
         recording = Recording(origin, tuple(invocation.journal), tuple(last.operations), last.tape, tuple(last.outside))
         recording = replace(recording, definition=last.handler, defined_in=last.handler_module)
-        if invocation.wedged and len(mine) > 1:
+        if invocation.has_mismatch and len(mine) > 1:
             recordings.append(replace(recording, contradicted=tuple(mine[-2].operations)))
         elif invocation.ended and MessageType.OUTPUT in {frame.type for frame in invocation.journal}:
             recordings.append(recording)

@@ -21,13 +21,15 @@ from restate_steps.testing._errors import (
 from restate_steps.testing._exploration.options import ExplorationOptions
 from restate_steps.testing._simulation.application import ASGIApp
 from restate_steps.testing._simulation.driver import Driver
+from restate_steps.testing._simulation.invocation import Invocation, InvocationStatus
+from restate_steps.testing._simulation.manifest import Manifest
 from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.process import quiet
+from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.schedule import Schedule
-from restate_steps.testing._simulation.server_model import Invocation, InvocationStatus, Manifest
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
 from restate_steps.testing._simulation.trace import Trace
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode
+from restate_steps.testing._simulation.wire import Frame, decode
 
 __all__ = ["Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 
@@ -82,7 +84,7 @@ class History:
             if mine.id != theirs.id or frame.type != again.type or frame.type != MessageType.RUN_COMPLETION:
                 return None
             number = decode(frame)["completion_id"]
-            return mine.runs.get(number, "?") if decode(again)["completion_id"] == number else None
+            return mine.step_names.get(number, "?") if decode(again)["completion_id"] == number else None
         return None
 
 
@@ -224,11 +226,11 @@ def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     simulator.driver.run_out()
     for invocation in model.invocations.values():
         if invocation.status is InvocationStatus.PAUSED and invocation.last_error is not None:
-            run.problem = "mismatch" if invocation.wedged else "paused"
+            run.problem = "mismatch" if invocation.has_mismatch else "paused"
             run.details = f"{invocation.target}: {invocation.last_error.code}: {invocation.last_error.message}"
             return
     for invocation in model.invocations.values():
-        if not invocation.ended and not model.is_left(invocation):
+        if not invocation.ended and not model.is_left_scheduled(invocation):
             run.problem = "stuck"
             run.details = f"{invocation.target} is {invocation.status.value}."
             return

@@ -15,7 +15,7 @@ from restate_steps.testing._recording.difference import difference, missing_hand
 from restate_steps.testing._recording.recorded import Recordable, RecordedJournal, as_recorded
 from restate_steps.testing._simulation.application import ASGIApp, read_manifest
 from restate_steps.testing._simulation.journal import Journal
-from restate_steps.testing._simulation.server_model import Manifest
+from restate_steps.testing._simulation.manifest import Manifest
 
 __all__ = ["Journals", "load_journals", "replay"]
 

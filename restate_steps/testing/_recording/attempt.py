@@ -26,12 +26,8 @@ from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.application import ASGIApp, Connection, request_scope
 from restate_steps.testing._simulation.loop import SimulatedLoop
 from restate_steps.testing._simulation.process import quiet
-from restate_steps.testing._simulation.wire import (
-    Frame,
-    MessageType,
-    is_command,
-    make,
-)
+from restate_steps.testing._simulation.protocol import MessageType, is_command
+from restate_steps.testing._simulation.wire import Frame, make
 
 __all__ = ["Asked", "Attempt", "CodeLine", "run_against"]
 

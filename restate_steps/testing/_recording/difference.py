@@ -12,9 +12,11 @@ from restate_steps._user_code import MACHINERY
 from restate_steps.testing._errors import ReplayDifferenceError
 from restate_steps.testing._recording.attempt import Asked, Attempt, CodeLine
 from restate_steps.testing._recording.recorded import RecordedJournal
+from restate_steps.testing._simulation.invocation import Failure
 from restate_steps.testing._simulation.journal import describe_frame
-from restate_steps.testing._simulation.server_model import Failure, Manifest
-from restate_steps.testing._simulation.wire import CANCEL_SIGNAL, FIELDS, Frame, MessageType, decode, is_command, make
+from restate_steps.testing._simulation.manifest import Manifest
+from restate_steps.testing._simulation.protocol import CANCEL_SIGNAL, FIELDS, MessageType, is_command
+from restate_steps.testing._simulation.wire import Frame, decode, make
 from restate_steps.testing._texts import cut, cut_apart
 
 __all__ = ["difference", "missing_handler"]

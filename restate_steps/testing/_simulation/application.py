@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 from restate_steps.testing._simulation.loop import SimulatedLoop
-from restate_steps.testing._simulation.server_model import Manifest, Target
-from restate_steps.testing._simulation.wire import Frame, FrameReader, content_type, frames_to_bytes
+from restate_steps.testing._simulation.manifest import Manifest, Target
+from restate_steps.testing._simulation.protocol import content_type
+from restate_steps.testing._simulation.wire import Frame, FrameReader, frames_to_bytes
 
 __all__ = ["ASGIApp", "Connection", "Mode", "read_manifest", "request_scope"]
 

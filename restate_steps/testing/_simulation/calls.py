@@ -13,7 +13,7 @@ from restate.handler import Handler, handler_from_callable
 
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import SimulationError
-from restate_steps.testing._simulation.server_model import Target
+from restate_steps.testing._simulation.manifest import Target
 
 __all__ = ["NOTHING", "A", "HandlerOf", "HandlerRef", "encoded", "json_of", "output_of", "resolve"]
 

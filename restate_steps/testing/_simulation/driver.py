@@ -25,12 +25,16 @@ from typing import Final, get_args
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._observe import allow_observers, observing
 from restate_steps.testing._simulation.application import ASGIApp, Mode, request_scope
+from restate_steps.testing._simulation.invocation import Invocation, InvocationStatus
+from restate_steps.testing._simulation.manifest import Manifest
+from restate_steps.testing._simulation.messages import receive
 from restate_steps.testing._simulation.process import Attempt, Process
+from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.schedule import Crash, Schedule
-from restate_steps.testing._simulation.server_model import START_MS, Invocation, InvocationStatus, Manifest, ServerModel
+from restate_steps.testing._simulation.server_model import START_MS, ServerModel
 from restate_steps.testing._simulation.trace import BodyRun, CancelPoint, CrashPoint, Trace
 from restate_steps.testing._simulation.turn import Option, Turn
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode
+from restate_steps.testing._simulation.wire import Frame, decode
 
 __all__ = ["Driver"]
 
@@ -86,8 +90,7 @@ class Driver:
             raise SimulationError(f"mode is 'bidirectional' or 'request_response', not {mode!r}.")
         allow_observers()
         self.app = app
-        self.model = ServerModel(manifest, version=version, seed=seed)
-        self.model.disable_retries = disable_retries
+        self.model = ServerModel(manifest, version=version, seed=seed, disable_retries=disable_retries)
         self.trace = Trace()
         self.turns: list[Turn] = []
         self.max_events = max_events
@@ -147,7 +150,7 @@ class Driver:
 
     def run_out(self) -> None:
         """Let everything happen that still can; what sends itself again and again, :data:`ROUNDS` times."""
-        self.model.rounds = ROUNDS
+        self.model.max_rounds = ROUNDS
         self.run(lambda: False)
 
     def wait_for(self, turn: Turn) -> bool:
@@ -280,11 +283,11 @@ class Driver:
     def _options(self, process: Process, next_timer: float | None) -> list[Option]:
         """Return what can happen next: what has been possible for longest first, then clients, and time last."""
         options = list(process.body_options())
-        options += (self._delivery(index) for index in self.model.arriving())
+        options += (self._delivery(index) for index in self.model.deliveries.arriving())
         for turn in self.turns:
             if turn.ready():
                 options.insert(0 if turn.first else len(options), Option(turn.label, partial(self._take_turn, turn)))
-        due = self.model.next_timer()
+        due = self.model.timers.next_due()
         ends = [end for end in (next_timer, None if due is None else (due - START_MS) / 1000) if end is not None]
         if not ends and not options and self._watched < _MAX_WATCHED:
             # Nothing can continue. A watchdog over the handler's branches may say why.
@@ -294,7 +297,7 @@ class Driver:
             self._watched = 0
         if ends and (self._time_limit is None or START_MS + min(ends) * 1000 <= self._time_limit):
             options.append(Option("time", lambda: self._pass_time(process, min(ends))))
-            if due is not None and (due - START_MS) / 1000 == min(ends) and self.model.due_together():
+            if due is not None and (due - START_MS) / 1000 == min(ends) and self.model.timers.are_due_together():
                 options.append(
                     Option("time, for the first timer", lambda: self._pass_time(process, min(ends), timers=1))
                 )
@@ -305,8 +308,9 @@ class Driver:
         turn()
 
     def _delivery(self, index: int) -> Option:
-        verb, target, _, _ = self.model.deliveries[index]
-        return Option(f"{verb} {self.model.invocations[target].target}", lambda: self.model.deliver(index))
+        event, _ = self.model.deliveries[index]
+        target = self.model.invocations[event.invocation_id].target
+        return Option(f"{event.verb} {target}", lambda: self.model.deliver(index))
 
     def _pass_time(self, process: Process, to: float, *, timers: int | None = None) -> None:
         process.loop.advance(to)
@@ -323,7 +327,7 @@ class Driver:
             if self._pass_crash_point(lost=model.opaque.copy().renamed(frame.body)):
                 return
             self._mark_recorded(attempt, frame)
-        model.receive(attempt.invocation.id, frame)
+        receive(model, attempt.invocation, frame)
         if self._process is None:
             return
         if attempt.invocation.status is not InvocationStatus.RUNNING:

@@ -13,11 +13,13 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 
 from restate_steps.testing._observe import AttemptObserver, observing
 from restate_steps.testing._simulation.application import Connection
+from restate_steps.testing._simulation.invocation import Invocation
 from restate_steps.testing._simulation.loop import SimulatedLoop
-from restate_steps.testing._simulation.server_model import START_MS, Invocation, ServerModel
+from restate_steps.testing._simulation.protocol import MessageType
+from restate_steps.testing._simulation.server_model import START_MS, ServerModel
 from restate_steps.testing._simulation.trace import BodyRun, Trace
 from restate_steps.testing._simulation.turn import Option
-from restate_steps.testing._simulation.wire import Frame, MessageType, decode, make
+from restate_steps.testing._simulation.wire import Frame, decode, make
 
 __all__ = ["Attempt", "Process", "quiet"]
 
@@ -184,7 +186,7 @@ class Attempt(Connection, AttemptObserver):
                 calls.append(decode(frame)["completion_id"])
         if not failed:
             return []
-        made = [*zip(self._names.items(), self.invocation.runs, strict=False)]
+        made = [*zip(self._names.items(), self.invocation.step_names, strict=False)]
         made += zip(self._calls.items(), calls, strict=False)
         return [name for (handle, name), number in made if number in failed and handle not in self._read]
 
@@ -200,7 +202,7 @@ class Attempt(Connection, AttemptObserver):
     def _completion_of(self, handle: int) -> int:
         # Steps are requested in the order of their commands in the journal.
         place = list(self._names).index(handle) if handle in self._names else -1
-        runs = list(self.invocation.runs)
+        runs = list(self.invocation.step_names)
         return runs[place] if 0 <= place < len(runs) else 0
 
 

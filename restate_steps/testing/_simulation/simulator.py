@@ -32,18 +32,12 @@ from restate_steps.testing._simulation.calls import (
 )
 from restate_steps.testing._simulation.driver import Driver
 from restate_steps.testing._simulation.effects import Effects
+from restate_steps.testing._simulation.invocation import Failure, Invocation, InvocationStatus
 from restate_steps.testing._simulation.journal import Journal, Origin
+from restate_steps.testing._simulation.manifest import HandlerInfo, Target, UnknownHandlerError
 from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.schedule import Schedule
-from restate_steps.testing._simulation.server_model import (
-    START_MS,
-    Failure,
-    HandlerInfo,
-    Invocation,
-    InvocationStatus,
-    Target,
-    UnknownHandlerError,
-)
+from restate_steps.testing._simulation.server_model import START_MS
 from restate_steps.testing._simulation.timeline import timeline
 from restate_steps.testing._simulation.turn import Turn
 from restate_steps.testing._simulation.verdicts import open_waits, paused, paused_below, raise_if_out_of_time, why_stuck

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from restate_steps._ids import awakeable_of
 from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, OutOfTimeError
 from restate_steps.testing._simulation.driver import Driver
+from restate_steps.testing._simulation.invocation import Failure, Invocation, InvocationStatus
 from restate_steps.testing._simulation.journal import Journal
-from restate_steps.testing._simulation.server_model import Failure, Invocation, InvocationStatus, awakeable_of
-from restate_steps.testing._simulation.wire import MessageType, decode
+from restate_steps.testing._simulation.protocol import MessageType
+from restate_steps.testing._simulation.wire import decode
 
 __all__ = ["open_waits", "paused", "paused_below", "raise_if_out_of_time", "why_stuck"]
 
@@ -29,7 +31,7 @@ def paused_below(driver: Driver, invocation: Invocation) -> Invocation | None:
 def paused(invocation: Invocation) -> InvocationPausedError:
     """Return the error of a paused invocation."""
     error = invocation.last_error or Failure(0, "it was paused from outside")
-    kind = JournalMismatchError if invocation.wedged else InvocationPausedError
+    kind = JournalMismatchError if invocation.has_mismatch else InvocationPausedError
     told = kind(str(invocation.target), invocation.attempts, error.code, error.message)
     if error.stacktrace:
         told.add_note(f"What the handler raised:\n{error.stacktrace}")

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from restate_steps.testing._simulation import wire
-from restate_steps.testing._simulation.wire import Frame, MessageType
+from restate_steps.testing._simulation.protocol import CANCEL_SIGNAL, MessageType, is_command, is_completion
+from restate_steps.testing._simulation.wire import Frame, as_json, decode
 from tests.conformance.drive import Answer, World
 from tests.conformance.programs.handlers import PLAYS, Play, argument
 from tests.conformance.programs.program import KINDS, Program, is_orderly
@@ -142,11 +142,11 @@ def _answered(this: Play, answer: Answer) -> list[Any]:
 def _invocation(this: Play, stored: Stored) -> dict[str, Any]:
     if not stored.journal:
         return {"status": stored.status}
-    commands = [frame for frame in stored.journal if wire.is_command(frame.type)]
-    signals = [wire.as_json(frame) for frame in stored.journal if frame.type == MessageType.SIGNAL]
-    is_cancelled = any(signal.get("signal_id") == wire.CANCEL_SIGNAL for signal in signals)
+    commands = [frame for frame in stored.journal if is_command(frame.type)]
+    signals = [as_json(frame) for frame in stored.journal if frame.type == MessageType.SIGNAL]
+    is_cancelled = any(signal.get("signal_id") == CANCEL_SIGNAL for signal in signals)
     made: dict[int, Frame] = {
-        wire.decode(frame)["completion_id"]: frame for frame in stored.journal if wire.is_completion(frame.type)
+        decode(frame)["completion_id"]: frame for frame in stored.journal if is_completion(frame.type)
     }
     lines = [_command(this, frame, made, is_cancelled) for frame in commands]
     found: dict[str, Any] = {"status": stored.status, "failure": stored.failure, "journal": lines}
@@ -155,14 +155,14 @@ def _invocation(this: Play, stored: Stored) -> dict[str, Any]:
         found["signals"] = [
             _line(this, {name: signal[name] for name in signal if name != "type"}) for signal in signals
         ]
-    node = json.loads(wire.decode(commands[0])["value"]["content"])["node"]
+    node = json.loads(decode(commands[0])["value"]["content"])["node"]
     if not signals and is_orderly(this.program["nodes"][node]["body"]):
         found["order"] = _order(stored.journal)
     return found
 
 
 def _command(this: Play, frame: Frame, made: Mapping[int, Frame], is_cancelled: bool) -> str:
-    fields = wire.as_json(frame)
+    fields = as_json(frame)
     kind = fields.pop("type")
     results: list[Frame] = []
     for name in reversed(_NUMBERS):
@@ -178,7 +178,7 @@ def _command(this: Play, frame: Frame, made: Mapping[int, Frame], is_cancelled: 
         fields |= {"headers": kept} if kept else {}
     line = f"{kind.lower()} {_line(this, fields)}"
     for result in results:
-        shown = wire.as_json(result)
+        shown = as_json(result)
         del shown["completion_id"], shown["type"]
         line += f" → {_line(this, shown)}"
     return line
@@ -189,8 +189,8 @@ def _order(journal: Sequence[Frame]) -> str:
     numbers: dict[int, str] = {}
     words: list[str] = []
     for frame in journal:
-        fields = wire.decode(frame)
-        if wire.is_command(frame.type):
+        fields = decode(frame)
+        if is_command(frame.type):
             at = str(sum(word.isdigit() for word in words))
             numbers |= {fields[name]: at + mark for name, mark in zip(_NUMBERS, "\"'", strict=True) if name in fields}
             words.append(at)
