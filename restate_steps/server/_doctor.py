@@ -18,7 +18,7 @@ from restate_steps.server._ports import LOOPBACK, free_ports
 from restate_steps.server._process import RestateServer
 from restate_steps.server._version import SERVER_VERSION, server_version
 
-__all__ = ["Finding", "examine"]
+__all__ = ["DoctorCheck", "examine"]
 
 _PYTHON = (3, 11)
 _START_WITHIN = 30.0
@@ -26,7 +26,7 @@ _INSTALL = "pip install 'restate-steps[{extra}]'"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class DoctorCheck:
     """The result of one check.
 
     Attributes:
@@ -42,7 +42,7 @@ class Finding:
     fix: str = ""
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Iterator[DoctorCheck]:
     """Run all checks, which includes starting a server for a moment.
 
     Nothing is fetched.
@@ -68,80 +68,84 @@ def examine() -> Iterator[Finding]:
         binary = locate_server()
         yield _binary(binary)
     except ServerError as error:
-        yield Finding("restate-server", False, str(error), "set RESTATE_SERVER to a restate-server binary, or unset it")
+        yield DoctorCheck(
+            "restate-server", False, str(error), "set RESTATE_SERVER to a restate-server binary, or unset it"
+        )
     yield _npm(needed=binary is None)
     if binary is not None:
         yield _start(binary)
 
 
-def _python() -> Finding:
+def _python() -> DoctorCheck:
     found = platform.python_version()
-    return Finding("Python", sys.version_info >= _PYTHON, f"{found} ({sys.executable})", "install Python 3.11 or newer")
+    return DoctorCheck(
+        "Python", sys.version_info >= _PYTHON, f"{found} ({sys.executable})", "install Python 3.11 or newer"
+    )
 
 
-def _package(name: str, fix: str, *, required: bool = True, purpose: str = "optional") -> Finding:
+def _package(name: str, fix: str, *, required: bool = True, purpose: str = "optional") -> DoctorCheck:
     try:
-        return Finding(name, True, version(name))
+        return DoctorCheck(name, True, version(name))
     except PackageNotFoundError:
         missing = "not installed" if required else f"not installed ({purpose})"
-        return Finding(name, not required, missing, fix)
+        return DoctorCheck(name, not required, missing, fix)
 
 
-def _asgi_server() -> Iterator[Finding]:
+def _asgi_server() -> Iterator[DoctorCheck]:
     install = _INSTALL.format(extra="server")
     yield _package("hypercorn", install)
     # Handlers stream in both directions only over HTTP/2.
     found = _package("h2", install)
     detail = f"h2 {found.detail}, cleartext with prior knowledge" if found.ok else "h2 is not installed"
-    yield Finding("HTTP/2", found.ok, detail, install)
+    yield DoctorCheck("HTTP/2", found.ok, detail, install)
 
 
-def _loopback() -> Finding:
+def _loopback() -> DoctorCheck:
     try:
         free_ports(1)
     except OSError as error:
         advice = "allow listening on loopback, or use another machine"
-        return Finding("loopback", False, f"cannot bind a port on {LOOPBACK}: {error}", advice)
-    return Finding("loopback", True, f"can bind ports on {LOOPBACK}")
+        return DoctorCheck("loopback", False, f"cannot bind a port on {LOOPBACK}: {error}", advice)
+    return DoctorCheck("loopback", True, f"can bind ports on {LOOPBACK}")
 
 
-def _binary(binary: ServerBinary | None) -> Finding:
+def _binary(binary: ServerBinary | None) -> DoctorCheck:
     if binary is None:
-        return Finding("restate-server", False, "not found", "fetch it: restate-steps server --version-only")
+        return DoctorCheck("restate-server", False, "not found", "fetch it: restate-steps server --version-only")
     try:
         found = server_version(binary.path)
     except ServerError as error:
         advice = "remove it, or set RESTATE_SERVER to a binary that runs"
-        return Finding("restate-server", False, str(error), advice)
+        return DoctorCheck("restate-server", False, str(error), advice)
     place = {"RESTATE_SERVER": "from RESTATE_SERVER", "PATH": "on PATH"}.get(binary.source, "in the cache")
     other = "" if found == SERVER_VERSION else f"; tested with {SERVER_VERSION}"
-    return Finding("restate-server", True, f"{found}{other}, {place}: {binary.path}")
+    return DoctorCheck("restate-server", True, f"{found}{other}, {place}: {binary.path}")
 
 
-def _npm(*, needed: bool) -> Finding:
+def _npm(*, needed: bool) -> DoctorCheck:
     npm = find_npm()
     if npm is None:
         missing = "not found" if needed else "not found (only needed to fetch a server)"
-        return Finding("npm", not needed, missing, _INSTALL.format(extra="server"))
+        return DoctorCheck("npm", not needed, missing, _INSTALL.format(extra="server"))
     command = [*npm.command, "--version"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("npm", not needed, f"{npm.name} does not run: {error}", "fix or remove this npm")
+        return DoctorCheck("npm", not needed, f"{npm.name} does not run: {error}", "fix or remove this npm")
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines()
-        return Finding("npm", not needed, f"{npm.name} does not run: {said[-1:]}", "fix or remove this npm")
+        return DoctorCheck("npm", not needed, f"{npm.name} does not run: {said[-1:]}", "fix or remove this npm")
     brought = npm.command[0] == sys.executable
     node = "its own" if brought else shutil.which("node") or "not found"
-    return Finding("npm", True, f"{done.stdout.strip()}, {npm.name}; node: {node}")
+    return DoctorCheck("npm", True, f"{done.stdout.strip()}, {npm.name}; node: {node}")
 
 
-def _start(binary: ServerBinary) -> Finding:
+def _start(binary: ServerBinary) -> DoctorCheck:
     server = RestateServer(binary.path, startup_timeout=_START_WITHIN)
     started = time.monotonic()
     try:
         with server:
             took = time.monotonic() - started
-            return Finding("server start", True, f"healthy after {took:.1f} s, at {server.ingress_url}")
+            return DoctorCheck("server start", True, f"healthy after {took:.1f} s, at {server.ingress_url}")
     except ServerError as error:
-        return Finding("server start", False, str(error), "fix the reported error, or attach it to a bug report")
+        return DoctorCheck("server start", False, str(error), "fix the reported error, or attach it to a bug report")
