@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import secrets
 import signal
@@ -25,6 +26,14 @@ def pytest_configure() -> None:
     os.environ.setdefault("PROGRAMS_SEED", str(secrets.randbelow(10**9)))
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Leave out what was imported from every later collection of garbage; it is most of the objects, and stays."""
+    # It warns of objects that nothing seems to refer to, and those that do are hidden afterwards.
+    importlib.import_module("hypothesis")
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header() -> str:

@@ -25,7 +25,7 @@ assert pytest_runs, httpcore
 
 INI = """
 [pytest]
-addopts = --strict-markers --strict-config
+addopts = --strict-markers --strict-config -p no:langsmith_plugin
 filterwarnings = error
 asyncio_mode = {mode}
 asyncio_default_fixture_loop_scope = function
