@@ -41,10 +41,7 @@ PATTERNS: Final[dict[str, str]] = {
 HEADLESS: Final = re.compile(r"^(What|Whether|Who|Whoever|Whose|Those|Where|Whatever|How) ")
 """Docstrings open with a verb or a noun phrase, as PEP 257 asks for."""
 
-# TODO: check the testing kit, whose texts have not been revised yet.
-KIT: Final = ROOT / "restate_steps" / "testing"
-MODULES: Final = [path for path in sorted((ROOT / "restate_steps").rglob("*.py")) if KIT not in path.parents]
-SOURCES: Final = [*MODULES, *sorted((ROOT / "examples").rglob("*.py"))]
+SOURCES: Final = [*sorted((ROOT / "restate_steps").rglob("*.py")), *sorted((ROOT / "examples").rglob("*.py"))]
 PAGES: Final = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

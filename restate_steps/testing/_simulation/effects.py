@@ -1,4 +1,4 @@
-"""Count how often the bodies of steps ran, and report which may run again."""
+"""Count how often the bodies of steps ran, and report which ones ran again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Effects(Mapping[str, int]):
     """The number of times that the body of each step ran, by the step's name.
 
     Restate records what a body returned, but not that a body has started. So a body runs again if its attempt ended
-    before the result was stored: steps are *at least once*. Such a repetition is a *window*; effects in a window need
-    an idempotency key (:attr:`restate_steps.StepInfo.idempotency_key`).
+    before the result was stored: steps run *at least once*. An effect that must not be repeated needs an idempotency
+    key (:attr:`restate_steps.StepInfo.idempotency_key`).
 
     Example:
         >>> effects = Effects([BodyRun("inv_1", "charge", 1, 1), BodyRun("inv_1", "charge", 2, 1, True, True)])

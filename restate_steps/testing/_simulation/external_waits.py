@@ -1,6 +1,6 @@
 """Find the waits that only the outside world can end: a response, the end of a program, a thread.
 
-An open connection is no evidence, because it may be idle. What counts is the tasks that the simulator waits for: the
+An open connection proves nothing, because it may be idle. What counts is the tasks that the simulator waits for: the
 bodies of steps, and the handlers. A library's task that reads from a connection is not one of them.
 
 O1. Three things come from inside: what virtual time brings, what the server sends, and the results of other tasks that

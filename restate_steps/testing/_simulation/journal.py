@@ -119,7 +119,7 @@ def describe_frame(frame: Frame) -> str:
 def _message(frame: Frame) -> Message:
     fields = decode(frame)
     name = fields.get("name") or fields.get("signal_name") or None
-    ids = [fields[tie] for tie in ("completion_id", "invocation_id_completion_id") if tie in fields]
+    ids = [fields[field] for field in ("completion_id", "invocation_id_completion_id") if field in fields]
     return Message(_type(frame.type), name, ids, *_outcome(frame.type, fields))
 
 

@@ -37,13 +37,15 @@ START_MS: Final = 1_735_689_600_000
 """The start of virtual time, in milliseconds since 1970: the first moment of 2025."""
 
 PAUSE: Final = 1
+"""The behavior of a failure that pauses the invocation."""
+
 FAIL: Final = 2
-"""How an attempt wants its failure to be handled; without either, it is retried."""
+"""The behavior of a failure that ends the invocation."""
 
 _CANCELLED: Final = 409
 _NOT_FOUND: Final = 404
 _PERMANENT: Final = (*MISMATCH, UNSUPPORTED_FEATURE)
-"""Codes of failures that the same code repeats in every attempt."""
+"""The codes of failures that every retry repeats until the application changes."""
 
 
 class ServerModel:

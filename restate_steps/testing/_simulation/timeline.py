@@ -1,4 +1,4 @@
-"""Describe what happened in a simulation, line by line."""
+"""The timeline of a simulation, for people."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def timeline(driver: Driver) -> str:
 
 
 def shortened(timeline: str) -> str:
-    """Leave the middle out of a long timeline."""
+    """Return the timeline, without its middle if it is long."""
     lines = timeline.splitlines()
     left_out = len(lines) - _FIRST_LINES - _LAST_LINES
     if left_out <= 1:

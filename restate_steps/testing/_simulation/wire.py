@@ -18,12 +18,22 @@ __all__ = ["Frame", "FrameReader", "as_json", "decode", "encode", "frames_to_byt
 
 _CACHED_UP_TO: Final = 512
 _HEADER_BYTES: Final = struct.Struct(">HHI")
+
+# The wire types of protobuf.
+_VARINT: Final = 0
+_LENGTH_DELIMITED: Final = 2
+_FIXED_SIZES: Final = {1: 8, 5: 4}
+
 _MESSAGE_TYPES: Final[dict[int, MessageType]] = {message_type.value: message_type for message_type in MessageType}
-_BY_NUMBER: Final = {
-    message_type: {number: (name, of) for name, (number, of) in table.items()} for message_type, table in FIELDS.items()
-}
-_NUMBERED: Final[dict[int, dict[int, tuple[str, Any]]]] = {}
-"""The tables of nested messages by number, found by the identity of the table; filled when first needed."""
+
+
+def _numbered(table: Fields) -> dict[int, tuple[str, Any]]:
+    return {number: (name, field_type) for name, (number, field_type) in table.items()}
+
+
+_FIELDS_BY_NUMBER: Final = {message_type: _numbered(table) for message_type, table in FIELDS.items()}
+_NESTED_BY_NUMBER: Final[dict[int, dict[int, tuple[str, Any]]]] = {}
+"""The fields of nested messages by number, under the id of their table; filled when first needed."""
 
 
 class Frame(NamedTuple):
@@ -67,73 +77,72 @@ def _encode(table: Fields, values: Mapping[str, Any]) -> bytes:
     for name, value in values.items():
         if value is None:
             continue
-        number, of = table[name]
-        if isinstance(of, list):
+        number, field_type = table[name]
+        if isinstance(field_type, list):
             for item in value:
-                _put(out, number, of[0], item)
+                _encode_field(out, number, field_type[0], item)
         else:
-            _put(out, number, of, value)
+            _encode_field(out, number, field_type, value)
     return b"".join(out)
 
 
-def _put(out: list[bytes], number: int, of: Any, value: Any) -> None:
-    if of is int or of is bool:
-        out += (_varint(number << 3), _varint(int(value)))
+def _encode_field(out: list[bytes], number: int, field_type: Any, value: Any) -> None:
+    if field_type is int or field_type is bool:
+        out += (_varint(number << 3 | _VARINT), _varint(int(value)))
         return
-    data = value.encode() if of is str else value if of is bytes else _encode(of, value)
-    out += (_varint(number << 3 | 2), _varint(len(data)), data)
+    data = value.encode() if field_type is str else value if field_type is bytes else _encode(field_type, value)
+    out += (_varint(number << 3 | _LENGTH_DELIMITED), _varint(len(data)), data)
 
 
-def _decode(numbered: Mapping[int, tuple[str, Any]], body: bytes) -> dict[str, Any]:
+def _decode(fields: Mapping[int, tuple[str, Any]], body: bytes) -> dict[str, Any]:
     found: dict[str, Any] = {}
     at, end = 0, len(body)
     while at < end:
         tag, at = _read_varint(body, at)
-        number, wire = tag >> 3, tag & 7
+        number, wire_type = tag >> 3, tag & 7
         value: Any
-        if wire == 0:
+        if wire_type == _VARINT:
             value, at = _read_varint(body, at)
-        elif wire == 2:
+        elif wire_type == _LENGTH_DELIMITED:
             size, at = _read_varint(body, at)
             value, at = body[at : at + size], at + size
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
+        elif (size := _FIXED_SIZES.get(wire_type, 0)) != 0:
             value, at = int.from_bytes(body[at : at + size], "little"), at + size
         else:
-            raise ValueError(f"a field has the wire type {wire}, which protobuf no longer uses")
-        known = numbered.get(number)
+            raise ValueError(f"a field has the wire type {wire_type}, which protobuf no longer uses")
+        known = fields.get(number)
         if known is None:
             # A newer server may send unknown fields; the rest of the message is still valid.
             continue
-        name, of = known
-        if isinstance(of, list):
+        name, field_type = known
+        if isinstance(field_type, list):
             items = found.setdefault(name, [])
-            if of[0] is int and wire == 2:
+            if field_type[0] is int and wire_type == _LENGTH_DELIMITED:
                 inner = 0
                 while inner < len(value):
                     number, inner = _read_varint(value, inner)
                     items.append(number)
             else:
-                items.append(_typed(of[0], value))
+                items.append(_decode_value(field_type[0], value))
         else:
-            found[name] = _typed(of, value)
+            found[name] = _decode_value(field_type, value)
     return found
 
 
-def _typed(of: Any, value: Any) -> Any:
-    if of is str:
+def _decode_value(field_type: Any, value: Any) -> Any:
+    if field_type is str:
         return value.decode()
-    if of is bool:
+    if field_type is bool:
         return bool(value)
-    if of is int or of is bytes:
+    if field_type is int or field_type is bytes:
         return value
-    return _decode(_numbered(of), value)
+    return _decode(_by_number(field_type), value)
 
 
-def _numbered(table: Fields) -> dict[int, tuple[str, Any]]:
-    found = _NUMBERED.get(id(table))
+def _by_number(table: Fields) -> dict[int, tuple[str, Any]]:
+    found = _NESTED_BY_NUMBER.get(id(table))
     if found is None:
-        found = _NUMBERED[id(table)] = {number: (name, of) for name, (number, of) in table.items()}
+        found = _NESTED_BY_NUMBER[id(table)] = _numbered(table)
     return found
 
 
@@ -155,14 +164,14 @@ def decode(frame: Frame) -> dict[str, Any]:
         {'completion_id': 1, 'wake_up_time': 5}
     """
     if len(frame.body) > _CACHED_UP_TO:
-        return _decode(_BY_NUMBER[frame.type], frame.body)
+        return _decode(_FIELDS_BY_NUMBER[frame.type], frame.body)
     return _decode_cached(frame.type, frame.body)
 
 
 @lru_cache(maxsize=8192)
 def _decode_cached(message_type: int, body: bytes) -> dict[str, Any]:
     # An exploration decodes the same messages many times.
-    return _decode(_BY_NUMBER[message_type], body)
+    return _decode(_FIELDS_BY_NUMBER[message_type], body)
 
 
 def encode(frame: Frame) -> bytes:
@@ -197,7 +206,7 @@ class FrameReader:
         self._rest = b""
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take the next bytes, and return the messages that are complete now."""
+        """Add the next bytes, and return the messages that are complete now."""
         data = self._rest + data if self._rest else data
         frames: list[Frame] = []
         at = 0
@@ -224,14 +233,14 @@ def as_json(frame: Frame) -> dict[str, Any]:
         {'type': 'RUN', 'completion_id': 1, 'name': 'charge'}
     """
     flags = {"flags": frame.flags} if frame.flags else {}
-    return {"type": frame.type.name, **flags, **_plain(decode(frame))}
+    return {"type": frame.type.name, **flags, **_to_json(decode(frame))}
 
 
-def _plain(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _plain(inner) for name, inner in cast("dict[str, Any]", value).items()}
+        return {name: _to_json(inner) for name, inner in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [_plain(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType]
+        return [_to_json(inner) for inner in value]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -243,20 +252,16 @@ def _plain(value: Any) -> Any:
 def from_json(value: Mapping[str, Any]) -> Frame:
     """Return the message of a value from :func:`as_json`."""
     message_type = MessageType[value["type"]]
-    fields = {name: inner for name, inner in value.items() if name not in ("type", "flags")}
-    return Frame(
-        message_type, _encode(FIELDS[message_type], _unplain(FIELDS[message_type], fields)), value.get("flags", 0)
-    )
+    table = FIELDS[message_type]
+    return Frame(message_type, _encode(table, _from_json(table, value)), value.get("flags", 0))
 
 
-def _unplain(table: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
-    def one(of: Any, value: Any) -> Any:
-        if of is bytes:
+def _from_json(table: Fields, values: Mapping[str, Any]) -> dict[str, Any]:
+    def value_of(field_type: Any, value: Any) -> Any:
+        if isinstance(field_type, list):
+            return [value_of(field_type[0], item) for item in value]
+        if field_type is bytes:
             return value.encode() if isinstance(value, str) else base64.b64decode(value["base64"])
-        return value if of in (int, bool, str) else _unplain(of, value)
+        return value if field_type in (int, bool, str) else _from_json(field_type, value)
 
-    return {
-        name: [one(of[0], item) for item in values[name]] if isinstance(of, list) else one(of, values[name])
-        for name, (_, of) in table.items()
-        if name in values
-    }
+    return {name: value_of(field_type, values[name]) for name, (_, field_type) in table.items() if name in values}
