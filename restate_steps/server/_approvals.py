@@ -56,7 +56,6 @@ class PendingRequest:
         agent: The agent's name.
         name: The name of the wait.
         calls: The tool calls to decide on.
-        asked: The time at which the invocation was created, in the server's format.
     """
 
     token: str
@@ -65,7 +64,6 @@ class PendingRequest:
     agent: str
     name: str
     calls: Sequence[PendingCall]
-    asked: str
 
 
 def find_pending(admin_url: str) -> list[PendingRequest]:
@@ -203,7 +201,6 @@ def _pending_in(admin: AdminClient, row: Mapping[str, Any]) -> list[PendingReque
                 agent=match["agent"],
                 name=match["wait"],
                 calls=calls,
-                asked=str(row["created_at"]),
             )
         )
     return found

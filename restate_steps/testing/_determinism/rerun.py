@@ -111,7 +111,6 @@ class Rerun:
 
     divergence: Divergence | None
     tape: Tape
-    outside: tuple[ExternalAccess, ...]
     definition: Place | None = None
 
 
@@ -229,7 +228,7 @@ def rerun(recording: Recording, app: ASGIApp, changed: Changed = None, variant: 
             does = "it waits"
         place = next((str_of(places[0]) for places in attempt.waits_at if places), None)
         divergence = Divergence(asked, describe_operation(recording.operations[asked]), does, place, failed)
-    return Rerun(divergence, watch.tape, tuple(watch.outside), watch.handler)
+    return Rerun(divergence, watch.tape, watch.handler)
 
 
 def str_of(place: Any) -> Place:
