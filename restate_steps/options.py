@@ -17,7 +17,7 @@ from restate_steps.errors import StepDefinitionError
 
 __all__ = ["ErrorFilter", "RetryPolicy", "StepOptions"]
 
-ErrorFilter: TypeAlias = "type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]"
+ErrorFilter: TypeAlias = type[BaseException] | tuple[type[BaseException], ...] | Callable[[BaseException], bool]
 """A filter of errors: a class, a tuple of classes, or a predicate."""
 
 

@@ -330,7 +330,7 @@ def test_the_context_inside_a_step_is_refused(env_factory: Serve, misuse: str) -
 
 
 def test_an_operator_sees_that_a_step_used_the_context(env_factory: Serve) -> None:
-    """Without a limit of attempts the invocation waits for a redeploy, and its last failure says what to mend."""
+    """Without a limit of attempts the invocation waits for a redeploy, and its last failure says what to fix."""
     service = restate.Service("LastFailure")
 
     @durable_step

@@ -252,7 +252,7 @@ def test_a_failure_that_is_not_declared_stays_what_it_is() -> None:
     ids=["no longer declared", "no data", "no JSON", "annotation gone"],
 )
 def test_a_failure_that_no_longer_fits_is_retryable(tampered: dict[str, str], message: str) -> None:
-    """After a deploy the class may be gone: a redeploy can mend that, so the invocation must not end."""
+    """After a deploy the class may be gone: a redeploy can fix that, so the invocation must not end."""
     failure = encode_failure("charge", Declined("o1", code=51))
     failure.metadata = {**(failure.metadata or {}), **tampered}
     error = decode_failure("charge", failure, (Plain,))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from datetime import timedelta
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import restate
@@ -140,6 +140,21 @@ def test_no_limit_is_set_unless_asked_for() -> None:
     """Without a policy the server's own decides, as the rest of the ecosystem expects."""
     assert all(getattr(RetryPolicy(), field.name) is None for field in dataclasses.fields(RetryPolicy))
     assert StepOptions().timeout is None
+
+
+@pytest.mark.parametrize("function", [durable_step, run_step, DurableStep.with_options], ids=stable_id)
+def test_every_option_has_a_type(function: Any) -> None:
+    """A field of `StepOptions` works at run time, but type checkers refuse an option without an entry in `_Options`."""
+    [options] = get_args(get_type_hints(function)["options"])
+
+    assert get_type_hints(StepOptions) == get_type_hints(options)
+
+
+def test_every_option_is_documented() -> None:
+    """The docstring of the decorator describes each option."""
+    documentation = durable_step.__doc__ or ""
+
+    assert [] == [field.name for field in dataclasses.fields(StepOptions) if f"``{field.name}``" not in documentation]
 
 
 def test_options_are_passed_by_name() -> None:

@@ -1,6 +1,6 @@
 """The private names of the SDK that `restate_steps._sdk` uses: still there, and what happens once they are not.
 
-When a test of the first part fails after an upgrade of restate-sdk, look at what became of the name, and mend `_sdk`.
+When a test of the first part fails after an upgrade of restate-sdk, look at what became of the name, and fix `_sdk`.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def test_a_value_that_cannot_be_encoded_is_terminal() -> None:
 
 
 def test_a_value_that_cannot_be_encoded_is_retryable_on_request() -> None:
-    """Where nothing is repeated, a redeploy should be able to mend it."""
+    """Where nothing is repeated, a redeploy should be able to fix it."""
     with pytest.raises(EncodeError) as caught:
         serde(int, terminal=False).serialize("a")
 

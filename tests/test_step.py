@@ -423,7 +423,7 @@ def test_only_the_result_needs_a_type_at_run_time(env_factory: Serve) -> None:
 
 
 def test_an_unknown_result_type_stops_the_handler_before_the_body_runs(env_factory: Serve) -> None:
-    """What could not be recorded is not run; the error says what is missing, and a redeploy can mend it."""
+    """What could not be recorded is not run; the error says what is missing, and a redeploy can fix it."""
     ran: list[int] = []
     service = restate.Service("Unknown")
 

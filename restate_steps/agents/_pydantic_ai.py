@@ -151,7 +151,10 @@ def has_output_validators(agent: Any) -> bool:
 
 
 def run_callables_locally() -> None:
-    """Run instructions, system prompts and hooks as local operations inside durable runs."""
+    """Run instructions, system prompts and functions of ``Hooks`` as local operations inside durable runs.
+
+    Hooks that wrap something, and the methods of the user's own capabilities, run on the handler loop.
+    """
     _run_locally(SystemPromptRunner, "run")
     _run_locally(hooks, "_call_func")
 

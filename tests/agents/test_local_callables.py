@@ -13,7 +13,7 @@ import httpx
 import pytest
 import restate
 from pydantic_ai import Agent, ModelRetry, RunContext
-from pydantic_ai.capabilities import Hooks
+from pydantic_ai.capabilities import AbstractCapability, Hooks
 from pydantic_ai.capabilities.hooks import HookTimeoutError
 from pydantic_ai.messages import ModelMessage, ModelRequest, SystemPromptPart
 from pydantic_ai.tools import ToolDefinition
@@ -23,7 +23,7 @@ from pydantic_core import SchemaValidator, core_schema
 import restate_steps
 from restate_steps import durable_step
 from restate_steps.agents import RestateAgent, RestateDurability
-from restate_steps.testing import Simulator, explore
+from restate_steps.testing import InvocationPausedError, Simulator, explore, simulate
 from tests.support.agents_kit import Again, Answer, Call, Decide, Script, Serve, Served, returned, serve_handler
 
 pytestmark = [pytest.mark.usefixtures("collected"), pytest.mark.filterwarnings("ignore::ResourceWarning")]
@@ -255,6 +255,41 @@ def in_a_hook_with_a_timeout(how: How) -> Agent[None, Any]:
     return in_a_hook(how, timeout=20)
 
 
+class Asking(AbstractCapability[None]):
+    """A capability with a method that uses the client.
+
+    Args:
+        ask: Uses the client.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[str]]) -> None:
+        self._ask = ask
+
+    async def before_model_request(self, ctx: RunContext[None], request_context: Any) -> Any:
+        """Replace the instructions."""
+        request_context.messages[-1].instructions = await self._ask()
+        return request_context
+
+
+async def both_locally() -> str:
+    return await restate_steps.local(both("place"))
+
+
+def in_a_method_of_a_capability(how: How, ask: Callable[[], Awaitable[str]] = both_locally) -> Agent[None, Any]:
+    return how.agent(scripted(say_instructions), capabilities=[Asking(ask)])
+
+
+def in_a_wrap_hook(how: How, ask: Callable[[], Awaitable[str]] = both_locally) -> Agent[None, Any]:
+    hooks: Hooks[None] = Hooks()
+
+    @hooks.on.model_request
+    async def wrap(ctx: RunContext[None], *, request_context: Any, handler: Any) -> Any:
+        request_context.messages[-1].instructions = await ask()
+        return await handler(request_context)
+
+    return how.agent(scripted(say_instructions), capabilities=[hooks])
+
+
 PLACES = [
     in_instructions,
     in_a_system_prompt,
@@ -263,6 +298,8 @@ PLACES = [
     in_an_output_function,
     in_a_hook,
     in_a_hook_with_a_timeout,
+    in_a_method_of_a_capability,
+    in_a_wrap_hook,
 ]
 
 
@@ -289,6 +326,21 @@ def test_user_code_uses_a_client(
     assert {"tool": 1, "place-step": calls} == bodies
     assert host.requests["place-handler"] >= 2 * calls
     assert 1 == host.connections
+
+
+@pytest.mark.parametrize("place", [in_a_method_of_a_capability, in_a_wrap_hook])
+async def test_code_that_needs_local(host: Host, how: How, place: Callable[..., Agent[None, Any]]) -> None:
+    """Methods of a capability and wrap hooks are handler code, and the error names ``restate_steps.local``."""
+    service = restate.Service("NeedsLocal")
+    agent = place(how, lambda: get("place"))
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> str:
+        return str(await how.run(agent, ctx))
+
+    async with simulate(restate_steps.app([service])) as simulator:
+        with pytest.raises(InvocationPausedError, match=r"Put the work into a step, .* restate_steps\.local"):
+            await simulator.call(run)
 
 
 def test_an_output_function_may_ask_again(env_factory: Serve, host: Host, how: How) -> None:

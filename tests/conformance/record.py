@@ -5,8 +5,8 @@ So are random programs, which have the name ``programs``; what comes of one must
 A new version of the server is a new run; what it changes is then the difference between the recordings.
 
 The application is served by a listener of this module, on the event loop of the scenario, so that every message is
-recorded, and a scenario can cut the connections. ``tests.support.harness`` and ``restate_steps.testing.server`` serve
-from another thread.
+recorded, and a scenario can cut the connections. ``tests.support.harness`` and
+``restate_steps.testing.restate_server`` serve from another thread.
 """
 
 from __future__ import annotations

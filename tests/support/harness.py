@@ -4,8 +4,9 @@ A :class:`Harness` owns one server, started when it is first needed. :meth:`Harn
 from a thread and yields an :class:`Env`, which calls handlers as a client would. When the block ends, invocations of
 its services that have not ended are killed, so that they cannot disturb the tests that share the server.
 
-The public ``restate_steps.testing.server`` is built on the same ``RestateServer`` and ``AppServer``. These tests do not
-use it because most are plain functions, call handlers by name and with raw bytes, and stop and restart the application.
+The public ``restate_steps.testing.restate_server`` is built on the same ``RestateServer`` and ``AppServer``. These
+tests do not use it because most are plain functions, call handlers by name and with raw bytes, and stop and restart the
+application.
 """
 
 from __future__ import annotations

@@ -363,7 +363,7 @@ async def test_a_scenario() -> None:
 
 
 def test_the_report_can_be_read() -> None:
-    """It says what, where, after which step, what either run did, and how to mend it."""
+    """It says what, where, after which step, what either run did, and how to fix it."""
     report = check_deterministic(nondeterministic.chooses, interpreters=0)
     with pytest.raises(NotDeterministicError) as caught:
         report.assert_deterministic()

@@ -419,7 +419,7 @@ async def test_a_handler_that_never_ends_is_told_of() -> None:
 
 
 async def test_a_mismatch_is_told_at_once() -> None:
-    """No retry can mend it, so there is none."""
+    """No retry can fix it, so there is none."""
     service = restate.Service("Changing")
     names = iter("ab")
 

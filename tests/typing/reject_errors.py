@@ -8,7 +8,7 @@ from restate_steps import errors
 
 
 def retryable_is_not_terminal(error: errors.DecodeError) -> TerminalError:
-    """What a redeploy can mend must not pass as something that ends the invocation."""
+    """What a redeploy can fix must not pass as something that ends the invocation."""
     return error  # error: return-value
 
 
