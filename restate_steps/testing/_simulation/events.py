@@ -57,8 +57,8 @@ class Deliveries:
 
     def arriving(self) -> list[int]:
         """Return which deliveries can arrive next, oldest first: those between two invocations keep their order."""
-        if len(self._pending) == 1:
-            return [0]
+        if len(self._pending) < 2:
+            return [0] if self._pending else []
         seen: set[tuple[str, str]] = set()
         indices: list[int] = []
         for index, (event, sender) in enumerate(self._pending):
