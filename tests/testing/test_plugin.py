@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -84,6 +86,18 @@ def restate_app():
 """
 
 TestFile: TypeAlias = Callable[..., None]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_by_others() -> None:
+    """Collect the garbage of other tests: the sessions inside turn each warning into an error."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 @pytest.fixture(scope="session")
