@@ -31,6 +31,13 @@ async def one(ctx: restate.Context) -> int:
 
 
 @service.handler()
+async def sends_two(ctx: restate.Context) -> int:
+    ctx.service_send(one, arg=None)
+    ctx.service_send(one, arg=None)
+    return 1
+
+
+@service.handler()
 async def hourly(ctx: restate.Context) -> int:
     """As a cron job: each run sends the next."""
     ctx.service_send(hourly, arg=None, send_delay=timedelta(hours=1))
@@ -153,6 +160,16 @@ def test_a_schedule_that_no_longer_fits_is_told_of(schedule: str) -> None:
 
     assert finding.problem == "not-reproducible"
     assert "explore it again" in finding.why
+
+
+def test_a_schedule_that_no_longer_fits_after_the_answer_is_told_of() -> None:
+    """Its only choice is one of what the handler has sent, and comes when the client has its answer."""
+    assert explore(app, sends_two, schedule="1").findings == []
+
+    [finding] = explore(app, sends_two, schedule="9").findings
+
+    assert finding.problem == "not-reproducible"
+    assert "only 2" in finding.why
 
 
 @pytest.mark.parametrize("schedule", ["", "!3", "!2~", "replay:!3", "x1"])

@@ -196,9 +196,8 @@ def end_run(
     """
     trace, model = simulator.driver.trace, simulator.driver.model
     run = Run(schedule, trace, problem=problem)
-    if trace.misfit:
-        run.problem, run.details = "not-reproducible", trace.misfit
     try:
+        _note_misfit(run)
         if trace.is_out_of_time:
             run.problem, run.is_cut_short = None, True
         elif error is None:
@@ -220,10 +219,19 @@ def end_run(
     return run
 
 
+def _note_misfit(run: Run) -> None:
+    """Record a problem if the schedule's choices do not fit the run so far."""
+    if run.trace.misfit:
+        run.problem, run.details = "not-reproducible", run.trace.misfit
+
+
 def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     """Run everything that outlives the answer to its end, and find the problems that the client did not see."""
     model, trace = simulator.driver.model, simulator.driver.trace
     simulator.driver.run_out()
+    _note_misfit(run)
+    if run.problem is not None:
+        return
     for invocation in model.invocations.values():
         if invocation.status is InvocationStatus.PAUSED and invocation.last_error is not None:
             run.problem = "mismatch" if invocation.has_mismatch else "paused"
