@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socketserver
 import sys
 import threading
@@ -405,3 +406,22 @@ async def test_a_tool_of_an_mcp_server_that_takes_a_while(tmp_path: Path, limit:
             assert "a is light" == (await sim.call("Outside/go")).value
             assert timedelta(minutes=2) == rounded(sim.now)
             assert 0 == sim.driver.trace.silences
+
+
+async def test_a_program_that_is_left_running() -> None:
+    """It ends with the simulation, as a test must not leave programs behind."""
+    programs: list[asyncio.subprocess.Process] = []
+
+    async def handler(ctx: restate.Context) -> str:
+        async def start() -> None:
+            programs.append(await asyncio.create_subprocess_exec("sleep", "1000"))
+
+        await ctx.run_typed("start", start)
+        return "started"
+
+    async with simulate(app_of(handler)) as sim:
+        assert "started" == (await sim.call("Outside/go")).value
+        [program] = programs
+        assert program.returncode is None
+
+    assert -signal.SIGKILL == program.returncode

@@ -14,6 +14,7 @@ L4. A loop in which something is always ready is stopped after :data:`_MAX_TURNS
 L5. The loop can run inside another loop's task, which does not notice it.
 L6. At the end, no time passes and waiting tasks are cancelled. Tasks that ignore it are abandoned, and so are threads
     that take very long.
+    Programs that still run are killed.
 L7. An idle connection costs nothing: the loop waits in real time only for a working thread, or if a task of
     :attr:`SimulatedLoop.waiting` waits for the outside world. It waits once for each such wait: if nothing arrives, it
     assumes that nothing ever will. While something is open, a very short sleep takes as long in real time, because it
@@ -133,6 +134,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self._handed: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
         self._executors: weakref.WeakSet[Any] = weakref.WeakSet()
         self._threads_before = frozenset(threading.enumerate())
+        self._programs: weakref.WeakSet[asyncio.SubprocessTransport] = weakref.WeakSet()
         self._unanswered: weakref.WeakSet[asyncio.Future[Any]] = weakref.WeakSet()
         self._polled = -1.0
         self.waiting: Callable[[], Iterable[asyncio.Task[Any]]] = _no_tasks
@@ -334,7 +336,9 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     async def subprocess_exec(self, *args: Any, **options: Any) -> Any:
         """Start a program, as asyncio does, and report the access."""
         self.on_external_access("a program")
-        return await super().subprocess_exec(*args, **options)
+        transport, protocol = await super().subprocess_exec(*args, **options)
+        self._programs.add(transport)
+        return transport, protocol
 
     async def sock_connect(self, *args: Any, **options: Any) -> Any:
         """Connect a socket, as asyncio does, and report the access."""
@@ -359,6 +363,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         if getattr(self, "_asyncgens", None):
             self.create_task(self.shutdown_asyncgens())
             left = self._end_tasks()
+        if programs := [program for program in self._programs if not program.is_closing()]:
+            for program in programs:
+                program.close()
+            self.run()
         if self.has_threads():
             self.run()
         if self.has_threads():
@@ -425,6 +433,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         loop._handed.clear()
         loop._executors.clear()
         loop._threads_before = frozenset(threading.enumerate())
+        loop._programs.clear()
         loop._unanswered.clear()
         loop._polled = -1.0
         loop.is_ending = False
