@@ -26,7 +26,7 @@ from restate.types import HarnessEnvironment
 from restate_steps import durable_step, gather
 from restate_steps.errors import ServerError
 from restate_steps.server import AdminClient, AppServer, JournalEntry
-from restate_steps.testing import ServerEnvironment, close_servers, restate_server
+from restate_steps.testing import InvocationEndedError, ServerEnvironment, close_servers, restate_server
 from restate_steps.testing._real_server import cleaning, pool
 from tests.support import ROOT
 from tests.support.harness import eventually
@@ -969,6 +969,39 @@ class TestLoops:
         assert "restate-steps-app" not in {thread.name for thread in threading.enumerate()}
         async with restate_server(greeter_app) as env:
             assert first == pid_of(env)
+
+    async def test_the_methods_of_a_client_do_not_block_the_event_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They send their requests to the admin API from other threads."""
+        here = threading.get_ident()
+        blocking: list[str] = []
+
+        def noted(request: Callable[..., Any]) -> Callable[..., Any]:
+            def send(*args: Any, **options: Any) -> Any:
+                if threading.get_ident() == here:
+                    blocking.append(request.__name__)
+                return request(*args, **options)
+
+            return send
+
+        requests = (AdminClient.cancel, AdminClient.kill, AdminClient.invocation, AdminClient.register)
+        for request in requests:
+            monkeypatch.setattr(AdminClient, request.__name__, noted(request))
+        service = restate.Service("Signalled")
+
+        @service.handler()
+        async def wait(ctx: restate.Context) -> int:
+            return await ctx.signal("go", type_hint=int)
+
+        async with restate_server(restate.app([service])) as env:
+            first, second, third, fourth = [await env.send(wait) for _ in range(4)]
+            await asyncio.gather(first.signal("go", 1), second.signal("go", 2))
+            with pytest.raises(InvocationEndedError):
+                await env.until(lambda: False, invocation=first)
+            assert 2 == (await second.result()).value
+            await third.cancel()
+            await fourth.kill()
+
+        assert [] == blocking
 
 
 class TestEnd:
