@@ -78,7 +78,6 @@ class _Comparison:
         ]
         asked = [command for command in attempt.commands if not _is_answer(command.operation)]
         self._next = self._places[len(asked)] if len(asked) < len(self._places) else None
-        self._last = asked[-1] if asked else None
 
     def result(self) -> ReplayDifferenceError | None:
         attempt = self._attempt
