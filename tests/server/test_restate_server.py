@@ -397,7 +397,8 @@ class TestAdmin:
             server.admin.remove_deployment(deployment)
             assert [] == server.admin.services(deployment)
 
-    def test_certificates_are_verified(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("scheme", ["https", "HTTPS"])
+    def test_certificates_are_verified(self, scheme: str, tmp_path: Path) -> None:
         """Over HTTPS, a server with a certificate that this machine does not trust gets no request."""
         if (openssl := shutil.which("openssl")) is None:
             pytest.skip("makes a certificate with openssl")
@@ -417,7 +418,7 @@ class TestAdmin:
             thread = threading.Thread(target=refused)
             thread.start()
             with pytest.raises(ServerError, match="CERTIFICATE_VERIFY_FAILED"):
-                AdminClient(f"https://127.0.0.1:{listener.getsockname()[1]}").query("SELECT 1")
+                AdminClient(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}").query("SELECT 1")
             thread.join()
 
     def test_rejected_requests_are_errors_with_the_servers_reason(self, normal_server: RestateServer) -> None:

@@ -419,6 +419,13 @@ def test_schedules_can_be_written_and_read(text: str) -> None:
     assert text == str(Schedule.parse(text))
 
 
+@pytest.mark.parametrize("text", ["one.two", "-1", "0.-9", "!-3", "x-1", "1_0", "!", "x"])
+def test_what_is_not_a_schedule_is_refused(text: str) -> None:
+    """It is no choice at all, or one that does not exist."""
+    with pytest.raises(SimulationError, match="is not a schedule"):
+        Schedule.parse(text)
+
+
 def test_retries_are_explored() -> None:
     """A step that fails twice and a crash anywhere: in the end it has worked."""
 

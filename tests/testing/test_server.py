@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from restate.types import HarnessEnvironment
 from restate_steps import durable_step, gather
 from restate_steps.errors import ServerError
 from restate_steps.server import AdminClient, AppServer, JournalEntry
-from restate_steps.testing import ServerEnvironment, close_servers, restate_server
+from restate_steps.testing import InvocationEndedError, ServerEnvironment, close_servers, restate_server
 from restate_steps.testing._real_server import cleaning, pool
 from tests.support import ROOT
 from tests.support.harness import eventually
@@ -45,6 +46,44 @@ async def seen(look: Callable[[], Awaitable[Any]], *, within: float = 30.0) -> A
         assert time.monotonic() < deadline, f"it did not happen within {within:g} s"
         await asyncio.sleep(0.01)
     return found
+
+
+class _Half:
+    """Passes queries on to a server, and leaves all other requests without an answer."""
+
+    def __init__(self, admin_url: str) -> None:
+        self.unanswered: list[str] = []
+        self._over = threading.Event()
+        half = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                headers = {"accept": "application/json", "content-type": "application/json"}
+                answer = httpx.post(admin_url + self.path, content=body, headers=headers, trust_env=False)
+                self.send_response(answer.status_code)
+                self.end_headers()
+                self.wfile.write(answer.content)
+
+            def do_PATCH(self) -> None:
+                half.unanswered.append(self.path)
+                half._over.wait()
+
+            def log_message(self, format: str, *args: Any) -> None: ...
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> _Half:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over.set()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
 
 
 # A service as the SDK's documentation has it, with nothing of this package.
@@ -319,6 +358,23 @@ class TestReuse:
         async with restate_server(restate.app([service])) as env:
             assert first == pid_of(env)
             assert [] == await env.find_invocations()
+
+    async def test_a_server_that_stops_answering_is_given_up(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The time limit is for all requests together, not for each of them."""
+        monkeypatch.setattr(cleaning, "_WITHIN", 0.5)
+        service = restate.Service("Answered")
+
+        @service.handler()
+        async def answer(ctx: restate.Context) -> None: ...
+
+        async with restate_server(restate.app([service])) as env:
+            for _ in range(4):
+                await env.client.service_call(answer, None)
+            with _Half(env.admin_api_url) as half:
+                emptied = await asyncio.to_thread(cleaning.emptied, AdminClient(half.url))
+
+        assert not emptied
+        assert len(half.unanswered) <= 1
 
     @both_modes
     async def test_nothing_is_remembered(self, always_replay: bool) -> None:
@@ -913,6 +969,39 @@ class TestLoops:
         assert "restate-steps-app" not in {thread.name for thread in threading.enumerate()}
         async with restate_server(greeter_app) as env:
             assert first == pid_of(env)
+
+    async def test_the_methods_of_a_client_do_not_block_the_event_loop(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """They send their requests to the admin API from other threads."""
+        here = threading.get_ident()
+        blocking: list[str] = []
+
+        def noted(request: Callable[..., Any]) -> Callable[..., Any]:
+            def send(*args: Any, **options: Any) -> Any:
+                if threading.get_ident() == here:
+                    blocking.append(request.__name__)
+                return request(*args, **options)
+
+            return send
+
+        requests = (AdminClient.cancel, AdminClient.kill, AdminClient.invocation, AdminClient.register)
+        for request in requests:
+            monkeypatch.setattr(AdminClient, request.__name__, noted(request))
+        service = restate.Service("Signalled")
+
+        @service.handler()
+        async def wait(ctx: restate.Context) -> int:
+            return await ctx.signal("go", type_hint=int)
+
+        async with restate_server(restate.app([service])) as env:
+            first, second, third, fourth = [await env.send(wait) for _ in range(4)]
+            await asyncio.gather(first.signal("go", 1), second.signal("go", 2))
+            with pytest.raises(InvocationEndedError):
+                await env.until(lambda: False, invocation=first)
+            assert 2 == (await second.result()).value
+            await third.cancel()
+            await fourth.kill()
+
+        assert [] == blocking
 
 
 class TestEnd:

@@ -211,7 +211,8 @@ def rerun(recording: Recording, app: ASGIApp, changed: Changed = None, variant: 
         return watch
 
     journal = RecordedJournal(recording.origin, recording.frames)
-    attempt = run_against(journal, watched(app, begin))
+    # The watch notes the places itself.
+    attempt = run_against(journal, watched(app, begin), places=False)
     watch = watches[-1]
     watch.open = False
     divergence = divergences[0] if divergences else None

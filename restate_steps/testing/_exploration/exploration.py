@@ -2,8 +2,9 @@
 
 E1. Every run starts from scratch and follows a :class:`Schedule`, so it can be repeated and shortened.
 E2. A crash is placed at every *distinct* prefix of the journals. Another crash at the same stored prefix would find
-    nothing new. Prefixes that differ only in random ids and times are the same: see ``_simulation.opaque``. This finds
-    bugs that random crashes miss.
+    nothing new, unless other bodies have run whose results are not stored: what they did is done twice. Prefixes that
+    differ only in random ids and times are the same: see ``_simulation.opaque``. This finds bugs that random crashes
+    miss.
 E3. A cancellation is placed at every distinct moment at which the handler is idle, before and after a crash.
 E4. A seeded generator draws what to try next, so a budget that runs out leaves a fair and repeatable sample.
 """

@@ -51,10 +51,13 @@ class Block:
 
     def serve_beside(self, app: ASGIApp) -> None:
         """Serve another application on the same server."""
-        beside = AppServer(app)
-        beside.start()
-        self._cleanup.callback(beside.stop)
-        self.server.admin.register(beside.url)
+        with self._lock:
+            # Before anything starts: nothing stops an application that is added to a block that has ended.
+            server = self.server
+            beside = AppServer(app)
+            beside.start()
+            self._cleanup.callback(beside.stop)
+            server.admin.register(beside.url)
 
     def close(self) -> None:
         with self._lock:

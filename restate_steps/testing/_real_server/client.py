@@ -24,6 +24,7 @@ from restate_steps._ids import FIRST_AWAKEABLE, awakeable_id, raw_id
 from restate_steps.server import RestateServer
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import InvocationEndedError, StuckError
+from restate_steps.testing._real_server.threads import in_thread
 from restate_steps.testing._simulation.calls import NOTHING, HandlerRef, encoded, json_of, output_of, resolve
 
 if TYPE_CHECKING:
@@ -75,6 +76,14 @@ class ServerInvocation(Generic[T]):
         """The status in ``sys_invocation``. Each read queries the server, and blocks until it answers."""
         return str(self._client.server.admin.invocation(self.id)["status"])
 
+    async def has_ended(self) -> bool:
+        """Return whether the invocation has ended.
+
+        :meta private:
+        """
+        row = await in_thread(self._client.server.admin.invocation, self.id)
+        return bool(row["status"] == "completed")
+
     async def result(self) -> ServerResult[T]:
         """Wait until the invocation ends, and return its result.
 
@@ -86,19 +95,19 @@ class ServerInvocation(Generic[T]):
 
     async def cancel(self) -> None:
         """Cancel the invocation: its current wait raises a ``TerminalError`` with the status 409."""
-        self._client.server.admin.cancel(self.id)
+        await in_thread(self._client.server.admin.cancel, self.id)
 
     async def kill(self) -> None:
         """Kill the invocation and those that it waits for; the handler is not notified."""
-        self._client.server.admin.kill(self.id)
+        await in_thread(self._client.server.admin.kill, self.id)
 
     async def resume(self) -> None:
         """Resume the invocation if it is paused."""
-        self._client.server.admin.resume(self.id)
+        await in_thread(self._client.server.admin.resume, self.id)
 
     async def signal(self, name: str, value: Any = None) -> None:
         """Send the invocation a named signal, with a value that is encoded as JSON."""
-        self._client.serve_signals()
+        await self._client.serve_signals()
         await self._client.call(f"{_SIGNALS}/send", [self.id, name, value])
 
     def __repr__(self) -> str:
@@ -121,7 +130,7 @@ class ServerClient(ABC):
         """The server itself, whose methods block."""
 
     @abstractmethod
-    def serve_signals(self) -> None:
+    async def serve_signals(self) -> None:
         """Serve :func:`signals_app` to the server, once."""
 
     async def call(
@@ -201,7 +210,7 @@ class ServerClient(ABC):
         """
         end = time.monotonic() + timeout.total_seconds()
         while not condition():
-            if invocation is not None and invocation.status == "completed" and not condition():
+            if invocation is not None and await invocation.has_ended() and not condition():
                 result = await invocation.result()
                 raise InvocationEndedError(f"{invocation!r} has ended before the condition held", result.value)
             if time.monotonic() > end:

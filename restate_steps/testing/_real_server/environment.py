@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -64,6 +65,7 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
         )
         self._block = block
         self._serves_signals = False
+        self._starting = asyncio.Lock()
         self.http = http
         self.codec = codec
 
@@ -72,11 +74,12 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
         """The server itself, with its log, its process id and its admin API. Its methods block."""
         return self._block.server
 
-    def serve_signals(self) -> None:
+    async def serve_signals(self) -> None:
         """Serve the application that sends signals for clients, once."""
-        if not self._serves_signals:
-            self._serves_signals = True
-            self._block.serve_beside(signals_app())
+        async with self._starting:
+            if not self._serves_signals:
+                await in_thread(self._block.serve_beside, signals_app())
+                self._serves_signals = True
 
     @property
     def app_url(self) -> str:

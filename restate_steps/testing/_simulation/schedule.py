@@ -70,10 +70,10 @@ class Schedule:
         choices, cancelled, cancel = choices.partition(_CANCEL)
         try:
             return cls(
-                choices=tuple(int(choice) for choice in choices.split(".")) if choices else (),
-                crashes=tuple(Crash(int(crash.removesuffix(_LOST)), crash.endswith(_LOST)) for crash in crashes),
+                choices=tuple(map(_number, choices.split("."))) if choices else (),
+                crashes=tuple(Crash(_number(crash.removesuffix(_LOST)), crash.endswith(_LOST)) for crash in crashes),
                 always_replay=text.strip().startswith(_REPLAY),
-                cancel=int(cancel) if cancelled else None,
+                cancel=_number(cancel) if cancelled else None,
             )
         except ValueError:
             raise SimulationError(
@@ -95,3 +95,9 @@ class Schedule:
             + ("" if self.cancel is None else f"{_CANCEL}{self.cancel}")
             + "".join(f"!{crash.stored}{_LOST if crash.lost else ''}" for crash in self.crashes)
         )
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise ValueError
+    return int(text)

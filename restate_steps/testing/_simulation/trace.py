@@ -38,7 +38,8 @@ class CrashPoint:
 
     Attributes:
         crash: The crash.
-        fingerprint: A number that is equal for points with the same stored messages and the same lost result.
+        fingerprint: A number that is equal for points with the same stored messages, the same lost result, and the
+            same runs of bodies whose results are not stored.
         choices: The number of choices made so far.
         crashes: The number of crashes so far.
         cancelled: True if the cancellation has happened, or the schedule has none.
