@@ -252,13 +252,13 @@ def watched(app: ASGIApp, begin: Callable[[], Watch]) -> ASGIApp:
             watching.set(watch)
             loop = asyncio.get_running_loop()
             if isinstance(loop, SimulatedLoop):
-                loop.on_external_access = _talks_outside
+                loop.on_external_access = _report_access
         await app(scope, receive, send)
 
     return call
 
 
-def _talks_outside(what: str) -> None:
+def _report_access(what: str) -> None:
     watch = watching.get()
     if watch is not None:
         watch.accesses_outside(what, next(reversed(user_places(caller())), None))

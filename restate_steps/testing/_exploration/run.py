@@ -208,7 +208,7 @@ def end_run(
         else:
             run.problem, run.error = run.problem or _problem(error), error
         if run.problem is None and not run.is_cut_short:
-            _look(settings, simulator, run)
+            _run_out_and_judge(settings, simulator, run)
             if trace.is_out_of_time:
                 run.problem, run.is_cut_short = None, True
     finally:
@@ -225,7 +225,7 @@ def _note_misfit(run: Run) -> None:
         run.problem, run.details = "not-reproducible", run.trace.misfit
 
 
-def _look(settings: RunSettings, simulator: Simulator, run: Run) -> None:
+def _run_out_and_judge(settings: RunSettings, simulator: Simulator, run: Run) -> None:
     """Run everything that outlives the answer to its end, and find the problems that the client did not see."""
     model, trace = simulator.driver.model, simulator.driver.trace
     simulator.driver.run_out()

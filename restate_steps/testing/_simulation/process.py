@@ -167,9 +167,7 @@ class Attempt(Connection, AttemptObserver):
     def awakeable_made(self, awakeable_id: str) -> None:
         if self._process.dead:
             return
-        made = self._owner.trace.awakeables.setdefault(self.invocation.id, [])
-        if awakeable_id not in made:
-            made.append(awakeable_id)
+        self._owner.trace.awakeables.setdefault(self.invocation.id, {})[awakeable_id] = None
 
     # --- its steps and calls ------------------------------------------------------------------------------------
 

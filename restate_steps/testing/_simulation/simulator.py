@@ -40,7 +40,13 @@ from restate_steps.testing._simulation.schedule import Schedule
 from restate_steps.testing._simulation.server_model import START_MS
 from restate_steps.testing._simulation.timeline import timeline
 from restate_steps.testing._simulation.turn import Turn
-from restate_steps.testing._simulation.verdicts import open_waits, paused, paused_below, raise_if_out_of_time, why_stuck
+from restate_steps.testing._simulation.verdicts import (
+    open_waits,
+    paused_below,
+    paused_error,
+    raise_if_out_of_time,
+    why_stuck,
+)
 
 __all__ = ["Result", "SimulatedClient", "SimulatedInvocation", "Simulator", "failures", "simulate"]
 
@@ -759,12 +765,12 @@ async def _result_of(
     if not (driver.run(ended) if leaves else await simulator.turn(Turn(ended, first=True))):
         raise_if_out_of_time(driver)
         if (cause := paused_below(driver, invocation)) is not None:
-            error = paused(cause)
+            error = paused_error(cause)
             error.add_note(f"{invocation.target} waits for it.")
             raise error
         raise StuckError(why_stuck(driver, invocation))
     if invocation.status is InvocationStatus.PAUSED:
-        raise paused(invocation)
+        raise paused_error(invocation)
     failure = invocation.failure if comes_late else invocation.removal or invocation.failure
     if failure is not None:
         raise TerminalError(failure.message, failure.code, metadata=dict(failure.metadata) or None)

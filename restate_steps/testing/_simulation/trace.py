@@ -76,7 +76,7 @@ class Trace:
     Attributes:
         log: The events: the number of messages stored by then, and a description.
         bodies: The runs of bodies, in order.
-        awakeables: The ids of the awakeables that each invocation has created, in order.
+        awakeables: The ids of the awakeables that each invocation has created, in order; the values are None.
         anomalies: What must never happen, such as a recorded step that runs again.
         unread_failures: The steps and calls that failed, and whose results the handler never read.
         silences: The number of real-time waits for the outside world in which nothing arrived.
@@ -94,7 +94,7 @@ class Trace:
 
     log: list[tuple[int, str]] = field(default_factory=list[tuple[int, str]])
     bodies: list[BodyRun] = field(default_factory=list[BodyRun])
-    awakeables: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    awakeables: dict[str, dict[str, None]] = field(default_factory=dict[str, dict[str, None]])
     anomalies: list[str] = field(default_factory=list[str])
     unread_failures: list[str] = field(default_factory=list[str])
     silences: int = 0

@@ -12,7 +12,7 @@ from restate_steps.testing._simulation.journal import Journal
 from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.wire import decode
 
-__all__ = ["open_waits", "paused", "paused_below", "raise_if_out_of_time", "why_stuck"]
+__all__ = ["open_waits", "paused_below", "paused_error", "raise_if_out_of_time", "why_stuck"]
 
 _WAITING: Final = frozenset({InvocationStatus.RUNNING, InvocationStatus.SUSPENDED, InvocationStatus.PAUSED})
 
@@ -28,7 +28,7 @@ def paused_below(driver: Driver, invocation: Invocation) -> Invocation | None:
     return None
 
 
-def paused(invocation: Invocation) -> InvocationPausedError:
+def paused_error(invocation: Invocation) -> InvocationPausedError:
     """Return the error of a paused invocation."""
     error = invocation.last_error or Failure(0, "it was paused from outside")
     kind = JournalMismatchError if invocation.has_mismatch else InvocationPausedError
