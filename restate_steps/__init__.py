@@ -21,6 +21,7 @@ if _TYPE_CHECKING:
         StepTimeoutError,
         TerminalEncodeError,
     )
+    from restate_steps.logs import ReplayFilter, get_logger
     from restate_steps.options import RetryPolicy
     from restate_steps.serdes import HandlerOptions, TypedSerde, json_schema, publish_schemas, serde, typed_handler
     from restate_steps.step import DurableStep, durable_step, run_step
@@ -39,6 +40,7 @@ __all__ = [
     "EncodeError",
     "HandlerOptions",
     "JsonCodec",
+    "ReplayFilter",
     "ResultTooLargeError",
     "RetryPolicy",
     "ServerError",
@@ -55,6 +57,7 @@ __all__ = [
     "as_completed",
     "durable_step",
     "gather",
+    "get_logger",
     "json_schema",
     "local",
     "map",
@@ -75,6 +78,7 @@ _MODULES = {
     "codec": ("DEFAULT_CODEC", "PLAIN_JSON", "Codec", "JsonCodec"),
     "concurrency": ("AsCompleted", "Task", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"),
     "context": ("StepInfo", "restate_context", "step_info"),
+    "logs": ("ReplayFilter", "get_logger"),
     "options": ("RetryPolicy",),
     "serdes": ("HandlerOptions", "TypedSerde", "publish_schemas", "json_schema", "serde", "typed_handler"),
     "step": ("DurableStep", "durable_step", "run_step"),

@@ -21,6 +21,7 @@ __all__ = [
     "Invocation",
     "StepInfo",
     "current_invocation",
+    "is_replaying",
     "restate_context",
     "running_step",
     "step_info",
@@ -215,6 +216,14 @@ def invocation_of(context: _sdk.ServerInvocationContext) -> Invocation | None:
             invocation.enter_body(handle)
             return None
     return cast(Invocation, invocation)
+
+
+def is_replaying() -> bool:
+    """Return whether the caller is handler code that repeats what an earlier attempt has recorded."""
+    if running_step.get() is not None:
+        return False
+    context = _sdk.ambient_context() or _context_of_handler_loop()
+    return context is not None and bool(context.vm.is_replaying())
 
 
 def restate_context() -> Any:

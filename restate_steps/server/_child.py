@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -42,6 +42,7 @@ class Child:
         env: The environment variables; this process's by default.
         output: The file for its stdout and stderr; this process's own stdout and stderr by default.
         remove: A folder to remove when this process dies.
+        pass_fds: File descriptors that it inherits.
 
     Raises:
         OSError: If the process cannot be started.
@@ -55,6 +56,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         output: IO[bytes] | None = None,
         remove: Path | None = None,
+        pass_fds: Collection[int] = (),
     ) -> None:
         gated = ["/bin/sh", "-c", _GATE, "sh", *(str(word) for word in command)]
         self._process = subprocess.Popen(
@@ -65,6 +67,7 @@ class Child:
             stdout=output,
             stderr=subprocess.STDOUT if output is not None else None,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "restate-steps-guard", str(remove) if remove else ""],

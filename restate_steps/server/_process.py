@@ -15,7 +15,8 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
@@ -31,7 +32,7 @@ from restate_steps.server._ports import LOOPBACK, free_ports, port_or_free
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["RestateServer", "admin_of"]
+__all__ = ["RestateServer", "admin_of", "is_data_folder", "locked", "without_proxy"]
 
 _LOG_NAME = "restate-server.log"
 _NAME_FILE = "cluster-name"
@@ -73,6 +74,7 @@ class RestateServer:
         ingress_port: The port of the ingress, which accepts calls; a free one by default.
         admin_port: The port of the admin API and the UI; a free one by default.
         node_port: The port for other nodes; a free one by default.
+        preferred_ports: The ports of the ingress and the admin API to use if they are free and no other is given.
         startup_timeout: The maximum time to wait until the server is ready, in seconds.
 
     Example:
@@ -93,12 +95,14 @@ class RestateServer:
         ingress_port: int | None = None,
         admin_port: int | None = None,
         node_port: int | None = None,
+        preferred_ports: tuple[int, int] | None = None,
         startup_timeout: float = 60.0,
     ) -> None:
         self._path = path
         self._given_dir = Path(base_dir).expanduser().absolute() if base_dir is not None else None
         self._base_dir = self._given_dir
         self._given_ports = (ingress_port, admin_port, node_port)
+        self._preferred_ports = (*(preferred_ports or (None, None)), None)
         self._ports: tuple[int, int, int] | None = None
         self._startup_timeout = startup_timeout
         self._process: Child | None = None
@@ -229,9 +233,7 @@ class RestateServer:
         chosen = self._ports is None and None in self._given_ports
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             if self._ports is None:
-                spare = iter(free_ports(len(self._given_ports)))
-                ingress, admin, node = (next(spare) if port is None else port for port in self._given_ports)
-                self._ports = ingress, admin, node
+                self._ports = self._choose_ports()
             written = self.log_path.stat().st_size if self.log_path.exists() else 0
             self._spawn(binary)
             trouble = self._wait_until_ready()
@@ -248,10 +250,23 @@ class RestateServer:
                 )
             self._ports = None
 
+    def _choose_ports(self) -> tuple[int, int, int]:
+        spare = iter(free_ports(len(self._given_ports)))
+
+        def choose(given: int | None, preferred: int | None) -> int:
+            if given is not None:
+                return given
+            return next(spare) if preferred is None else port_or_free(preferred)
+
+        ingress, admin, node = map(choose, self._given_ports, self._preferred_ports)
+        return ingress, admin, node
+
     def _spawn(self, binary: Path) -> None:
         ingress, admin, node = self._known_ports()
         # The environment may have settings for another server.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RESTATE_")}
+        # The server would send requests to applications on loopback through a proxy, too.
+        inherited |= dict.fromkeys(("NO_PROXY", "no_proxy"), without_proxy(os.environ))
         environment = {
             **inherited,
             **self._settings,
@@ -336,6 +351,34 @@ def admin_of(server: RestateServer | AdminClient | str) -> AdminClient:
     if isinstance(server, str):
         return AdminClient(server)
     return server.admin if isinstance(server, RestateServer) else server
+
+
+def without_proxy(environment: Mapping[str, str]) -> str:
+    """Return a value of ``NO_PROXY`` that adds loopback to the hosts that need no proxy.
+
+    Example:
+        >>> without_proxy({"no_proxy": "intranet"})
+        'intranet,127.0.0.1,localhost,::1'
+    """
+    listed = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    hosts = [host for host in map(str.strip, listed.split(",")) if host]
+    return ",".join(dict.fromkeys([*hosts, LOOPBACK, "localhost", "::1"]))
+
+
+def is_data_folder(folder: Path) -> bool:
+    """Return whether a folder has the data of a server that :class:`RestateServer` ran."""
+    return (folder / _NAME_FILE).is_file()
+
+
+@contextmanager
+def locked(folder: Path) -> Generator[Path, None, None]:
+    """Keep servers out of a data folder, and yield the lock file in it.
+
+    Raises:
+        ServerError: A server uses the folder.
+    """
+    with _lock(folder):
+        yield folder / _LOCK_FILE
 
 
 def _lock(folder: Path) -> BinaryIO:

@@ -1,5 +1,7 @@
 """Test durable handlers: simulate the server in virtual time, explore every crash, or run a real server."""
 
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import Frame
 from restate_steps._public import publish
 from restate_steps.testing._both import BothOutcomes, on_both
 from restate_steps.testing._determinism.deterministic import DeterminismReport, Nondeterminism, check_deterministic
@@ -25,7 +27,6 @@ from restate_steps.testing._simulation.invocation import InvocationStatus
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.manifest import Target
 from restate_steps.testing._simulation.outcome import Outcome
-from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.schedule import Crash, Schedule
 from restate_steps.testing._simulation.simulator import (
     Result,
@@ -35,7 +36,6 @@ from restate_steps.testing._simulation.simulator import (
     simulate,
 )
 from restate_steps.testing._simulation.trace import BodyRun
-from restate_steps.testing._simulation.wire import Frame
 
 __all__ = [
     "BodyRun",

@@ -80,11 +80,15 @@ class ReplayDifferenceError(NotReplaySafeError):
         entry: The index of the first entry that today's code does not repeat; None if there is no such entry.
         recorded: A description of what the journal has there.
         today: A description of what today's code does instead.
+        line: The line of the user's code that does it, as ``FILE:LINE``; empty if it is not known.
     """
 
-    def __init__(self, message: str, *, journal: str, entry: int | None, recorded: str, today: str) -> None:
+    def __init__(
+        self, message: str, *, journal: str, entry: int | None, recorded: str, today: str, line: str = ""
+    ) -> None:
         super().__init__(message)
         self.journal = journal
         self.entry = entry
         self.recorded = recorded
         self.today = today
+        self.line = line

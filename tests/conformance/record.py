@@ -25,14 +25,14 @@ from urllib.parse import quote
 import httpx
 from hypercorn.asyncio import serve
 
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import decode
 from restate_steps.errors import ServerError
 from restate_steps.server import RestateServer, _sql, ensure_server, server_version
 from restate_steps.server._serving import Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
 from restate_steps.testing._recording.export import frames_of_rows
 from restate_steps.testing._simulation.application import ASGIApp
-from restate_steps.testing._simulation.protocol import MessageType
-from restate_steps.testing._simulation.wire import decode
 from tests.conformance.drive import SCENARIOS, VARIANTS, Answer, Scenario
 from tests.conformance.programs import handlers, recorded
 from tests.conformance.programs.play import Stored

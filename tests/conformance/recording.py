@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from restate_steps._ids import awakeable_of
-from restate_steps.testing._simulation import wire as _wire
-from restate_steps.testing._simulation.protocol import MessageType
-from restate_steps.testing._simulation.wire import Frame, FrameReader
+from restate_steps._protocol import wire as _wire
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import Frame, FrameReader
 
 __all__ = ["CLOSED", "CUT", "FOLDER", "UNKNOWN", "Attempt", "Tape", "load", "names", "normalise", "save", "sides"]
 
@@ -42,7 +42,7 @@ CUT = "cut"
 Recording: TypeAlias = dict[str, Any]
 """``note``, ``client`` (what was asked and answered, in order) and ``invocations``: each with its ``id``, ``target``
 and ``attempts``, which are lists of events. An event is a dict with one item, ``server`` or ``app``: a message as
-:func:`restate_steps.testing._simulation.wire.as_json` makes it, or one of the words above."""
+:func:`restate_steps._protocol.wire.as_json` makes it, or one of the words above."""
 
 
 # --- taking -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from restate_steps.testing._simulation import wire as _wire
+from restate_steps._protocol import wire as _wire
 from tests.conformance.drive import SCENARIOS, VARIANTS
 from tests.conformance.record import recorder
 from tests.conformance.recording import load, names

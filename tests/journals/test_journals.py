@@ -11,9 +11,9 @@ from shutil import copy
 
 import pytest
 
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import decode, make
 from restate_steps.testing import RecordedJournal, ReplayDifferenceError, load_journals, replay
-from restate_steps.testing._simulation.protocol import MessageType
-from restate_steps.testing._simulation.wire import decode, make
 from tests.journals.handlers import app
 from tests.journals.write import CASES, FOLDER
 

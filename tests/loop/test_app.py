@@ -26,8 +26,8 @@ from restate.exceptions import RetryableError
 import restate_steps
 from restate_steps import ConcurrencyError, durable_step, local, restate_context
 from restate_steps._loop import HandlerLoop
+from restate_steps._protocol.wire import decode
 from restate_steps.testing import Simulator, explore, simulate
-from restate_steps.testing._simulation.wire import decode
 from tests.support.harness import Harness, eventually
 
 Body = Callable[[], Awaitable[Any]]

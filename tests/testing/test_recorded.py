@@ -23,6 +23,8 @@ from pydantic import BaseModel
 
 import restate_steps
 from restate_steps import durable_step, gather
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import Frame, decode, make
 from restate_steps.cli import main
 from restate_steps.errors import ServerError
 from restate_steps.server import AppServer, RestateServer
@@ -41,8 +43,6 @@ from restate_steps.testing import (
 from restate_steps.testing._recording.attempt import _NO_COMMAND
 from restate_steps.testing._recording.difference import _FRAMES
 from restate_steps.testing._recording.recorded import as_recorded
-from restate_steps.testing._simulation.protocol import MessageType
-from restate_steps.testing._simulation.wire import Frame, decode, make
 from tests.support.harness import Env, Harness, eventually
 
 # The compiled half of the SDK comes without type information.

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import decode, make
 from restate_steps.testing._simulation.invocation import Failure, Invocation, InvocationStatus
 from restate_steps.testing._simulation.manifest import Manifest, Target
 from restate_steps.testing._simulation.messages import receive
-from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.server_model import ServerModel
-from restate_steps.testing._simulation.wire import decode, make
 
 MANIFEST = Manifest(
     {

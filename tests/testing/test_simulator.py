@@ -18,6 +18,7 @@ import restate
 from restate.entry_codec import JournalValueCodec
 
 import restate_steps.testing
+from restate_steps._protocol.wire import FrameReader, decode, encode, make
 from restate_steps.testing import (
     InvocationPausedError,
     InvocationStatus,
@@ -28,7 +29,6 @@ from restate_steps.testing import (
     StuckError,
     simulate,
 )
-from restate_steps.testing._simulation.wire import FrameReader, decode, encode, make
 from tests.support import shop
 
 WAYS: list[dict[str, Any]] = [

@@ -10,6 +10,8 @@ from typing import Any, Final, Literal, TypeAlias, cast
 
 from restate import JournalValueCodec, TerminalError
 
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import Frame, decode
 from restate_steps.testing._errors import (
     InvocationEndedError,
     InvocationPausedError,
@@ -25,11 +27,9 @@ from restate_steps.testing._simulation.invocation import Invocation, InvocationS
 from restate_steps.testing._simulation.manifest import Manifest
 from restate_steps.testing._simulation.outcome import Outcome
 from restate_steps.testing._simulation.process import quiet
-from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.schedule import Schedule
 from restate_steps.testing._simulation.simulator import Result, Simulator, failures
 from restate_steps.testing._simulation.trace import Trace
-from restate_steps.testing._simulation.wire import Frame, decode
 
 __all__ = ["Problem", "Run", "RunSettings", "Scenario", "begin_run", "end_run", "perform"]
 

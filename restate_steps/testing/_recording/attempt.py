@@ -20,14 +20,14 @@ from types import FrameType
 from typing import Any, Final, NamedTuple
 
 from restate_steps._loop import frames_above, frames_of, handler_tasks
+from restate_steps._protocol.types import MessageType, is_command
+from restate_steps._protocol.wire import Frame, make
 from restate_steps._user_code import is_machinery, module_of
 from restate_steps.testing._observe import CommandObserver, allow_observers, observing
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.application import ASGIApp, Connection, request_scope
 from restate_steps.testing._simulation.loop import SimulatedLoop
 from restate_steps.testing._simulation.process import quiet
-from restate_steps.testing._simulation.protocol import MessageType, is_command
-from restate_steps.testing._simulation.wire import Frame, make
 
 __all__ = ["Asked", "Attempt", "CodeLine", "run_against"]
 

@@ -8,15 +8,15 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
-from restate_steps._user_code import MACHINERY
+from restate_steps._protocol.types import CANCEL_SIGNAL, FIELDS, MessageType, is_command
+from restate_steps._protocol.wire import Frame, decode, make
+from restate_steps._user_code import MACHINERY, is_user_code
 from restate_steps.testing._errors import ReplayDifferenceError
 from restate_steps.testing._recording.attempt import Asked, Attempt, CodeLine
 from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.invocation import Failure
 from restate_steps.testing._simulation.journal import describe_frame
 from restate_steps.testing._simulation.manifest import Manifest
-from restate_steps.testing._simulation.protocol import CANCEL_SIGNAL, FIELDS, MessageType, is_command
-from restate_steps.testing._simulation.wire import Frame, decode, make
 from restate_steps.testing._texts import cut, cut_apart
 
 __all__ = ["difference", "missing_handler"]
@@ -222,7 +222,7 @@ class _Comparison:
             " ".join([*hints, self._seed_hint()]).strip(),
             advice,
         ]
-        return self._error("\n\n".join(part for part in parts if part), at, recorded, today)
+        return self._error("\n\n".join(part for part in parts if part), at, recorded, today, places)
 
     def _seed_hint(self) -> str:
         if self._recorded.origin.random_seed is not None:
@@ -235,8 +235,13 @@ class _Comparison:
     def _head(self) -> str:
         return f"{self._recorded}: {self._recorded.target}:"
 
-    def _error(self, text: str, at: int | None, recorded: str, today: str) -> ReplayDifferenceError:
-        return ReplayDifferenceError(text, journal=str(self._recorded), entry=at, recorded=recorded, today=today)
+    def _error(
+        self, text: str, at: int | None, recorded: str, today: str, places: Sequence[CodeLine] = ()
+    ) -> ReplayDifferenceError:
+        line = next((f"{_short(place.file)}:{place.line}" for place in places if is_user_code(place.file)), "")
+        return ReplayDifferenceError(
+            text, journal=str(self._recorded), entry=at, recorded=recorded, today=today, line=line
+        )
 
     def _until_then(self) -> str:
         """Return the entries before the first one that was not issued: one of them is involved."""

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from restate_steps._ids import raw_id, seed_of
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import Frame, decode
 from restate_steps.errors import ServerError
 from restate_steps.server import AdminClient, RestateServer, _sql
 from restate_steps.server._process import admin_of
 from restate_steps.testing._recording.recorded import RecordedJournal, recorded_from
 from restate_steps.testing._simulation.journal import Origin
 from restate_steps.testing._simulation.manifest import Target
-from restate_steps.testing._simulation.protocol import MessageType
-from restate_steps.testing._simulation.wire import Frame, decode
 
 __all__ = ["export_journal", "frames_of_rows"]
 

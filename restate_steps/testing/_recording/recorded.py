@@ -15,11 +15,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias, cast
 
+from restate_steps._protocol.types import MessageType, is_command, is_notification
+from restate_steps._protocol.wire import Frame, as_json, from_json
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.manifest import Target
-from restate_steps.testing._simulation.protocol import MessageType, is_command, is_notification
-from restate_steps.testing._simulation.wire import Frame, as_json, from_json
 
 __all__ = ["Recordable", "RecordedJournal", "as_recorded", "record", "recorded_from"]
 

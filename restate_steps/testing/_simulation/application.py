@@ -8,10 +8,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+from restate_steps._protocol.types import content_type
+from restate_steps._protocol.wire import Frame, FrameReader, frames_to_bytes
 from restate_steps.testing._simulation.loop import SimulatedLoop
 from restate_steps.testing._simulation.manifest import Manifest, Target
-from restate_steps.testing._simulation.protocol import content_type
-from restate_steps.testing._simulation.wire import Frame, FrameReader, frames_to_bytes
 
 __all__ = ["ASGIApp", "Connection", "Mode", "read_manifest", "request_scope"]
 

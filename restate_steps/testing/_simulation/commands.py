@@ -11,13 +11,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 from restate_steps._ids import awakeable_of
+from restate_steps._protocol.types import MessageType, notification_of
+from restate_steps._protocol.wire import make
 from restate_steps.testing._simulation.events import Event
 from restate_steps.testing._simulation.invocation import Failure, Invocation, value_fields
 from restate_steps.testing._simulation.manifest import Target, UnknownHandlerError
-from restate_steps.testing._simulation.protocol import MessageType, notification_of
 from restate_steps.testing._simulation.scopes import refusal
 from restate_steps.testing._simulation.server_model import ServerModel, result_of
-from restate_steps.testing._simulation.wire import make
 
 __all__ = ["CALLS", "COMMANDS", "Command", "refused_call"]
 

@@ -22,6 +22,8 @@ from functools import partial
 from random import Random
 from typing import Final, get_args
 
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import Frame, decode
 from restate_steps.testing._errors import SimulationError
 from restate_steps.testing._observe import allow_observers, observing
 from restate_steps.testing._simulation.application import ASGIApp, Mode, request_scope
@@ -29,12 +31,10 @@ from restate_steps.testing._simulation.invocation import Invocation, InvocationS
 from restate_steps.testing._simulation.manifest import Manifest
 from restate_steps.testing._simulation.messages import receive
 from restate_steps.testing._simulation.process import Attempt, Process
-from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.schedule import Crash, Schedule
 from restate_steps.testing._simulation.server_model import START_MS, ServerModel
 from restate_steps.testing._simulation.trace import BodyRun, CancelPoint, CrashPoint, Trace
 from restate_steps.testing._simulation.turn import Option, Turn
-from restate_steps.testing._simulation.wire import Frame, decode
 
 __all__ = ["Driver"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import Frame
 from restate_steps.testing._simulation.manifest import HandlerInfo, Target
-from restate_steps.testing._simulation.protocol import MessageType
-from restate_steps.testing._simulation.wire import Frame
 
 __all__ = ["MISMATCH", "Failure", "Invocation", "InvocationStatus", "value_fields"]
 

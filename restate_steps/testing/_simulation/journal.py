@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, overload
 
+from restate_steps._protocol.types import MessageType, is_notification
+from restate_steps._protocol.wire import Frame, decode
 from restate_steps.server import JournalEntry, JournalFailure
 from restate_steps.server._journal import Message, decoded, linked
 from restate_steps.testing._simulation.manifest import Target
-from restate_steps.testing._simulation.protocol import MessageType, is_notification
-from restate_steps.testing._simulation.wire import Frame, decode
 from restate_steps.testing._texts import cut
 
 __all__ = ["Journal", "Origin", "describe_frame"]
@@ -45,8 +45,8 @@ class Journal(Sequence[JournalEntry]):
         origin: The invocation that the journal comes from, if known.
 
     Example:
-        >>> from restate_steps.testing._simulation.protocol import MessageType
-        >>> from restate_steps.testing._simulation.wire import make
+        >>> from restate_steps._protocol.types import MessageType
+        >>> from restate_steps._protocol.wire import make
         >>> journal = Journal([make(MessageType.RUN, completion_id=1, name="charge")])
         >>> journal.names, journal[0].completed
         (['charge'], False)

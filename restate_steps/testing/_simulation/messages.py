@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
+from restate_steps._protocol.types import REQUESTED_ACK, MessageType, is_command
+from restate_steps._protocol.wire import Frame, decode, make
 from restate_steps.testing._simulation.commands import CALLS, COMMANDS, refused_call
 from restate_steps.testing._simulation.invocation import Failure, Invocation, InvocationStatus, value_fields
-from restate_steps.testing._simulation.protocol import REQUESTED_ACK, MessageType, is_command
 from restate_steps.testing._simulation.scopes import UNSUPPORTED_FEATURE, with_version_hint
 from restate_steps.testing._simulation.server_model import PAUSE, ServerModel
-from restate_steps.testing._simulation.wire import Frame, decode, make
 
 __all__ = ["receive"]
 

@@ -11,15 +11,15 @@ from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, Final, NamedTuple, Protocol, cast
 
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import Frame, decode, make
 from restate_steps.testing._observe import AttemptObserver, observing
 from restate_steps.testing._simulation.application import Connection
 from restate_steps.testing._simulation.invocation import Invocation
 from restate_steps.testing._simulation.loop import SimulatedLoop
-from restate_steps.testing._simulation.protocol import MessageType
 from restate_steps.testing._simulation.server_model import START_MS, ServerModel
 from restate_steps.testing._simulation.trace import BodyRun, Trace
 from restate_steps.testing._simulation.turn import Option
-from restate_steps.testing._simulation.wire import Frame, decode, make
 
 __all__ = ["Attempt", "Process", "quiet"]
 

@@ -22,14 +22,14 @@ from functools import lru_cache
 from typing import Any, Final
 
 from restate_steps._ids import awakeable_of
+from restate_steps._protocol.types import CANCEL_SIGNAL, MessageType, notification_of
+from restate_steps._protocol.wire import Frame, decode, make
 from restate_steps.testing._simulation.events import Deliveries, Event, Timers
 from restate_steps.testing._simulation.invocation import MISMATCH, Failure, Invocation, InvocationStatus, value_fields
 from restate_steps.testing._simulation.keys import KeyedObject, Promise
 from restate_steps.testing._simulation.manifest import Manifest, Target
 from restate_steps.testing._simulation.opaque import OpaqueValues
-from restate_steps.testing._simulation.protocol import CANCEL_SIGNAL, MessageType, notification_of
 from restate_steps.testing._simulation.scopes import UNSUPPORTED_FEATURE, normalized_limit_key
-from restate_steps.testing._simulation.wire import Frame, decode, make
 
 __all__ = ["FAIL", "PAUSE", "START_MS", "ServerModel", "result_of"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+from restate_steps._protocol.types import is_notification
 from restate_steps.testing._simulation.driver import Driver
 from restate_steps.testing._simulation.journal import describe_frame
-from restate_steps.testing._simulation.protocol import is_notification
 
 __all__ = ["shortened", "timeline"]
 

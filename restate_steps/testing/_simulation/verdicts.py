@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from restate_steps._ids import awakeable_of
+from restate_steps._protocol.types import MessageType
+from restate_steps._protocol.wire import decode
 from restate_steps.testing._errors import InvocationPausedError, JournalMismatchError, OutOfTimeError
 from restate_steps.testing._simulation.driver import Driver
 from restate_steps.testing._simulation.invocation import Failure, Invocation, InvocationStatus
 from restate_steps.testing._simulation.journal import Journal
-from restate_steps.testing._simulation.protocol import MessageType
-from restate_steps.testing._simulation.wire import decode
 
 __all__ = ["open_waits", "paused_below", "paused_error", "raise_if_out_of_time", "why_stuck"]
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from restate_steps.testing._simulation.protocol import CANCEL_SIGNAL, MessageType, is_command, is_completion
-from restate_steps.testing._simulation.wire import Frame, as_json, decode
+from restate_steps._protocol.types import CANCEL_SIGNAL, MessageType, is_command, is_completion
+from restate_steps._protocol.wire import Frame, as_json, decode
 from tests.conformance.drive import Answer, World
 from tests.conformance.programs.handlers import PLAYS, Play, argument
 from tests.conformance.programs.program import KINDS, Program, is_orderly

@@ -1,6 +1,6 @@
 """The messages of Restate's service protocol as bytes, as values, and as JSON.
 
-A message is a header of eight bytes (type, flags, length, big-endian) and a protobuf body. :mod:`.protocol` defines the
+A message is a header of eight bytes (type, flags, length, big-endian) and a protobuf body. :mod:`.types` defines the
 fields of the bodies. This module does not know the meaning of messages, and is pure: no I/O, no clock, no randomness.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
-from restate_steps.testing._simulation.protocol import FIELDS, Fields, MessageType
+from restate_steps._protocol.types import FIELDS, Fields, MessageType
 
 __all__ = ["Frame", "FrameReader", "as_json", "decode", "encode", "frames_to_bytes", "from_json", "make"]
 

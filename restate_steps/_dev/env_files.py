@@ -1,0 +1,34 @@
+"""Environment variables from files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from restate_steps.errors import ServerError
+from restate_steps.server._extra import missing_extra
+
+__all__ = ["environment"]
+
+
+def environment(files: Sequence[Path]) -> dict[str, str] | None:
+    """Return this process's environment variables with those of files in the format of python-dotenv.
+
+    Variables that are set already win, as they do elsewhere.
+
+    Raises:
+        ServerError: A file does not exist, or python-dotenv is not installed.
+    """
+    if not files:
+        return None
+    try:
+        from dotenv import dotenv_values
+    except ImportError as error:
+        raise missing_extra("python-dotenv", "read --env-file", extra="cli") from error
+    found: dict[str, str] = {}
+    for file in files:
+        if not file.is_file():
+            raise ServerError(f"the file {str(file)!r} of --env-file does not exist.")
+        found |= {name: value for name, value in dotenv_values(file).items() if value is not None}
+    return {**found, **os.environ}

@@ -1,0 +1,1 @@
+"""Restate's service protocol: the messages between a server and an application."""

@@ -1,0 +1,134 @@
+"""``restate-steps dev``, ``serve`` and ``register``: an application, from the first line to production."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from restate_steps.cli._options import (
+    ADMIN_PORT,
+    APP_PORT,
+    FILE,
+    FOLDER,
+    INGRESS_PORT,
+    PORT,
+    admin_option,
+    app_argument,
+    http1_option,
+    server_options,
+)
+
+__all__ = ["dev", "register", "serve"]
+
+_DATA = Path(".restate-steps")
+
+
+@click.command()
+@app_argument(required=True)
+@click.option("--port", type=PORT, metavar="PORT", help=f"Port of the app.  [default: {APP_PORT} if it is free]")
+@server_options
+@http1_option
+@click.option(
+    "--base-dir", type=FOLDER, metavar="DIR", default=_DATA, show_default=True, help="Folder for the server's data."
+)
+@click.option("--fresh", is_flag=True, help="Remove the data of earlier runs first.")
+@click.option(
+    "--watch",
+    "watched",
+    type=click.Path(path_type=Path, exists=True),
+    multiple=True,
+    metavar="PATH",
+    help="File or folder to watch for changes; can be repeated.  [default: the current folder]",
+)
+@click.option(
+    "--env-file",
+    "env_files",
+    type=FILE,
+    multiple=True,
+    metavar="FILE",
+    help="File with environment variables for the app; can be repeated.",
+)
+@click.option("--fail-fast", is_flag=True, help="Kill an invocation when an attempt fails, instead of retrying it.")
+@click.option("--verbose", is_flag=True, help="Show all that the app logs, and whole tracebacks.")
+def dev(
+    app: str,
+    port: int | None,
+    ingress_port: int | None,
+    admin_port: int | None,
+    always_replay: bool,
+    log_filter: str,
+    http1: bool,
+    base_dir: Path,
+    fresh: bool,
+    watched: tuple[Path, ...],
+    env_files: tuple[Path, ...],
+    fail_fast: bool,
+    verbose: bool,
+) -> None:
+    """Run a server and APP, and restart APP when a file changes.
+
+    APP is a file (shop.py), a module (shop.main), or either with the name of the application in it (shop.py:app).
+    """
+    from restate_steps._dev.develop import DevOptions, develop
+
+    develop(
+        DevOptions(
+            target=app,
+            base_dir=base_dir,
+            watch=watched or (Path(),),
+            usual_ports=(INGRESS_PORT, ADMIN_PORT, APP_PORT),
+            ingress_port=ingress_port,
+            admin_port=admin_port,
+            app_port=port,
+            http1=http1,
+            always_replay=always_replay,
+            log_filter=log_filter,
+            env_files=env_files,
+            fresh=fresh,
+            fail_fast=fail_fast,
+            verbose=verbose,
+        ),
+        lambda line: click.echo(line, color=None),
+    )
+
+
+@click.command()
+@app_argument(required=True)
+@click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on.")
+@click.option(
+    "--port",
+    type=PORT,
+    default=APP_PORT,
+    show_default=True,
+    metavar="PORT",
+    help="Port to listen on; 0 for a free one.",
+)
+@http1_option
+@click.option("--quiet", is_flag=True, help="Do not print the app's URL.")
+def serve(app: str, host: str, port: int, http1: bool, quiet: bool) -> None:
+    """Serve APP: a file, a module, or either with the name of the application in it (shop.main:app)."""
+    from restate_steps.server._load import load_app
+    from restate_steps.server._run import run_app
+
+    loaded = load_app(app)
+
+    def ready(url: str) -> None:
+        if not quiet:
+            click.echo(f"serving {loaded.name} at {url}")
+
+    run_app(loaded.app, host=host, port=port, http1=http1, ready=ready)
+
+
+@click.command()
+@click.argument("url")
+@click.option("--force", is_flag=True, help="Replace an existing deployment with the same URL.")
+@http1_option
+@admin_option
+def register(url: str, force: bool, http1: bool, admin: str) -> None:
+    """Register the app at URL with a server."""
+    from restate_steps.server import AdminClient
+
+    client = AdminClient(admin)
+    deployment = client.register(url, force=force, http1=http1)
+    click.echo(f"registered {', '.join(client.services(deployment)) or 'no services'} as {deployment}")

@@ -1,0 +1,97 @@
+"""The program: its commands, and what becomes of their errors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import click
+
+from restate_steps.cli._app import dev, register, serve
+from restate_steps.cli._approvals import approvals
+from restate_steps.cli._journal import journal
+from restate_steps.cli._machine import doctor, server
+
+__all__ = ["main", "program"]
+
+_NAME = "restate-steps"
+_USAGE_ERROR = 2
+_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: The arguments after the program's name; those of this process by default.
+
+    Returns:
+        The exit code: 0 for success, 1 for an error, 2 for a usage error, 130 for an interrupt.
+
+    Example:
+        >>> main(["register", "--help"])
+        Usage: restate-steps register [OPTIONS] URL
+        ...
+        0
+    """
+    # A file name or a value may have characters that a terminal or a pipe cannot show.
+    for stream in (sys.stdout, sys.stderr):
+        if (reconfigure := getattr(stream, "reconfigure", None)) is not None:
+            reconfigure(errors="backslashreplace")
+    try:
+        code: int | None = program.main(arguments, prog_name=_NAME, standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _INTERRUPTED
+    except BrokenPipeError:
+        return _pipe_closed()
+    except OSError as error:
+        return _fail(_described(error))
+    except Exception as error:
+        return _code_of(error)
+    return code or 0
+
+
+@click.group(name=_NAME, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="restate-steps", message="restate-steps %(version)s")
+@click.pass_context
+def program(context: click.Context) -> None:
+    """Develop, serve and operate durable handlers for Restate."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+for _command in (dev, serve, register, server, approvals, journal, doctor):
+    program.add_command(_command)
+
+
+def _code_of(error: Exception) -> int:
+    from restate_steps.errors import StepsError
+    from restate_steps.server._load import TargetError
+
+    if not isinstance(error, StepsError):
+        raise error
+    _fail(str(error))
+    return _USAGE_ERROR if isinstance(error, TargetError) else 1
+
+
+def _fail(message: str) -> int:
+    click.echo(f"error: {message}", err=True)
+    return 1
+
+
+def _described(error: OSError) -> str:
+    reason = error.strerror or str(error) or type(error).__name__
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
+def _pipe_closed() -> int:
+    """End quietly after the reader of a pipe has left, as ``head`` does."""
+    import os
+
+    # The interpreter flushes stdout at exit, which would fail again.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1

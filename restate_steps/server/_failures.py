@@ -1,0 +1,106 @@
+"""Describe failed attempts: one line each, and the lines of the user's own code."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from restate_steps._user_code import is_user_code
+from restate_steps.server._attempts import AttemptEnd
+
+__all__ = ["CodeFrame", "Failure", "failure_of", "hide_tracebacks"]
+
+_FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
+# The error itself is in the first line without indentation after the last frame.
+_ERROR: Final = re.compile(r"^(?P<error>[^\s].*)$", re.MULTILINE)
+_WIDTH: Final = 160
+
+
+class CodeFrame(NamedTuple):
+    """A line of the user's code in a traceback.
+
+    Attributes:
+        file: The path of the file.
+        line: The number of the line, from 1.
+        function: The name of the function.
+        code: The text of the line; empty if it is not known.
+    """
+
+    file: str
+    line: int
+    function: str
+    code: str
+
+    def __str__(self) -> str:
+        return f"{_shown(self.file)}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed attempt, in the user's terms.
+
+    Attributes:
+        error: The error in one line, for example ``ValueError: no such order``.
+        details: The rest of the error's text, which may have several lines; often empty.
+        frames: The lines of the user's code, the innermost last.
+        step: The name of the step that failed, if one did.
+    """
+
+    error: str
+    details: str
+    frames: Sequence[CodeFrame]
+    step: str
+
+    @property
+    def line(self) -> str:
+        """The error, the step, and the place in the code, in one line."""
+        step = f" in step {self.step!r}" if self.step else ""
+        place = f" ({self.frames[-1]})" if self.frames else ""
+        return f"{_cut(self.error)}{step}{place}"
+
+
+def failure_of(attempt: AttemptEnd) -> Failure:
+    """Return the failure of an attempt that Restate retries or pauses."""
+    *_, last = re.split(r"^Traceback \(most recent call last\):\n", attempt.traceback, flags=re.MULTILINE)
+    frames = list(_FRAME.finditer(last))
+    error, _, details = attempt.message.partition("\n")
+    if frames and (said := _ERROR.search(last, frames[-1].end())):
+        error, _, details = last[said.start() :].rstrip().partition("\n")
+    # The cause of an error that a library raised may be the only part in the user's code.
+    return Failure(error, details, _own_frames(last) or _own_frames(attempt.traceback), attempt.step)
+
+
+def hide_tracebacks() -> None:
+    """Hide what the SDK logs about failed attempts: a traceback each, mostly of its own code."""
+
+    def is_something_else(record: logging.LogRecord) -> bool:
+        return "Exception in Restate handler" not in record.getMessage()
+
+    logging.getLogger("restate.server").addFilter(is_something_else)
+    logging.getLogger("restate_steps").addFilter(lambda record: "Restate will retry it" not in record.getMessage())
+
+
+def _own_frames(text: str) -> list[CodeFrame]:
+    return [
+        CodeFrame(found["file"], int(found["line"]), found["function"], _code_after(text, found.end()))
+        for found in _FRAME.finditer(text)
+        if is_user_code(found["file"])
+    ]
+
+
+def _code_after(text: str, at: int) -> str:
+    line = text[at + 1 :].partition("\n")[0]
+    return line.strip() if line.startswith("    ") else ""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
+
+
+def _shown(file: str) -> str:
+    path, here = Path(file), Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else path.name
