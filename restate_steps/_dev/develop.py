@@ -221,7 +221,7 @@ class _Session:
         admin = "" if server.admin_url.endswith(f":{usual}") else f" --admin {server.admin_url}"
         self._follower = Follower(server.admin, options.target, admin, fail_fast=options.fail_fast)
         self._open: dict[str, Seen] = {}
-        self._explained: set[tuple[str, str]] = set()
+        self._shown: set[str] = set()
         self._serving_since: float | None = None
         self._old = 0
         self._report_old_at: float | None = None
@@ -286,7 +286,7 @@ class _Session:
     def _restart(self) -> None:
         self._started = time.monotonic()
         self._serving_since = None
-        self._explained.clear()
+        self._shown.clear()
         self._app.start()
 
     def _loaded(self) -> None:
@@ -336,12 +336,15 @@ class _Session:
             self._say(screen.ended(attempt, now - seen.since))
         elif seen.failing:
             failure = failure_of(attempt)
-            shown = (attempt.invocation if not seen.explained else "", failure.line)
-            explain = shown not in self._explained
-            self._explained.add(shown)
             changed = not seen.began_here or seen.generation != self._app.generation
-            seen.explained = True
-            self._look(lambda: self._follower.failed(attempt, failure, seen, changed=changed, explain=explain))
+            show_code = failure.line not in self._shown
+            self._shown.add(failure.line)
+            show_ways_out, seen.explained = not seen.explained, True
+            self._look(
+                lambda: self._follower.failed(
+                    attempt, failure, changed=changed, show_code=show_code, show_ways_out=show_ways_out
+                )
+            )
 
     def _look(self, find: Callable[[], Sequence[str]]) -> None:
         """Find lines to print in a thread, because it takes a question to the server."""

@@ -67,15 +67,17 @@ class Follower:
         self._admin_argument = admin_argument
         self._fail_fast = fail_fast
 
-    def failed(self, attempt: AttemptEnd, failure: Failure, seen: Seen, *, changed: bool, explain: bool) -> list[str]:
+    def failed(
+        self, attempt: AttemptEnd, failure: Failure, *, changed: bool, show_code: bool, show_ways_out: bool
+    ) -> list[str]:
         """Return the lines for an attempt that failed.
 
         Args:
             attempt: The attempt.
             failure: Its failure.
-            seen: Its invocation.
             changed: Whether the code has changed since the invocation began.
-            explain: Whether to show the code, and the ways out.
+            show_code: Whether to show the lines of code that failed.
+            show_ways_out: Whether to say how the invocation can end.
         """
         mismatch = attempt.code == _JOURNAL_MISMATCH
         if self._fail_fast:
@@ -84,16 +86,14 @@ class Follower:
             then = "killed (--fail-fast)"
         else:
             then = self._next_try(attempt)
-        said = "its code does not match its journal (570)" if mismatch else failure.line
+        said = "its code does not match its journal (error 570)" if mismatch else failure.line
         lines = [screen.attempt_failed(attempt, said, then)]
-        if not explain:
-            return lines
-        if mismatch:
-            lines += [screen.note(line) for line in self._divergence(attempt.invocation)]
-        else:
+        if show_code and not mismatch:
             lines += [screen.note(line) for line in failure.details.splitlines()]
             lines += screen.frames(failure.frames)
-        if not self._fail_fast:
+        if show_ways_out and mismatch:
+            lines += [screen.note(line) for line in self._divergence(attempt.invocation)]
+        if show_ways_out and not self._fail_fast:
             lines += [screen.note(line) for line in self._ways_out(attempt, mismatch=mismatch, changed=changed)]
         return lines
 
