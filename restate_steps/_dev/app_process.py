@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from restate_steps._dev.env_files import environment
-from restate_steps._dev.events import AppEvent, AppExited, load
+from restate_steps._dev.events import AppExited, FromApp, load
 from restate_steps._dev.worker import WorkerOptions
 from restate_steps.server._child import Child
 from restate_steps.server._serving import Listener
@@ -41,7 +41,7 @@ class AppProcess:
         http1: bool,
         verbose: bool,
         env_files: Sequence[Path],
-        put: Callable[[AppEvent | AppExited], None],
+        put: Callable[[FromApp], None],
     ) -> None:
         self._target = target
         self._listener = listener
@@ -84,8 +84,8 @@ class AppProcess:
             for line in lines:
                 # A process that is killed may leave half a line.
                 with suppress(ValueError):
-                    self._put(load(line))
+                    self._put(FromApp(generation, load(line)))
         # A process that does not end although it has closed the pipe is still the application.
         while process.wait(1.0) is None:
             pass
-        self._put(AppExited(process.poll() or 0, generation))
+        self._put(FromApp(generation, AppExited(process.poll() or 0)))

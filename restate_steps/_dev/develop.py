@@ -15,7 +15,17 @@ from typing import Final
 from restate_steps._dev import screen
 from restate_steps._dev.app_process import AppProcess
 from restate_steps._dev.data import prepare, remember_port, remembered_port
-from restate_steps._dev.events import AppExited, EndedElsewhere, Event, FilesChanged, Loaded, LoadFailed, Looked
+from restate_steps._dev.events import (
+    AppEvent,
+    AppExited,
+    EndedElsewhere,
+    Event,
+    FilesChanged,
+    FromApp,
+    Loaded,
+    LoadFailed,
+    Looked,
+)
 from restate_steps._dev.follow import Follower, Seen
 from restate_steps.errors import ServerError
 from restate_steps.server import RestateServer
@@ -102,11 +112,15 @@ def develop(options: DevOptions, say: Callable[[str], None]) -> None:
         app.start()
         started = time.monotonic()
         first = _first_event(events)
-        if isinstance(first, LoadFailed) and first.is_usage_error:
-            raise TargetError(first.message)
+        match first:
+            case FromApp(event=LoadFailed(message=message, is_usage_error=True)):
+                raise TargetError(message)
+            case _:
+                pass
         prepare(options.base_dir, fresh=options.fresh)
-        remember_port(options.base_dir, listener.getsockname()[1])
         server = stack.enter_context(_server(options))
+        # Only now does no other `dev` use the folder.
+        remember_port(options.base_dir, listener.getsockname()[1])
         _explain_ports(server, options, say)
         lookups = stack.enter_context(_threads())
         session = _Session(options, say, server, app, listener, lookups, events, started)
@@ -222,7 +236,8 @@ class _Session:
         self._follower = Follower(server.admin, options.target, admin, fail_fast=options.fail_fast)
         self._open: dict[str, Seen] = {}
         self._shown: set[str] = set()
-        self._serving_since: float | None = None
+        self._serving = False
+        self._exited_at = -_STABLE_AFTER
         self._old = 0
         self._report_old_at: float | None = None
         self._ask_at = 0.0
@@ -262,19 +277,15 @@ class _Session:
     def take(self, event: Event) -> None:
         """React to an event."""
         match event:
-            case Loaded():
-                self._loaded()
-            case LoadFailed(message=message):
-                self._say(screen.error(message))
-                self._say("The application will restart after the next change.")
+            case FromApp(generation=generation, event=AttemptEnd() as attempt):
+                self._attempt(attempt, generation)
+            case FromApp(generation=generation, event=found):
+                # An earlier process has nothing more to say about the current code.
+                if generation == self._app.generation:
+                    self._app_changed(found)
             case FilesChanged(paths=paths):
                 self._say(f"changed: {', '.join(paths)}")
                 self._restart()
-            case AppExited(code=code, generation=generation):
-                if generation == self._app.generation:
-                    self._exited(code)
-            case AttemptEnd():
-                self._attempt(event)
             case EndedElsewhere(ends=ends):
                 self._ended_elsewhere(ends)
             case Looked(lines=lines):
@@ -283,9 +294,21 @@ class _Session:
 
     # --- the application ----------------------------------------------------------------------------------------
 
+    def _app_changed(self, event: AppEvent | AppExited) -> None:
+        match event:
+            case Loaded():
+                self._loaded()
+            case LoadFailed(message=message):
+                self._say(screen.error(message))
+                self._say("The application will restart after the next change.")
+            case AppExited(code=code):
+                self._exited(code)
+            case _:
+                pass
+
     def _restart(self) -> None:
         self._started = time.monotonic()
-        self._serving_since = None
+        self._serving = False
         self._shown.clear()
         self._app.start()
 
@@ -296,7 +319,8 @@ class _Session:
         except ServerError as error:
             self._say(screen.error(str(error)))
             return
-        now = self._serving_since = time.monotonic()
+        now = time.monotonic()
+        self._serving = True
         self._say(f"serving {', '.join(services) or 'no services'} (ready in {now - self._started:.1f} s)")
         if self._old and self._report_old_at is None:
             self._report_old_at = now + _REPORT_OLD_AFTER
@@ -306,29 +330,29 @@ class _Session:
             self._lookups.submit(self._follower.retry, failing)
 
     def _exited(self, code: int) -> None:
-        served, self._serving_since = self._serving_since, None
-        if served is None:
+        serving, self._serving = self._serving, False
+        if not serving:
             # It has reported why, or was not imported at all, which its output shows.
             return
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        if time.monotonic() - served > _STABLE_AFTER:
+        now = time.monotonic()
+        soon, self._exited_at = now - self._exited_at < _STABLE_AFTER, now
+        if soon:
+            self._say(screen.error(f"the application {how} again. It will restart after the next change."))
+        else:
             self._say(screen.error(f"the application {how}; restarting it."))
             self._restart()
-        else:
-            self._say(
-                screen.error(f"the application {how} soon after its start. It will restart after the next change.")
-            )
 
     # --- invocations --------------------------------------------------------------------------------------------
 
-    def _attempt(self, attempt: AttemptEnd) -> None:
+    def _attempt(self, attempt: AttemptEnd, generation: int) -> None:
         if attempt.outcome == "rejected":
             self._say(screen.ended(attempt, attempt.seconds))
             return
         now = time.monotonic()
         seen = self._open.setdefault(
             attempt.invocation,
-            Seen(attempt.target, now - attempt.seconds, self._app.generation, began_here=attempt.known_entries <= 1),
+            Seen(attempt.target, now - attempt.seconds, generation, began_here=attempt.known_entries <= 1),
         )
         seen.failing = attempt.outcome == "retried"
         if attempt.outcome in ("succeeded", "failed"):
@@ -336,7 +360,7 @@ class _Session:
             self._say(screen.ended(attempt, now - seen.since))
         elif seen.failing:
             failure = failure_of(attempt)
-            changed = not seen.began_here or seen.generation != self._app.generation
+            changed = not seen.began_here or seen.generation != generation
             show_code = failure.line not in self._shown
             self._shown.add(failure.line)
             show_ways_out, seen.explained = not seen.explained, True
@@ -376,10 +400,12 @@ class _Session:
 
     def _report_old(self, old: int) -> None:
         failing = sum(seen.failing and not seen.began_here for seen in self._open.values())
-        fails = f", and {failing} of them fail{'s' if failing == 1 else ''}" if failing else ""
+        fail = f"{failing} fail{'s' if failing == 1 else ''}"
+        going = f"{old - failing} go{'es' if old - failing == 1 else ''} on"
+        how = going if not failing else fail if failing >= old else f"{going}, {fail}"
         self._say(
-            f"{screen.plural(old, 'invocation')} of an earlier run go{'es' if old == 1 else ''} on{fails}. "
-            "To list them: restate-steps invocations list. To start empty: dev --fresh."
+            f"{screen.plural(old, 'invocation')} of an earlier run: {how}. "
+            "To list them: restate-steps invocations list. To start empty: restate-steps dev --fresh."
         )
 
     def _ask_about(self, invocations: Collection[str]) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "EndedElsewhere",
     "Event",
     "FilesChanged",
+    "FromApp",
     "LoadFailed",
     "Loaded",
     "Looked",
@@ -49,15 +50,13 @@ class LoadFailed:
 
 @dataclass(frozen=True, slots=True)
 class AppExited:
-    """The application's process ended by itself.
+    """The application's process ended.
 
     Attributes:
         code: Its exit code; the negative number of a signal.
-        generation: The number of the process, from 1.
     """
 
     code: int
-    generation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +95,21 @@ class Looked:
 AppEvent: TypeAlias = Loaded | LoadFailed | AttemptEnd
 """An event that the application's process reports."""
 
-Event: TypeAlias = AppEvent | AppExited | FilesChanged | EndedElsewhere | Looked
+
+@dataclass(frozen=True, slots=True)
+class FromApp:
+    """An event of the application's process.
+
+    Attributes:
+        generation: The number of the process, from 1.
+        event: The event.
+    """
+
+    generation: int
+    event: AppEvent | AppExited
+
+
+Event: TypeAlias = FromApp | FilesChanged | EndedElsewhere | Looked
 
 _KINDS: Final = {kind.__name__: kind for kind in (Loaded, LoadFailed, AttemptEnd)}
 

@@ -101,13 +101,13 @@ class Follower:
         give_up = f"restate-steps invocations kill {attempt.invocation}{self._admin_argument}"
         if mismatch and changed:
             return [
-                "It began with code from before the change. To let it continue, undo the change. To give up on it:",
+                "It began with code from before the change. Undo the change to let it continue, or give up on it:",
                 give_up,
             ]
         if mismatch:
             return [
-                "The code has not changed since it began, so the handler is not deterministic: "
-                "restate_steps.testing.check_deterministic finds the cause. To give up on it:",
+                "The code has not changed since it began, so the handler is not deterministic.",
+                "Find the cause with restate_steps.testing.check_deterministic, or give up on it:",
                 give_up,
             ]
         return ["Its caller waits until a fix is saved. To give up on it:", give_up]
