@@ -428,7 +428,7 @@ class _Session:
             self._say(
                 screen.error(
                     f"only {free // 1_000_000} MB are free on the disk of {_relative(self._options.base_dir)}. "
-                    "When it is full, calls hang without an error. Free some space, or use another --base-dir."
+                    "When it is full, calls may hang without an error. Free some space, or use another --base-dir."
                 )
             )
         self._low_on_space = low

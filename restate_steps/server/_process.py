@@ -41,6 +41,8 @@ _LOG_TAIL = 40
 _PORT_ATTEMPTS = 5
 _POLL_EVERY = 0.02
 
+_PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
+
 _SETTINGS = {
     "RESTATE_BIND_IP": LOOPBACK,
     "RESTATE_ADVERTISED_HOST": LOOPBACK,
@@ -265,8 +267,9 @@ class RestateServer:
         ingress, admin, node = self._known_ports()
         # The environment may have settings for another server.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RESTATE_")}
-        # The server would send requests to applications on loopback through a proxy, too.
-        inherited |= dict.fromkeys(("NO_PROXY", "no_proxy"), without_proxy(os.environ))
+        if any(name.lower() in _PROXIES for name in inherited):
+            # The server would send requests to applications on loopback through the proxy, too.
+            inherited |= dict.fromkeys(("NO_PROXY", "no_proxy"), without_proxy(os.environ))
         environment = {
             **inherited,
             **self._settings,
