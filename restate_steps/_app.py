@@ -39,10 +39,10 @@ def app(
 
     Use it instead of :func:`restate.app`; it takes the same arguments, and ``longest_step``. Handlers run on an event
     loop whose order comes from the journal. ``asyncio.gather``, ``TaskGroup``, ``timeout``, ``Queue``, anyio, and
-    libraries built on them work with steps and with everything else that Restate lets a handler await. In handlers, ``asyncio.sleep`` and timeouts
-    are durable timers, and threads are local work, as with :func:`local`. Code that cannot be replayed, such as opening
-    a socket, raises :class:`ConcurrencyError`. The services themselves are not changed: ``restate.app`` can serve them
-    as well.
+    libraries built on them work with steps and with everything else that Restate lets a handler await. In handlers,
+    ``asyncio.sleep`` and timeouts are durable timers, and threads are local work, as with :func:`local`. Code that
+    cannot be replayed, such as opening a socket, raises :class:`ConcurrencyError`. The services themselves are not
+    changed: ``restate.app`` can serve them as well.
 
     Args:
         services: The services, virtual objects and workflows.

@@ -8,7 +8,6 @@ override the server's, for example the one that makes it suspend at every wait.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -19,6 +18,8 @@ __all__ = ["DEFAULT_LONGEST_STEP", "BodyLimit", "abort_timeout_for", "limit_of",
 
 DEFAULT_LONGEST_STEP: Final = timedelta(hours=1)
 """Clients of models give up after 10 minutes and repeat a request twice, and some research models take half an hour."""
+
+_LONGEST: Final = timedelta(days=36_500)
 
 _MARGIN: Final = timedelta(seconds=10)
 # A step whose timeout= is as long as the longest step still has to report that it has expired.
@@ -50,20 +51,18 @@ def longest_step_of(value: object) -> timedelta:
             "or longest_step=timedelta(hours=2)."
         )
     seconds: Any = value.total_seconds() if isinstance(value, timedelta) else value
-    try:
-        if seconds > 0 and math.isfinite(seconds):
-            return timedelta(seconds=seconds)
-    except OverflowError:
-        pass
+    # The comparison is false for NaN.
+    if 0 < seconds <= _LONGEST.total_seconds():
+        return timedelta(seconds=seconds)
     raise StepDefinitionError(
-        f"longest_step must be longer than zero and not longer than {timedelta.max.days} days, got {value!r}. Write "
+        f"longest_step must be longer than zero and not longer than {_LONGEST.days:,} days, got {value!r}. Write "
         "the time that the longest body of a step takes, for example longest_step=7200."
     )
 
 
 def abort_timeout_for(longest_step: timedelta) -> timedelta:
     """Return the abort timeout of a handler whose steps take up to ``longest_step``."""
-    return longest_step + min(_MARGIN, timedelta.max - longest_step)
+    return longest_step + _MARGIN
 
 
 def limit_of(handler: Any, service: Any, longest_step: timedelta, *, streams: bool) -> BodyLimit:

@@ -181,7 +181,7 @@ async def test_arguments_reach_the_sdk(app: Any) -> None:
 
 @pytest.mark.parametrize("protocol", [None, "bidi", "request_response"])
 async def test_the_discovery_document_is_that_of_restate_app(protocol: Any) -> None:
-    """But for the abort timeout, in each version; a handler that is added later is in it as well."""
+    """Except for the abort timeout, in each version; a handler that is added later is in it as well."""
     late = restate.Service("Late")
     apps = [app([shop, counter, approval, late], protocol) for app in (restate.app, restate_steps.app)]
     late.handler(name="added")(loop)
