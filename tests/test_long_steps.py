@@ -157,7 +157,7 @@ def test_the_server_of_this_package_has_the_limits_of_production(normal_harness:
         ({"longest_step": timedelta(minutes=20)}, "20m 10s"),
         ({"longest_step": 7200}, "2h 10s"),
         ({"longest_step": 0.5}, "10s 500ms"),
-        ({"longest_step": timedelta(days=36_500)}, "99years 11months 5days 22h 22m 34s"),
+        ({"longest_step": timedelta(days=36_500)}, "36500d 10s"),
     ],
 )
 def test_the_abort_timeout_fits_the_longest_step(
