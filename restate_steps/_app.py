@@ -9,13 +9,15 @@ import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from typing import Any, Literal, TypeVar, cast, overload
 
 import restate
 from restate import TerminalError
 
+from restate_steps._limits import DEFAULT_LONGEST_STEP, abort_timeout_for, limit_of, longest_step_of
 from restate_steps._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
-from restate_steps._sdk import note_explicit_recovery
+from restate_steps._sdk import keep_limit, note_explicit_recovery
 from restate_steps.context import current_invocation, invocation_of
 
 __all__ = ["app", "local"]
@@ -30,24 +32,32 @@ def app(
     protocol: Literal["bidi", "request_response"] | None = None,
     identity_keys: list[str] | None = None,
     journal_value_codec: Any = None,
+    *,
+    longest_step: timedelta | float = DEFAULT_LONGEST_STEP,
 ) -> Any:
     """Create an ASGI application in whose handlers plain asyncio is replay-safe.
 
-    Use it instead of :func:`restate.app`; it takes the same arguments. Handlers run on an event loop whose order comes
-    from the journal. ``asyncio.gather``, ``TaskGroup``, ``timeout``, ``Queue``, anyio, and libraries built on them work
-    with steps and with everything else that Restate lets a handler await. In handlers, ``asyncio.sleep`` and timeouts
-    are durable timers, and threads are local work, as with :func:`local`. Code that cannot be replayed, such as opening
-    a socket, raises :class:`ConcurrencyError`. The services themselves are not changed: ``restate.app`` can serve them
-    as well.
+    Use it instead of :func:`restate.app`; it takes the same arguments, and ``longest_step``. Handlers run on an event
+    loop whose order comes from the journal. ``asyncio.gather``, ``TaskGroup``, ``timeout``, ``Queue``, anyio, and
+    libraries built on them work with steps and with everything else that Restate lets a handler await. In handlers,
+    ``asyncio.sleep`` and timeouts are durable timers, and threads are local work, as with :func:`local`. Code that
+    cannot be replayed, such as opening a socket, raises :class:`ConcurrencyError`. The services themselves are not
+    changed: ``restate.app`` can serve them as well.
 
     Args:
         services: The services, virtual objects and workflows.
         protocol: The protocol between Restate and the application; if None, the server detects it at registration.
         identity_keys: Keys that verify that requests come from your Restate.
         journal_value_codec: Transforms the values in the journal, for example by encrypting them.
+        longest_step: The longest time that the body of a step may take, as a duration or in seconds. The server ends
+            an attempt that takes longer, and runs the body again. It becomes the abort timeout of services that set
+            none, so register the application again after a change.
 
     Returns:
         The ASGI application.
+
+    Raises:
+        StepDefinitionError: ``longest_step`` is not a positive duration.
 
     Example:
         ```python
@@ -67,23 +77,28 @@ def app(
         app = restate_steps.app([shop])
         ```
     """
-    wrapped = [_on_handler_loop(service) for service in services]
+    longest = longest_step_of(longest_step)
+    wrapped = [_on_handler_loop(service, longest, streams=protocol != "request_response") for service in services]
     return restate.app(wrapped, protocol, identity_keys, journal_value_codec)
 
 
-def _on_handler_loop(service: Service) -> Service:
+def _on_handler_loop(service: Service, longest_step: timedelta, *, streams: bool) -> Service:
     if not isinstance(cast(Any, service), restate.Service | restate.VirtualObject | restate.Workflow):
         return service  # The SDK reports what is wrong with it.
     changed = copy.copy(service)
-    cast(Any, changed).handlers = _Handlers(service)
+    cast(Any, changed).handlers = _Handlers(service, longest_step, streams=streams)
+    if changed.abort_timeout is None:
+        changed.abort_timeout = abort_timeout_for(longest_step)
     return changed
 
 
 class _Handlers(Mapping[str, Any]):
     """A service's handlers, including those added later, wrapped to run on the handler loop."""
 
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: Any, longest_step: timedelta, *, streams: bool) -> None:
         self._service = service
+        self._longest_step = longest_step
+        self._streams = streams
         self._handlers: Mapping[str, Any] = service.handlers
         self._wrapped: dict[str, tuple[Any, Any]] = {}
 
@@ -93,6 +108,7 @@ class _Handlers(Mapping[str, Any]):
         if original is not handler:
             wrapped = dataclasses.replace(handler, fn=_wrap(handler.fn))
             note_explicit_recovery(wrapped, self._service)
+            keep_limit(wrapped, limit_of(handler, self._service, self._longest_step, streams=self._streams))
             self._wrapped[name] = handler, wrapped
         return wrapped
 

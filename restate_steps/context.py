@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import math
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, cast
@@ -15,7 +16,7 @@ from typing import Any, TypeVar, cast
 from restate_steps import _sdk
 from restate_steps._loop import Driver, Execution, HandlerLoop, again, running_operation
 from restate_steps._step_info import StepInfo, running_step
-from restate_steps.errors import ConcurrencyError, ContextInStepError, StepsError
+from restate_steps.errors import ConcurrencyError, ContextInStepError, StepDefinitionError, StepsError
 
 __all__ = [
     "Invocation",
@@ -78,6 +79,7 @@ class Invocation:
         self._port: _sdk.SdkPort | None = None
         self.awaiting: str | None = None
         self._loop = _sdk.loop_of(context)
+        self._limit = _sdk.limit_of_handler(context)
         self._numbers: dict[str, int] = {}
         _sdk.share_waits(context)
         _sdk.guard_commands(context, self._check)
@@ -124,14 +126,37 @@ class Invocation:
             self.fail(error, pause=True)
             raise error
         _sdk.check_supported()
-        self._port = _sdk.SdkPort(self.context, self._loop)
+        self._port = _sdk.SdkPort(self.context, self._loop, self._limit)
         self.execution = execution = Execution(self._port, self._loop, self.id)
         _sdk.set_execution(self.context, execution)
         try:
             return await Driver(execution).run(function())
         finally:
+            self._port.close()
             self.execution = None
             _sdk.set_execution(self.context, None)
+
+    def check_time(self, step: str, seconds: float) -> None:
+        """Refuse a step that may take longer than the handler allows.
+
+        Args:
+            step: The step's name.
+            seconds: The step's own time limit.
+
+        Raises:
+            StepDefinitionError: The handler allows less. The invocation is paused, because only a new setting helps.
+        """
+        limit = self._limit
+        if limit is None or seconds <= limit.seconds:
+            return
+        error = StepDefinitionError(
+            f"step {step!r} has a timeout of {seconds:g} s, but its handler allows {limit.seconds:g} s: after that, "
+            "Restate ends the attempt and runs the body again, without end. Raise "
+            f"{limit.setting} to at least {math.ceil(seconds)} s and register the application again, or shorten the "
+            "timeout."
+        )
+        self.fail(error, pause=True)
+        raise error
 
     async def hold_back(self) -> None:
         """Wait until the bodies that run concurrently have ended, in a body that is about to fail the attempt."""

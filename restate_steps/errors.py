@@ -34,7 +34,11 @@ class StepsError(Exception):
 
 
 class StepDefinitionError(StepsError, TypeError):
-    """A decorator or an option was used in a way that cannot work; raised at decoration."""
+    """A decorator or an option was used in a way that cannot work.
+
+    It is raised at decoration. For a ``timeout`` that is longer than the handler allows, it is raised at the call, and
+    Restate pauses the invocation.
+    """
 
 
 class EncodeError(StepsError, ValueError):

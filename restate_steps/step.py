@@ -241,6 +241,8 @@ class DurableStep(Generic[P, T]):
     def _apply_options(self) -> None:
         """Compute everything that depends on the options alone."""
         self._journal_name = journal_names(self._options.name, self._declared)
+        timeout = self._options.timeout
+        self._time_limit = None if timeout is None else timeout.total_seconds()
         if self._options.returns is not None or self._annotated is not UNRESOLVED:
             self._check_result_type()
         retry = self._options.retry
@@ -313,6 +315,8 @@ class DurableStep(Generic[P, T]):
         # The body encodes its result, and the serde passes the bytes on: an error in a serde makes the SDK run the body
         # again.
         future = run_unmarked(invocation.context, name, cast(Any, body), self._run_options)
+        if self._time_limit is not None and has_body(future):
+            invocation.check_time(name, self._time_limit)
         if self._options.raises:
             map_failure(future, self._declared_failure)
         return future
@@ -515,10 +519,18 @@ async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, *
     return await step(*args)
 
 
-def with_display_name(step: DurableStep[P, T], name: str) -> DurableStep[P, T]:
-    """Return a copy of a step with another name in messages, and the same name in the journal."""
+def as_unit(step: DurableStep[P, T], name: str, time_limit: float | None) -> DurableStep[P, T]:
+    """Return a copy of a step with another name in messages, and the same name in the journal.
+
+    Args:
+        step: The step.
+        name: The name in messages.
+        time_limit: The time limit that the body has by itself, in seconds.
+    """
     copied = copy.copy(step)
     copied._default_name = name  # pyright: ignore[reportPrivateUsage]
+    if time_limit is not None and copied._time_limit is None:  # pyright: ignore[reportPrivateUsage]
+        copied._time_limit = time_limit  # pyright: ignore[reportPrivateUsage]
     return copied
 
 

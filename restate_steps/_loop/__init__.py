@@ -10,7 +10,7 @@ from restate_steps._loop._local import LocalContext, running_operation
 from restate_steps._loop._loop import EXECUTION, HandlerLoop
 from restate_steps._loop._task import HandlerTask
 from restate_steps._loop._waits import CANCELLED, Cancelled
-from restate_steps._loop._watchdog import watchdog
+from restate_steps._loop._watchdog import only_logs, watchdog
 
 __all__ = [
     "CANCELLED",
@@ -28,6 +28,7 @@ __all__ = [
     "frames_above",
     "frames_of",
     "handler_tasks",
+    "only_logs",
     "running_operation",
     "terminal_cause",
     "user_line",

@@ -10,6 +10,7 @@ from typing import Any, Final
 from restate.extensions import current_context
 from restate.server_context import ServerInvocationContext
 
+from restate_steps._limits import BodyLimit
 from restate_steps.errors import ConcurrencyError
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "ambient_context",
     "check_supported",
     "invocation_id",
+    "keep_limit",
     "keep_state",
+    "limit_of_handler",
     "loop_of",
     "note_explicit_recovery",
     "state_of",
@@ -30,6 +33,7 @@ AWAIT_HOOK: Final = "create_poll_or_cancel_coroutine"
 
 _STATE: Final = "restate_steps"
 _EXPLICIT_RECOVERY: Final = "_restate_steps_explicit_recovery"
+_LIMIT: Final = "_restate_steps_limit"
 
 
 def ambient_context() -> ServerInvocationContext | None:
@@ -70,6 +74,16 @@ def uses_explicit_recovery(context: ServerInvocationContext) -> bool:
 def note_explicit_recovery(handler: Any, service: Any) -> None:
     """Record whether a handler's service uses explicit recovery, so that :func:`uses_explicit_recovery` can tell."""
     setattr(handler, _EXPLICIT_RECOVERY, bool(getattr(service, "explicit_recovery", False)))
+
+
+def keep_limit(handler: Any, limit: BodyLimit) -> None:
+    """Record the time that a handler allows the body of a step."""
+    setattr(handler, _LIMIT, limit)
+
+
+def limit_of_handler(context: ServerInvocationContext) -> BodyLimit | None:
+    """Return the time that the running handler allows the body of a step; None if it is unknown."""
+    return getattr(context.handler, _LIMIT, None)
 
 
 def check_supported() -> None:

@@ -13,8 +13,10 @@ from typing import Any, Final, Protocol, cast
 from restate.server_context import ServerInvocationContext
 from restate.vm import FirstCompletedUnresolvedFuture, SingleUnresolvedFuture, UnresolvedFuture
 
+from restate_steps._limits import BodyLimit
 from restate_steps._loop import watchdog
 from restate_steps._sdk._guard import fail_attempt
+from restate_steps._sdk._running import RunningBodies
 from restate_steps._sdk._vm import hand_over, native, progress_of
 
 __all__ = ["SdkPort"]
@@ -66,7 +68,9 @@ class SdkPort:
     passes the server's messages to the VM, as ``create_poll_or_cancel_coroutine`` does for a single future.
     """
 
-    def __init__(self, context: ServerInvocationContext, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, context: ServerInvocationContext, loop: asyncio.AbstractEventLoop, limit: BodyLimit | None
+    ) -> None:
         self._context = context
         self._loop = loop
         self._tasks: Any = context.tasks
@@ -81,8 +85,8 @@ class SdkPort:
         # shows: once another task has taken its value, the VM no longer reports it as completed.
         self._composites: dict[Wait, UnresolvedFuture] = {}
         self._sending = asyncio.Lock()
-        # The number of running bodies, and those of them that hold their failure back.
-        self._working = 0
+        # The running bodies, and those of them that hold their failure back.
+        self._working = RunningBodies(loop, limit)
         self._held: list[asyncio.Future[None]] = []
 
     @property
@@ -249,6 +253,10 @@ class SdkPort:
         finally:
             self._sending.release()
 
+    def close(self) -> None:
+        """Release what the port holds, because the handler has ended."""
+        self._working.close()
+
     def fail(self, error: BaseException, *, pause: bool = False) -> None:
         """See :func:`fail_attempt`."""
         fail_attempt(self._context, error, pause=pause)
@@ -270,20 +278,20 @@ class SdkPort:
         # A body has the context variables of the task that first awaited it, not those of the driver.
         wait = self._lone if self._lone is not None else self._by_handle[handle][0]
         context = wait.context.copy()
-        self._working += 1
+        self._working.add(handle, context)
         # Not create_task: the running loop is the handler's, or a task factory may start the body at once.
-        self._tasks.add(asyncio.Task(self._run_body(run), loop=self._loop, context=context))
+        self._tasks.add(asyncio.Task(self._run_body(handle, run), loop=self._loop, context=context))
 
-    async def _run_body(self, run: Callable[[], Awaitable[None]]) -> None:
+    async def _run_body(self, handle: int, run: Callable[[], Awaitable[None]]) -> None:
         try:
             await run()
             # Send the result at once: if it waited for the next poll, a crash in between would repeat the body. Results
             # of the same turn of the event loop leave together, because sending is most of a short step's cost.
-            if self._working > 1:
+            if len(self._working) > 1:
                 await asyncio.sleep(0)
             await self.flush()
         finally:
-            self._working -= 1
+            self._working.discard(handle)
             self._release_held()
             await self._context.receive.enqueue_restate_event({"type": "restate.run_completed", "data": None})
 
@@ -292,7 +300,7 @@ class SdkPort:
 
         The failure ends the attempt, and a body whose result was not sent runs again in the next one.
         """
-        if self._working - len(self._held) <= 1:
+        if len(self._working) - len(self._held) <= 1:
             return
         loop = asyncio.get_running_loop()
         held: asyncio.Future[None] = loop.create_future()
@@ -305,7 +313,7 @@ class SdkPort:
             self._held.remove(held)
 
     def _release_held(self) -> None:
-        if self._held and self._working == len(self._held):
+        if self._held and len(self._working) == len(self._held):
             for held in self._held:
                 _resume(held)
 

@@ -33,7 +33,7 @@ from restate_steps.agents._run import current_run, unit_context
 from restate_steps.agents._timeouts import within_request_timeout
 from restate_steps.errors import StepDefinitionError
 from restate_steps.options import RetryPolicy, StepOptions
-from restate_steps.step import DurableStep, durable_step, with_display_name
+from restate_steps.step import DurableStep, as_unit, durable_step
 
 __all__ = ["TOOL_METADATA_KEY", "OperationBackend", "RetryPolicies", "UnitOptions", "run_unit"]
 
@@ -121,6 +121,7 @@ class OperationBackend(JournalCallableOperationBackend[UnitOptions]):
         if run is not None and run.request_timeout is not None and isinstance(operation_id, ModelRequestId):
             model_name = operation_id.model_name or operation_id.model_id or "default"
             body = functools.partial(within_request_timeout, body, run.request_timeout, model_name)
+            options["time_limit"] = run.request_timeout
         return await run_unit(cast("Callable[[], Awaitable[bytes]]", body), step_name, **options)
 
     def _options_of(
@@ -147,6 +148,7 @@ async def run_unit(
     *,
     retry: RetryPolicy = _DEFAULT_POLICY,
     timeout: timedelta | None = None,
+    time_limit: float | None = None,
 ) -> bytes:
     """Run a function that returns an encoded result as a step.
 
@@ -155,6 +157,7 @@ async def run_unit(
         name: The step's name.
         retry: The step's retry policy.
         timeout: The time limit of one attempt.
+        time_limit: The time limit that the body has by itself, in seconds.
 
     Returns:
         The encoded result, from the journal.
@@ -170,7 +173,7 @@ async def run_unit(
             return collecting.pack(await body())
 
     try:
-        recorded = await with_display_name(_step_with(retry, timeout), name)(name, unit)
+        recorded = await as_unit(_step_with(retry, timeout), name, time_limit)(name, unit)
     except TerminalError as failure:
         original = rebuild_error(failure)
         if original is None:

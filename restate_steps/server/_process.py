@@ -53,7 +53,6 @@ _SETTINGS = {
     "RESTATE_DEFAULT_NUM_PARTITIONS": "1",
     "RESTATE_ROCKSDB_TOTAL_MEMORY_SIZE": "32 MB",
     "RESTATE_SHUTDOWN_TIMEOUT": "5s",
-    "RESTATE_WORKER__INVOKER__ABORT_TIMEOUT": "10m",
     "RESTATE_LOG_DISABLE_ANSI_CODES": "true",
     "RESTATE_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
@@ -112,11 +111,9 @@ class RestateServer:
         # The server checks for a new release at every start, which cannot be disabled, and logs an error without a
         # network. Silence it, unless the given filter mentions it.
         quiet = log_filter if "octocrab" in log_filter else f"{log_filter},octocrab=off"
-        self._settings = {
-            **_SETTINGS,
-            "RESTATE_LOG_FILTER": quiet,
-            "RESTATE_WORKER__INVOKER__INACTIVITY_TIMEOUT": "0s" if always_replay else "10m",
-        }
+        self._settings = {**_SETTINGS, "RESTATE_LOG_FILTER": quiet}
+        if always_replay:
+            self._settings["RESTATE_WORKER__INVOKER__INACTIVITY_TIMEOUT"] = "0s"
         if disable_retries:
             self._settings["RESTATE_DEFAULT_RETRY_POLICY__MAX_ATTEMPTS"] = "1"
             self._settings["RESTATE_DEFAULT_RETRY_POLICY__ON_MAX_ATTEMPTS"] = "kill"

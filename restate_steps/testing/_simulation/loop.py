@@ -8,7 +8,8 @@ L1. A callback runs only if it was ready, or its virtual time has come; time pas
     :meth:`SimulatedLoop.advance`.
 L2. ``on_idle`` is called when nothing is ready and no thread is working, unless a thread takes very long.
 L3. A *watchdog* is a timer that only checks the program (``callback.watchdog`` is true). One that is due within
-    :data:`_AT_ONCE` runs before ``on_idle`` is called, and takes no time; the others do not count as timers.
+    :data:`_AT_ONCE` runs before ``on_idle`` is called, and takes no time; the others do not count as timers. A timer
+    that only logs (``callback.only_logs`` is true) never runs.
 L4. A loop in which something is always ready is stopped after :data:`_MAX_TURNS` turns. Otherwise, no event would ever
     be chosen.
 L5. The loop can run inside another loop's task, which does not notice it.
@@ -191,7 +192,10 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             self.stop()
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> asyncio.TimerHandle:  # type: ignore[override]
-        """Schedule a callback at a virtual time; watchdogs have a list of their own (L3)."""
+        """Schedule a callback at a virtual time; watchdogs have a list of their own, and loggers never run (L3)."""
+        if getattr(callback, "only_logs", False):
+            # It cannot change what the program does, so it is never due.
+            return asyncio.TimerHandle(when, callback, args, self, context)
         if not getattr(callback, "watchdog", False):
             return super().call_at(when, callback, *args, context=context)
         handle = asyncio.TimerHandle(when, callback, args, self, context)
