@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ from restate_steps._dev.follow import Follower, Seen
 from restate_steps.errors import ServerError
 from restate_steps.server import RestateServer
 from restate_steps.server._attempts import AttemptEnd
-from restate_steps.server._disk import LOW_SPACE, free_space
+from restate_steps.server._disk import low_space
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._failures import failure_of
 from restate_steps.server._load import TargetError
@@ -97,6 +98,8 @@ def develop(options: DevOptions, say: Callable[[str], None]) -> None:
         TargetError: The name of the application is wrong.
         ServerError: ``watchfiles`` is not installed, a port is taken, or the server does not start or exits by itself.
     """
+    if find_spec("watchfiles") is None:
+        raise missing_extra("watchfiles", "watch files for changes", extra="cli")
     with suppress(KeyboardInterrupt), ended_by_signals(), ExitStack() as stack:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         listener = stack.enter_context(_listener(options, say))
@@ -186,10 +189,7 @@ def _first_event(events: queue.SimpleQueue[Event]) -> Event:
 @contextmanager
 def _watched(options: DevOptions, events: queue.SimpleQueue[Event]) -> Generator[None, None, None]:
     """Put an event for each change of a file, from a thread."""
-    try:
-        from watchfiles import PythonFilter, watch
-    except ImportError as error:
-        raise missing_extra("watchfiles", "watch files for changes", extra="cli") from error
+    from watchfiles import PythonFilter, watch
 
     stopping = threading.Event()
     paths = [path.absolute() for path in [*options.watch, *options.env_files]]
@@ -422,16 +422,10 @@ class _Session:
                 self._say(f"{seen.target}  {screen.dim(screen.short(invocation))}  {how}")
 
     def _watch_disk(self) -> None:
-        free = free_space(self._options.base_dir)
-        low = free < LOW_SPACE
-        if low and not self._low_on_space:
-            self._say(
-                screen.error(
-                    f"only {free // 1_000_000} MB are free on the disk of {_relative(self._options.base_dir)}. "
-                    "When it is full, calls may hang without an error. Free some space, or use another --base-dir."
-                )
-            )
-        self._low_on_space = low
+        warning = low_space(self._options.base_dir)
+        if warning is not None and not self._low_on_space:
+            self._say(screen.error(f"{warning} Free some space, or use another --base-dir."))
+        self._low_on_space = warning is not None
 
 
 def _relative(path: Path) -> str:

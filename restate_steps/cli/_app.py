@@ -89,7 +89,7 @@ def dev(
             fail_fast=fail_fast,
             verbose=verbose,
         ),
-        lambda line: click.echo(line, color=None),
+        click.echo,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 @click.pass_context
 def program(context: click.Context) -> None:
     """Develop, serve and operate durable handlers for Restate."""
+    # None stands for colours on a terminal. See https://no-color.org.
+    context.color = False if os.environ.get("NO_COLOR") else None
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
 
@@ -90,8 +93,6 @@ def _described(error: OSError) -> str:
 
 def _pipe_closed() -> int:
     """End quietly after the reader of a pipe has left, as ``head`` does."""
-    import os
-
     # The interpreter flushes stdout at exit, which would fail again.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1

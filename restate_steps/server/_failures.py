@@ -1,4 +1,4 @@
-"""Describe failed attempts: one line each, and the lines of the user's own code."""
+"""Describe failed attempts: one line each, and the lines of the user's own code once."""
 
 from __future__ import annotations
 
@@ -10,14 +10,18 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from restate_steps._user_code import is_user_code
-from restate_steps.server._attempts import AttemptEnd
+from restate_steps.server._attempts import AttemptEnd, watch_attempts
+from restate_steps.server._serving import ASGIApp
 
-__all__ = ["CodeFrame", "Failure", "failure_of", "hide_tracebacks"]
+__all__ = ["CodeFrame", "Failure", "failure_of", "hide_tracebacks", "log_failures"]
 
 _FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
 # The error itself is in the first line without indentation after the last frame.
 _ERROR: Final = re.compile(r"^(?P<error>[^\s].*)$", re.MULTILINE)
 _WIDTH: Final = 160
+_REMEMBERED: Final = 1000
+
+_logger = logging.getLogger("restate_steps.server")
 
 
 class CodeFrame(NamedTuple):
@@ -72,6 +76,31 @@ def failure_of(attempt: AttemptEnd) -> Failure:
         error, _, details = last[said.start() :].rstrip().partition("\n")
     # The cause of an error that a library raised may be the only part in the user's code.
     return Failure(error, details, _own_frames(last) or _own_frames(attempt.traceback), attempt.step)
+
+
+def log_failures(app: ASGIApp) -> ASGIApp:
+    """Wrap an application, and log a line for each attempt that fails, in place of the SDK's traceback.
+
+    The lines of the user's code follow the first time that a failure is logged.
+    """
+    hide_tracebacks()
+    shown: set[str] = set()
+
+    def ended(attempt: AttemptEnd) -> None:
+        if attempt.outcome != "retried":
+            return
+        failure = failure_of(attempt)
+        lines = [f"{attempt.target} {attempt.invocation} attempt {attempt.attempt} failed: {failure.line}"]
+        if failure.line not in shown:
+            # Do not grow forever if each failure has another text.
+            if len(shown) >= _REMEMBERED:
+                shown.clear()
+            shown.add(failure.line)
+            lines += [f"    {line}" for line in failure.details.splitlines()]
+            lines += [f"    {frame} in {frame.function}: {frame.code}" for frame in failure.frames]
+        _logger.error("%s", "\n".join(lines))
+
+    return watch_attempts(app, ended)
 
 
 def hide_tracebacks() -> None:

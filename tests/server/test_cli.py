@@ -8,11 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 import httpx
 import pytest
@@ -21,112 +17,8 @@ from restate_steps.cli import main
 from restate_steps.server import SERVER_VERSION, RestateServer
 from restate_steps.server._doctor import examine
 from restate_steps.server._ports import free_ports
+from tests.support.commands import Run, alive, answer, children, write
 from tests.support.harness import eventually
-
-APP = """
-import restate
-
-{name} = restate.Service("{name}")
-
-
-@{name}.handler()
-async def answer(ctx: restate.Context) -> str:
-    return "{answer}"
-
-
-app = restate.app([{name}])
-"""
-
-
-class Running:
-    """A running command, with its output so far."""
-
-    def __init__(self, folder: Path, *arguments: str, env: dict[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "restate_steps", *arguments],
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        self._lines: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self._lines.extend(self.process.stdout)
-
-    @property
-    def said(self) -> str:
-        return "".join(self._lines)
-
-    def wait_for(self, pattern: str, *, times: int = 1) -> re.Match[str]:
-        """Wait until the output has this number of matches, and return the last one."""
-
-        def look() -> list[re.Match[str]]:
-            found = list(re.finditer(pattern, self.said))
-            if len(found) < times and self.process.poll() is not None:
-                self._reader.join()
-                found = list(re.finditer(pattern, self.said))
-                assert len(found) >= times, f"ended with code {self.process.returncode}, and said:\n{self.said}"
-            return found if len(found) >= times else []
-
-        return eventually(look)[-1]
-
-    def end(self, number: signal.Signals = signal.SIGINT) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        code = self.process.wait(30)
-        self._reader.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-
-class Run(Protocol):
-    """A function that starts a command in the test's folder."""
-
-    def __call__(self, *arguments: str, env: dict[str, str] | None = None) -> Running: ...
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
-    """Start commands in the test's own folder, and kill those still running after the test."""
-    started: list[Running] = []
-
-    def start(*arguments: str, env: dict[str, str] | None = None) -> Running:
-        started.append(Running(tmp_path, *arguments, env=env))
-        return started[-1]
-
-    yield start
-    for command in started:
-        command.end(signal.SIGKILL)
-
-
-def write(folder: Path, name: str, answer: str) -> None:
-    (folder / "main.py").write_text(APP.format(name=name, answer=answer))
-
-
-def answer(ingress: str, name: str) -> str:
-    return str(httpx.post(f"{ingress}/{name}/answer", timeout=30).raise_for_status().json())
-
-
-def children(pid: int) -> set[int]:
-    """Return the descendants of a process, in any process group."""
-    listing = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = {int(child): int(parent) for child, parent in (line.split() for line in listing.splitlines())}
-    found = {pid}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {pid}
-
-
-def alive(pid: int) -> bool:
-    status = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
-    return status.strip() != "" and not status.startswith("Z")
 
 
 class TestErrors:
@@ -135,10 +27,18 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("target", "reason"),
         [
-            ("main", "'main' does not name an application. Write MODULE:APP, for example main:app."),
-            ("nowhere:app", "the module 'nowhere' was not found in "),
-            ("main:nothing", "the module 'main' has no 'nothing'."),
+            ("main:", "'main:' does not name an application. Write a file, a module, or MODULE:APP, for example main"),
+            ("nowhere:app", "there is no module 'nowhere' in "),
+            ("mian:app", "Did you mean 'main'?"),
+            ("mian.py", "there is no such file. Did you mean 'main.py'?"),
+            ("main:ap", "'main' has no 'ap'. Did you mean 'app'?"),
             ("main:Mistakes", "it is an object of type Service, not an ASGI application. Name the application that"),
+            ("main:answer", "it is an object of type function, not an ASGI application."),
+            (
+                "services.py",
+                "'services' has no Restate application. Add one: app = restate_steps.app([Mistakes",
+            ),
+            ("several.py", "it has several applications. Choose one of several:one, several:two."),
         ],
     )
     def test_a_target_that_is_not_an_application(
@@ -149,17 +49,20 @@ class TestErrors:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        """The error names the problem, without a traceback."""
+        """The error names the problem, in one line, and the exit code is that of a usage error."""
         write(tmp_path, "Mistakes", "")
+        services = "import restate\nMistakes, More = restate.Service('A'), restate.Service('B')\n"
+        (tmp_path / "services.py").write_text(services)
+        (tmp_path / "several.py").write_text(f"{services}one, two = restate.app([More]), restate.app([Mistakes])\n")
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "path", list(sys.path))
-        monkeypatch.delitem(sys.modules, "main", raising=False)
 
         code = main(["serve", target])
 
-        sys.modules.pop("main", None)
+        for name in ("main", "services", "several"):
+            sys.modules.pop(name, None)
         said = capsys.readouterr().err
-        assert code == 1
+        assert code == 2
         assert reason in said
         assert said.startswith("error: ")
         assert len(said.splitlines()) == 1
@@ -179,11 +82,8 @@ class TestErrors:
 
     def test_usage_errors_have_their_own_exit_code(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The exit code of a usage error is 2."""
-        with pytest.raises(SystemExit) as caught:
-            main(["serve"])
-
-        assert caught.value.code == 2
-        assert "MODULE:APP" in capsys.readouterr().err
+        assert main(["serve"]) == 2
+        assert "Missing argument 'APP'" in capsys.readouterr().err
 
     def test_a_server_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The error names the server's URL."""
@@ -266,97 +166,6 @@ class TestServer:
 
         server.wait_for(r"error: restate-server exited unexpectedly\.")
         assert server.process.wait(30) == 1
-
-
-class TestDev:
-    """Developing with a server and an application that reloads."""
-
-    @pytest.fixture
-    def ports(self) -> list[str]:
-        names = ("--ingress-port", "--admin-port", "--port")
-        return [part for name, port in zip(names, free_ports(3), strict=True) for part in (name, str(port))]
-
-    def test_a_change_is_served(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
-        """New code answers soon after a file is saved. Code that does not load is reported, and can be fixed."""
-        write(tmp_path, "CliDev", "old")
-        dev = run("dev", "main:app", *ports)
-        dev.wait_for(r"serving CliDev \(ready in")
-        ingress = dev.wait_for(r"ingress +(http\S+)\n")[1]
-        assert answer(ingress, "CliDev") == "old"
-
-        write(tmp_path, "CliDev", "new")
-        dev.wait_for(r"changed: main\.py\nserving CliDev")
-        assert answer(ingress, "CliDev") == "new"
-
-        (tmp_path / "main.py").write_text("syntax error\n")
-        dev.wait_for(r"error: the application failed to start; it will restart after the next change\.\n")
-
-        write(tmp_path, "CliDev", "fixed")
-        dev.wait_for(r"serving CliDev", times=3)
-        assert answer(ingress, "CliDev") == "fixed"
-
-    @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda end: end.name)
-    def test_nothing_outlives_it(self, run: Run, tmp_path: Path, ports: list[str], end: signal.Signals) -> None:
-        """However it ends, the server and the application end too. The data stays, and git ignores it."""
-        write(tmp_path, "CliEnds", "")
-        dev = run("dev", "main:app", *ports)
-        dev.wait_for(r"serving CliEnds")
-        below = children(dev.process.pid)
-
-        code = dev.end(end)
-
-        assert code == (-signal.SIGKILL if end == signal.SIGKILL else 0)
-        assert len(below) >= 2
-        eventually(lambda: not any(alive(pid) for pid in below))
-        assert (tmp_path / ".restate-steps" / ".gitignore").read_text() == "*\n"
-
-    def test_invocations_survive_a_change_and_a_new_run(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
-        """A waiting handler continues after a reload, and after a restart of everything."""
-        code = APP.replace("    return", "    await ctx.promise('go').value()\n    return")
-        code = code.replace("restate.Service(", "restate.Workflow(").replace("Context", "WorkflowContext")
-        code = code.replace("@{name}.handler()", "@{name}.main()")
-        more = "@{name}.handler()\nasync def go(ctx: restate.WorkflowSharedContext) -> None:\n"
-        code = code.replace("\napp =", f"\n{more}    await ctx.promise('go').resolve(1)\n\napp =")
-        (tmp_path / "main.py").write_text(code.format(name="CliSurvives", answer="before"))
-        dev = run("dev", "main:app", *ports)
-        dev.wait_for(r"serving CliSurvives")
-        ingress = dev.wait_for(r"ingress +(http\S+)\n")[1]
-        sent = httpx.post(f"{ingress}/CliSurvives/w/answer/send").raise_for_status().json()["invocationId"]
-
-        (tmp_path / "main.py").write_text(code.format(name="CliSurvives", answer="after"))
-        dev.wait_for(r"serving CliSurvives", times=2)
-        dev.end()
-        again = run("dev", "main:app", *ports)
-        again.wait_for(r"serving CliSurvives")
-        httpx.post(f"{ingress}/CliSurvives/w/go", timeout=30).raise_for_status()
-
-        attach = f"{ingress}/restate/invocation/{sent}/attach"
-        assert httpx.get(attach, timeout=30).raise_for_status().json() == "after"
-
-    def test_usual_ports_that_are_taken_are_replaced(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
-        """The command reports the replacement, and continues."""
-        write(tmp_path, "CliPorts", "elsewhere")
-        with socket.socket() as holder:
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            # Another process may hold the port already, which is just as good.
-            with suppress(OSError):
-                holder.bind(("127.0.0.1", 8080))
-                holder.listen()
-            dev = run("dev", "main:app", *ports[2:])
-            port = dev.wait_for(r"port 8080 is in use; the ingress is on port (\d+) instead\n")[1]
-            dev.wait_for(r"serving CliPorts")
-
-            assert answer(f"http://127.0.0.1:{port}", "CliPorts") == "elsewhere"
-            assert dev.end() == 0
-
-    def test_without_watchfiles_the_error_names_the_extra(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """The error has the command that installs it."""
-        monkeypatch.setitem(sys.modules, "watchfiles", None)
-
-        assert main(["dev", "main:app"]) == 1
-        assert "pip install 'restate-steps[cli]'" in capsys.readouterr().err
 
 
 class TestDoctor:
