@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
+import restate
+
+import restate_steps
 from restate_steps.errors import ServerError
-from restate_steps.server._binary import ServerBinary, locate_server
-from restate_steps.server._fetch import find_npm
+from restate_steps.server._app import serve_app
+from restate_steps.server._binary import ServerBinary, cache_dir, locate_server
+from restate_steps.server._disk import free_space, low_space
+from restate_steps.server._fetch import INSTALLED_SIZE, find_npm
 from restate_steps.server._ports import LOOPBACK, free_ports
-from restate_steps.server._process import RestateServer
+from restate_steps.server._process import PROXY_VARIABLES, RestateServer
 from restate_steps.server._version import SERVER_VERSION, server_version
 
 __all__ = ["DoctorCheck", "examine"]
 
 _PYTHON = (3, 11)
 _START_WITHIN = 30.0
+_CALL_WITHIN = 30.0
 _INSTALL = "pip install 'restate-steps[{extra}]'"
 
 
@@ -43,7 +52,7 @@ class DoctorCheck:
 
 
 def examine() -> Iterator[DoctorCheck]:
-    """Run all checks, which includes starting a server for a moment.
+    """Run all checks, which include starting a server, and registering and calling an application.
 
     Nothing is fetched.
 
@@ -63,6 +72,7 @@ def examine() -> Iterator[DoctorCheck]:
     yield from _asgi_server()
     yield _package("watchfiles", _INSTALL.format(extra="cli"), required=False, purpose="for `dev`")
     yield _loopback()
+    yield _disk()
     binary: ServerBinary | None = None
     try:
         binary = locate_server()
@@ -73,7 +83,7 @@ def examine() -> Iterator[DoctorCheck]:
         )
     yield _npm(needed=binary is None)
     if binary is not None:
-        yield _start(binary)
+        yield from _start(binary)
 
 
 def _python() -> DoctorCheck:
@@ -111,7 +121,8 @@ def _loopback() -> DoctorCheck:
 
 def _binary(binary: ServerBinary | None) -> DoctorCheck:
     if binary is None:
-        return DoctorCheck("restate-server", False, "not found", "fetch it: restate-steps server --version-only")
+        size = INSTALLED_SIZE // 1_000_000
+        return DoctorCheck("restate-server", True, f"{SERVER_VERSION} will be fetched at the first start ({size} MB)")
     try:
         found = server_version(binary.path)
     except ServerError as error:
@@ -140,12 +151,54 @@ def _npm(*, needed: bool) -> DoctorCheck:
     return DoctorCheck("npm", True, f"{done.stdout.strip()}, {npm.name}; node: {node}")
 
 
-def _start(binary: ServerBinary) -> DoctorCheck:
+def _disk() -> DoctorCheck:
+    # The places of the fetched server, of temporary data, and of the data of `dev`.
+    for folder in (cache_dir(), Path(tempfile.gettempdir()), Path.cwd()):
+        if (warning := low_space(folder)) is not None:
+            advice = "free some space, or choose another disk with RESTATE_STEPS_CACHE, TMPDIR or --base-dir"
+            return DoctorCheck("disk", False, warning, advice)
+    return DoctorCheck("disk", True, f"{free_space(Path.cwd()) / 1e9:.0f} GB are free in this folder")
+
+
+def _start(binary: ServerBinary) -> Iterator[DoctorCheck]:
     server = RestateServer(binary.path, startup_timeout=_START_WITHIN)
     started = time.monotonic()
     try:
         with server:
             took = time.monotonic() - started
-            return DoctorCheck("server start", True, f"healthy after {took:.1f} s, at {server.ingress_url}")
+            yield DoctorCheck("server start", True, f"healthy after {took:.1f} s, at {server.ingress_url}")
+            yield _call(server)
     except ServerError as error:
-        return DoctorCheck("server start", False, str(error), "fix the reported error, or attach it to a bug report")
+        yield DoctorCheck("server start", False, str(error), "fix the reported error, or attach it to a bug report")
+
+
+def _call(server: RestateServer) -> DoctorCheck:
+    """Register an application and call it, which also shows whether a proxy is in the way."""
+    doctor = restate.Service("Doctor")
+
+    @doctor.handler()
+    async def answer(ctx: restate.Context) -> str:
+        return await restate_steps.run_step(_here)
+
+    proxies = sorted(name for name in os.environ if name.lower() in PROXY_VARIABLES)
+    beside = f"; {', '.join(proxies)} not used for loopback" if proxies else ""
+    try:
+        with serve_app(restate_steps.app([doctor]), server):
+            _call_handler(server.ingress_url)
+    except (ServerError, OSError) as error:
+        advice = "check that nothing on this machine filters requests to 127.0.0.1, such as a proxy or a firewall"
+        return DoctorCheck("registration", False, str(error), advice)
+    return DoctorCheck("registration", True, f"registered an application and called it{beside}")
+
+
+async def _here() -> str:
+    return "here"
+
+
+def _call_handler(ingress_url: str) -> None:
+    import httpx
+
+    try:
+        httpx.post(f"{ingress_url}/Doctor/answer", timeout=_CALL_WITHIN, trust_env=False).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ServerError(f"the application was registered, but calling it failed: {error!r}") from error

