@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import random
 import struct
+import traceback
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -76,6 +77,9 @@ def guard_commands(context: ServerInvocationContext, check: Callable[[str], None
             cast(Any, thing)._check = check
 
 
+_DEPTH: Final = 30
+"""The number of innermost frames in the traceback of a failed attempt."""
+
 _FRAME: Final = struct.Struct(">HHI")
 _ERROR: Final = 0x0002
 _PAUSE: Final = b"\x48\x01"
@@ -98,17 +102,24 @@ def fail_attempt(context: ServerInvocationContext, error: BaseException, *, paus
         return
     vars(context)[_FAILURE] = error
     vm = context.vm
+    before = bytes(vm.take_output() or b"") if pause else b""
+    vm.notify_error(f"{type(error).__name__}: {error}", _traceback_of(error))
     if not pause:
-        vm.notify_error(f"{type(error).__name__}: {error}", "")
         return
-    before = bytes(vm.take_output() or b"")
-    vm.notify_error(f"{type(error).__name__}: {error}", "")
     _give_back(vm, before + _with_pause(bytes(vm.take_output() or b"")))
 
 
 def failure_of(context: ServerInvocationContext) -> BaseException | None:
     """Return the error with which :func:`fail_attempt` has failed the attempt, or None."""
     return cast("BaseException | None", vars(context).get(_FAILURE))
+
+
+def _traceback_of(error: BaseException) -> str:
+    """Return the traceback of an error, or of the code that is about to raise it."""
+    if error.__traceback__ is not None:
+        return "".join(traceback.format_exception(error))
+    stack = "".join(traceback.format_list(traceback.extract_stack(limit=_DEPTH)[:-2]))
+    return f"Traceback (most recent call last):\n{stack}{type(error).__name__}: {error}\n"
 
 
 def _with_pause(output: bytes) -> bytes:

@@ -13,12 +13,12 @@ from restate_steps._user_code import is_user_code
 from restate_steps.server._attempts import AttemptEnd, watch_attempts
 from restate_steps.server._serving import ASGIApp
 
-__all__ = ["CodeFrame", "Failure", "failure_of", "hide_tracebacks", "log_failures"]
+__all__ = ["CodeFrame", "Failure", "cut", "failure_of", "hide_tracebacks", "log_failures"]
 
 _FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
 # The error itself is in the first line without indentation after the last frame.
 _ERROR: Final = re.compile(r"^(?P<error>[^\s].*)$", re.MULTILINE)
-_WIDTH: Final = 160
+_WIDTH: Final = 120
 _REMEMBERED: Final = 1000
 
 _logger = logging.getLogger("restate_steps.server")
@@ -49,7 +49,7 @@ class Failure:
 
     Attributes:
         error: The error in one line, for example ``ValueError: no such order``.
-        details: The rest of the error's text, which may have several lines; often empty.
+        details: What the line leaves out: further lines of the error's text, or all of a long one; often empty.
         frames: The lines of the user's code, the innermost last.
         step: The name of the step that failed, if one did.
     """
@@ -64,7 +64,7 @@ class Failure:
         """The error, the step, and the place in the code, in one line."""
         step = f" in step {self.step!r}" if self.step else ""
         place = f" ({self.frames[-1]})" if self.frames else ""
-        return f"{_cut(self.error)}{step}{place}"
+        return f"{cut(self.error)}{step}{place}"
 
 
 def failure_of(attempt: AttemptEnd) -> Failure:
@@ -74,6 +74,8 @@ def failure_of(attempt: AttemptEnd) -> Failure:
     error, _, details = attempt.message.partition("\n")
     if frames and (said := _ERROR.search(last, frames[-1].end())):
         error, _, details = last[said.start() :].rstrip().partition("\n")
+    if len(error) > _WIDTH:
+        details = f"{error}\n{details}".rstrip()
     # The cause of an error that a library raised may be the only part in the user's code.
     return Failure(error, details, _own_frames(last) or _own_frames(attempt.traceback), attempt.step)
 
@@ -126,7 +128,8 @@ def _code_after(text: str, at: int) -> str:
     return line.strip() if line.startswith("    ") else ""
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """Return a text that fits into a line with something else."""
     return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 

@@ -673,7 +673,7 @@ class TestKillTheApp:
 
     async def test_a_process_that_does_not_start(self, capfd: pytest.CaptureFixture[str]) -> None:
         """The error names the application, stderr has the reason, and the next block is none the worse."""
-        with pytest.raises(ServerError, match=r"'tests\.support\.process_app:missing'.*exit code 1"):
+        with pytest.raises(ServerError, match=r"'tests\.support\.process_app:missing'.*exit code 2"):
             await restate_server("tests.support.process_app:missing").__aenter__()
 
         assert "has no 'missing'" in capfd.readouterr().err
