@@ -210,7 +210,7 @@ def _watched(options: DevOptions, events: queue.SimpleQueue[Event]) -> Generator
 
 
 class _Session:
-    """What ``dev`` knows: the running application, the invocations in flight, and what it has said already."""
+    """The state of a running ``dev``: the application, the invocations in flight, and what was said already."""
 
     def __init__(
         self,

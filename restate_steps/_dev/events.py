@@ -1,4 +1,4 @@
-"""What happens while ``dev`` runs: the events of the application's process, and those of this one."""
+"""The events of ``dev``: those of the application's process, and those of its own."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Seen:
 
 
 class Follower:
-    """What ``dev`` says about a failed attempt, and about invocations that ended without one.
+    """Explain failed attempts, and find invocations that ended without one.
 
     Its methods block while they ask the server, so they run in a thread.
 

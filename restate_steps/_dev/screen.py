@@ -1,4 +1,4 @@
-"""How ``dev`` shows what happens: one line for each invocation that ends, and for each attempt that fails."""
+"""The lines of ``dev``: one for each invocation that ends, and for each attempt that fails."""
 
 from __future__ import annotations
 

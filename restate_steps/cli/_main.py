@@ -1,4 +1,4 @@
-"""The program: its commands, and what becomes of their errors."""
+"""Run the program, and report its errors."""
 
 from __future__ import annotations
 
