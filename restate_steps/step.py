@@ -18,7 +18,6 @@ from typing import (
     Final,
     Generic,
     ParamSpec,
-    TypedDict,
     TypeVar,
     TypeVarTuple,
     Unpack,
@@ -43,8 +42,9 @@ from restate_steps._callables import (
 )
 from restate_steps._public import publish
 from restate_steps._sdk import IN_THREAD, has_body, map_failure, result_of, run_unmarked
-from restate_steps.codec import Codec, is_plain, verify
+from restate_steps.codec import DEFAULT_CODEC, Codec, is_plain
 from restate_steps.codec import type_name as type_name_of
+from restate_steps.codec import verify as verify_value
 from restate_steps.context import (
     Invocation,
     StepInfo,
@@ -82,16 +82,14 @@ attempt, so the invocation hangs or is paused. The limit applies to each result 
 """
 
 
-class _Options(TypedDict, total=False):
-    name: str | Callable[..., str] | None
-    retry: RetryPolicy
-    timeout: timedelta | None
-    returns: Any
-    raises: tuple[type[Exception], ...]
-    codec: Codec
-    verify: bool | None
-    retry_on: ErrorFilter | None
-    no_retry_on: ErrorFilter | None
+class _Unchanged:
+    """The default of an option that a copy shares with its original."""
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+
+UNCHANGED: Final[Any] = _Unchanged()
 
 
 class DurableStep(Generic[P, T]):
@@ -189,23 +187,46 @@ class DurableStep(Generic[P, T]):
             )
         return self._begin(invocation, args, kwargs)
 
-    def with_options(self, **options: Unpack[_Options]) -> DurableStep[P, T]:
+    def with_options(
+        self,
+        *,
+        name: str | Callable[..., str] | None = UNCHANGED,
+        retry: RetryPolicy = UNCHANGED,
+        timeout: timedelta | float | None = UNCHANGED,
+        returns: Any = UNCHANGED,
+        raises: type[Exception] | tuple[type[Exception], ...] = UNCHANGED,
+        codec: Codec = UNCHANGED,
+        verify: bool | None = UNCHANGED,
+        retry_on: ErrorFilter | None = UNCHANGED,
+        no_retry_on: ErrorFilter | None = UNCHANGED,
+    ) -> DurableStep[P, T]:
         """Return a copy with other options, for one call site.
 
-        Args:
-            **options: Any option of :func:`durable_step`; those left out stay the same.
+        The options are those of :func:`durable_step`. Those that are left out stay the same.
 
         Raises:
-            StepDefinitionError: An option is unknown or has a wrong value.
+            StepDefinitionError: An option has a wrong value.
 
         Example:
             ```python
-            await charge.with_options(name="charge deposit", timeout=timedelta(seconds=5))(order)
+            await charge.with_options(name="charge deposit", timeout=5)(order)
             ```
         """
-        _check_known(options)
+        given: dict[str, Any] = {
+            "name": name,
+            "retry": retry,
+            "timeout": timeout,
+            "returns": returns,
+            "raises": raises,
+            "codec": codec,
+            "verify": verify,
+            "retry_on": retry_on,
+            "no_retry_on": no_retry_on,
+        }
         changed = copy.copy(self)
-        changed._options = dataclasses.replace(self._options, **options)
+        changed._options = dataclasses.replace(
+            self._options, **{option: value for option, value in given.items() if value is not UNCHANGED}
+        )
         changed._apply_options()
         return changed
 
@@ -313,7 +334,7 @@ class DurableStep(Generic[P, T]):
         # The body encodes its result, and the serde passes the bytes on: an error in a serde makes the SDK run the body
         # again.
         future = run_unmarked(invocation.context, name, cast(Any, body), self._run_options)
-        if self._options.raises:
+        if self._options.declared:
             map_failure(future, self._declared_failure)
         return future
 
@@ -322,7 +343,7 @@ class DurableStep(Generic[P, T]):
         options = self._options
         try:
             value = await self._attempt(info, args, kwargs)
-        except options.raises as error:
+        except options.declared as error:
             raise encode_failure(info.name, error) from error
         except (TerminalError, RetryableError):
             raise
@@ -341,7 +362,7 @@ class DurableStep(Generic[P, T]):
         return self._encode(info, value)
 
     async def _attempt(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        timeout = self._options.timeout
+        timeout = self._options.seconds
         try:
             if timeout is None:
                 # Skip `asyncio.timeout(None)`: it doubles the cost of a call.
@@ -356,16 +377,14 @@ class DurableStep(Generic[P, T]):
                 "asyncio.CancelledError in the body, or find out what cancels it."
             ) from error
 
-    async def _call_within(
-        self, timeout: timedelta, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        timer = asyncio.timeout(timeout.total_seconds())
+    async def _call_within(self, timeout: float, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        timer = asyncio.timeout(timeout)
         try:
             async with timer:
                 return await self._call(args, kwargs)
         except TimeoutError:
             if timer.expired():
-                raise StepTimeoutError(info.name, timeout.total_seconds()) from None
+                raise StepTimeoutError(info.name, timeout) from None
             raise
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -381,7 +400,7 @@ class DurableStep(Generic[P, T]):
         try:
             data = codec.dump(result_type, value)
             if self._verifies(result_type):
-                verify(codec, result_type, value, data)
+                verify_value(codec, result_type, value, data)
         except EncodeError as error:
             raise StepResultError(info.name, str(error)) from error
         except Exception as error:
@@ -412,7 +431,7 @@ class DurableStep(Generic[P, T]):
         return error
 
     def _declared_failure(self, failure: TerminalError) -> Exception:
-        return decode_failure(self._default_name, failure, self._options.raises)
+        return decode_failure(self._default_name, failure, self._options.declared)
 
 
 class _ResultSerde(Serde[Any]):
@@ -439,28 +458,84 @@ class _Decorator(typing.Protocol):
 
 
 @overload
-def durable_step(function: Callable[P, Awaitable[T]], /) -> DurableStep[P, T]: ...
+def durable_step(
+    function: Callable[P, Awaitable[T]],
+    /,
+    *,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> DurableStep[P, T]: ...
 @overload
-def durable_step(function: Callable[P, T], /) -> DurableStep[P, T]: ...
+def durable_step(
+    function: Callable[P, T],
+    /,
+    *,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> DurableStep[P, T]: ...
 @overload
-def durable_step(**options: Unpack[_Options]) -> _Decorator: ...
-def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
+def durable_step(
+    *,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> _Decorator: ...
+def durable_step(
+    function: Any = None,
+    /,
+    *,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> Any:
     """Make a callable a durable step: inside a handler its result is recorded, and a replay does not call it again.
 
-    Use it with or without options, on any callable: async functions, plain functions (they run in a thread, with the
-    caller's context variables), methods, partials, objects with a ``__call__``. Put it above ``@classmethod`` and
-    ``@staticmethod``. The signature, docstring and annotations stay, so a step is accepted wherever its function was,
-    for example as an agent's tool.
+    Use it as a decorator, with or without options, or as a function of the callable and the options, as in
+    ``durable_step(fetch, name="fetch")``. It takes any callable: async functions, plain functions (they run in a
+    thread, with the caller's context variables), methods, partials, objects with a ``__call__``. Put it above
+    ``@classmethod`` and ``@staticmethod``. The signature, docstring and annotations stay, so a step is accepted
+    wherever its function was, for example as an agent's tool.
 
     Args:
         function: The callable.
-        **options: ``name``: a string, a template of the arguments such as ``"charge {order.id}"``, or a function of
-            them (including ``self``); shown in Restate, and compared on replay. ``retry``: a :class:`RetryPolicy`; by
-            default the invocation's retry policy applies. ``timeout``: the time limit of one attempt. ``returns``: the
-            result type, if there is no annotation. ``raises``: exceptions that are recorded with their data and raised
-            again with their own class. ``codec``: encodes and decodes results. ``verify``: check that the result comes
-            back from the journal unchanged; by default if a result type is declared. ``retry_on`` / ``no_retry_on``:
-            which other exceptions to retry, as classes or a predicate; all others are terminal.
+        name: The name in the journal, which Restate shows and a replay compares: a string, a template of the arguments
+            such as ``"charge {order.id}"``, or a function of them (including ``self``). By default, the function's own.
+        retry: The limits and delays of retries. By default, the invocation's retry policy applies.
+        timeout: The time limit of one attempt, in seconds or as a timedelta.
+        returns: The result type, instead of the annotation.
+        raises: The exception class, or a tuple of them, to record with its data and raise again with its own class.
+        codec: Encodes and decodes results.
+        verify: Check that the result comes back from the journal unchanged. By default, it is checked if a result type
+            is declared.
+        retry_on: The other exceptions to retry, as classes or a predicate; all others are terminal. By default, all
+            are retried.
+        no_retry_on: The exceptions that are terminal, as classes or a predicate.
 
     Returns:
         The step. ``await step(...)`` calls it, ``step.start(...)`` starts it, ``step.with_options(...)`` copies it.
@@ -470,34 +545,60 @@ def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
 
     Example:
         ```python
-        @durable_step(name="charge {order.id}", retry=RetryPolicy(max_attempts=5), raises=(CardDeclined,))
+        @durable_step(name="charge {order.id}", retry=RetryPolicy(max_attempts=5), raises=CardDeclined)
         async def charge(order: Order) -> Receipt:
             return await payments.charge(order, idempotency_key=step_info().idempotency_key)
         ```
     """
-    _check_known(options)
+    options = StepOptions(
+        name=name,
+        retry=retry,
+        timeout=timeout,
+        returns=returns,
+        raises=raises,
+        codec=codec,
+        verify=verify,
+        retry_on=retry_on,
+        no_retry_on=no_retry_on,
+    )
     if function is not None:
-        if options:
-            raise StepDefinitionError(
-                "durable_step() got a function and options in one call, but a decorator takes one or the other. Pass "
-                "the options first, and apply the result to the function: durable_step(name=...)(function)."
-            )
-        return DurableStep[..., Any](function, StepOptions(), _caller())
-    checked = StepOptions(**options)
+        return DurableStep[..., Any](function, options, _caller())
 
     def decorate(function: Any) -> Any:
-        return DurableStep[..., Any](function, checked, _caller())
+        return DurableStep[..., Any](function, options, _caller())
 
     return decorate
 
 
-async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, **options: Unpack[_Options]) -> T:
+async def run_step(
+    function: Callable[[Unpack[Ts]], Awaitable[T]],
+    *args: *Ts,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> T:
     """Call a function as a durable step without decorating it.
+
+    The options are those of :func:`durable_step`, which describes them in full.
 
     Args:
         function: The async function; for a plain function, use :func:`durable_step`, which has types for it.
         *args: The function's arguments.
-        **options: The options of :func:`durable_step`.
+        name: The name in the journal, a template of it, or a function of the arguments.
+        retry: The limits and delays of retries.
+        timeout: The time limit of one attempt.
+        returns: The result type, instead of the annotation.
+        raises: The exceptions to record with their data.
+        codec: Encodes and decodes the result.
+        verify: Check that the result comes back from the journal unchanged.
+        retry_on: The other exceptions to retry.
+        no_retry_on: The exceptions that are terminal.
 
     Returns:
         The recorded result.
@@ -510,8 +611,18 @@ async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, *
         user = await run_step(client.fetch_user, user_id, name="fetch user {user_id}")
         ```
     """
-    _check_known(options)
-    step: DurableStep[Any, T] = DurableStep(function, StepOptions(**options), None)
+    options = StepOptions(
+        name=name,
+        retry=retry,
+        timeout=timeout,
+        returns=returns,
+        raises=raises,
+        codec=codec,
+        verify=verify,
+        retry_on=retry_on,
+        no_retry_on=no_retry_on,
+    )
+    step: DurableStep[Any, T] = DurableStep(function, options, None)
     return await step(*args)
 
 
@@ -520,13 +631,6 @@ def with_display_name(step: DurableStep[P, T], name: str) -> DurableStep[P, T]:
     copied = copy.copy(step)
     copied._default_name = name  # pyright: ignore[reportPrivateUsage]
     return copied
-
-
-def _check_known(options: object) -> None:
-    unknown = set(cast("dict[str, Any]", options)) - {field.name for field in dataclasses.fields(StepOptions)}
-    if unknown:
-        known = ", ".join(field.name for field in dataclasses.fields(StepOptions))
-        raise StepDefinitionError(f"unknown option {sorted(unknown)[0]!r}. The options of a step are: {known}.")
 
 
 def _caller() -> types.FrameType:
