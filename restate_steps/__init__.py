@@ -13,6 +13,7 @@ if _TYPE_CHECKING:
         ContextInStepError,
         DecodeError,
         EncodeError,
+        NotAwaitedError,
         ResultTooLargeError,
         ServerError,
         StepDefinitionError,
@@ -22,7 +23,7 @@ if _TYPE_CHECKING:
         TerminalEncodeError,
     )
     from restate_steps.options import RetryPolicy
-    from restate_steps.serdes import HandlerOptions, TypedSerde, json_schema, publish_schemas, serde, typed_handler
+    from restate_steps.serdes import TypedSerde, json_schema, publish_schemas, serde, typed_handler
     from restate_steps.step import DurableStep, durable_step, run_step
 
 __version__ = "0.1.0"
@@ -37,8 +38,8 @@ __all__ = [
     "DecodeError",
     "DurableStep",
     "EncodeError",
-    "HandlerOptions",
     "JsonCodec",
+    "NotAwaitedError",
     "ResultTooLargeError",
     "RetryPolicy",
     "ServerError",
@@ -76,7 +77,7 @@ _MODULES = {
     "concurrency": ("AsCompleted", "Task", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"),
     "context": ("StepInfo", "restate_context", "step_info"),
     "options": ("RetryPolicy",),
-    "serdes": ("HandlerOptions", "TypedSerde", "publish_schemas", "json_schema", "serde", "typed_handler"),
+    "serdes": ("TypedSerde", "publish_schemas", "json_schema", "serde", "typed_handler"),
     "step": ("DurableStep", "durable_step", "run_step"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

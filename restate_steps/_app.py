@@ -15,6 +15,7 @@ import restate
 from restate import TerminalError
 
 from restate_steps._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
+from restate_steps._not_awaited import forgotten_await
 from restate_steps._sdk import note_explicit_recovery
 from restate_steps.context import current_invocation, invocation_of
 
@@ -118,6 +119,8 @@ def _wrap(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
         except BaseException as error:
             if (terminal := _terminal_of_group(error)) is not None:
                 raise terminal from error
+            if (forgotten := forgotten_await(error)) is not None:
+                raise forgotten from error
             raise
 
     return handler

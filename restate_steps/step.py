@@ -40,6 +40,7 @@ from restate_steps._callables import (
     reject_uncallable,
     return_type,
 )
+from restate_steps._not_awaited import forgotten_await, step_calls
 from restate_steps._public import publish
 from restate_steps._sdk import IN_THREAD, has_body, map_failure, result_of, run_unmarked
 from restate_steps.codec import DEFAULT_CODEC, Codec, is_plain
@@ -58,6 +59,7 @@ from restate_steps.errors import (
     ContextInStepError,
     DecodeError,
     EncodeError,
+    NotAwaitedError,
     ResultTooLargeError,
     StepDefinitionError,
     StepResultError,
@@ -343,6 +345,8 @@ class DurableStep(Generic[P, T]):
         options = self._options
         try:
             value = await self._attempt(info, args, kwargs)
+        except NotAwaitedError:
+            raise
         except options.declared as error:
             raise encode_failure(info.name, error) from error
         except (TerminalError, RetryableError):
@@ -368,6 +372,10 @@ class DurableStep(Generic[P, T]):
                 # Skip `asyncio.timeout(None)`: it doubles the cost of a call.
                 return await self._call(args, kwargs)
             return await self._call_within(timeout, info, args, kwargs)
+        except Exception as error:
+            if (forgotten := forgotten_await(error)) is not None:
+                raise forgotten from error
+            raise
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
@@ -403,7 +411,11 @@ class DurableStep(Generic[P, T]):
                 verify_value(codec, result_type, value, data)
         except EncodeError as error:
             raise StepResultError(info.name, str(error)) from error
+        except NotAwaitedError:
+            raise
         except Exception as error:
+            if (forgotten := forgotten_await(error)) is not None:
+                raise forgotten from error
             raise StepResultError(info.name, f"its codec failed: {error!r}.") from error
         if not isinstance(data, bytes) or not data:
             raise StepResultError(info.name, f"its codec returned {data!r} instead of at least one byte.")
@@ -658,4 +670,5 @@ def _cancelled_locally(step: str) -> ConcurrencyError:
     )
 
 
+step_calls.add(cast(Any, DurableStep).__call__.__code__)
 publish("restate_steps", globals(), ["DurableStep"])

@@ -16,10 +16,12 @@ import signal
 import tempfile
 import time
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self
 
+from restate_steps._durations import to_seconds
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
@@ -73,7 +75,7 @@ class RestateServer:
         ingress_port: The port of the ingress, which accepts calls; a free one by default.
         admin_port: The port of the admin API and the UI; a free one by default.
         node_port: The port for other nodes; a free one by default.
-        startup_timeout: The maximum time to wait until the server is ready, in seconds.
+        startup_timeout: The maximum time to wait until the server is ready, in seconds or as a timedelta.
 
     Example:
         >>> with RestateServer() as server:
@@ -93,14 +95,14 @@ class RestateServer:
         ingress_port: int | None = None,
         admin_port: int | None = None,
         node_port: int | None = None,
-        startup_timeout: float = 60.0,
+        startup_timeout: timedelta | float = 60.0,
     ) -> None:
         self._path = path
         self._given_dir = Path(base_dir).expanduser().absolute() if base_dir is not None else None
         self._base_dir = self._given_dir
         self._given_ports = (ingress_port, admin_port, node_port)
         self._ports: tuple[int, int, int] | None = None
-        self._startup_timeout = startup_timeout
+        self._startup_timeout = to_seconds("startup_timeout", startup_timeout)
         self._process: Child | None = None
         self._lock: BinaryIO | None = None
         # The server checks for a new release at every start, which cannot be disabled, and logs an error without a
