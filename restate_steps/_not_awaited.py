@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import traceback
 from collections.abc import Iterable, Sequence
-from types import CodeType, CoroutineType
+from types import CodeType
 from typing import Any, Final, cast
 
 from restate import TerminalError
@@ -28,7 +28,7 @@ def not_awaited(value: object, path: str = "") -> NotAwaitedError | None:
         value: The value.
         path: Its place in the value that was to be recorded.
     """
-    if isinstance(value, CoroutineType):
+    if inspect.iscoroutine(value):
         name: str = value.__name__
         what = f"{value.__qualname__}()"
         if value.cr_code in step_calls and value.cr_frame is not None:

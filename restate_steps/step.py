@@ -73,6 +73,7 @@ __all__ = ["MAX_RESULT_BYTES", "DurableStep", "durable_step", "run_step"]
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 Owner = TypeVar("Owner")
 Ts = TypeVarTuple("Ts")
 
@@ -94,6 +95,32 @@ class _Unchanged:
 UNCHANGED: Final[Any] = _Unchanged()
 
 
+class _NamedCalls:
+    """A method whose coroutines have the step's name, which Python shows if one is never awaited.
+
+    A coroutine has the name of its function, so each step has its own function with the same code.
+    """
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self._function = function
+        step_calls.add(function.__code__)
+
+    def function_for(self, step: DurableStep[Any, Any]) -> types.FunctionType:
+        """Return the function with a step's name."""
+        named = types.FunctionType(self._function.__code__, self._function.__globals__, step.__name__)
+        named.__qualname__ = getattr(step, "__qualname__", step.__name__)
+        return named
+
+    def __get__(self, step: DurableStep[Any, Any] | None, owner: type[Any]) -> Any:
+        if step is None:
+            return self._function
+        return types.MethodType(step._named_call, step)  # pyright: ignore[reportPrivateUsage]
+
+
+def _named_calls(function: F) -> F:
+    return cast(F, _NamedCalls(cast(types.FunctionType, function)))
+
+
 class DurableStep(Generic[P, T]):
     """A callable whose calls are durable steps; created by :func:`durable_step`.
 
@@ -113,6 +140,7 @@ class DurableStep(Generic[P, T]):
         self._declared = self._function = function
         self._receiver: tuple[Any, ...] = ()
         self._options = options
+        self._named_call = vars(DurableStep)["__call__"].function_for(self)
         self._is_async = is_async(function)
         self._default_name = self.__name__
         # Skip the annotation when `returns=` is given for one call: resolving it dominates the cost.
@@ -124,6 +152,7 @@ class DurableStep(Generic[P, T]):
     def __repr__(self) -> str:
         return f"<durable_step {self._default_name}>"
 
+    @_named_calls
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function as a step, or plainly outside a handler and inside another step."""
         invocation = current_invocation()
@@ -670,5 +699,4 @@ def _cancelled_locally(step: str) -> ConcurrencyError:
     )
 
 
-step_calls.add(cast(Any, DurableStep).__call__.__code__)
 publish("restate_steps", globals(), ["DurableStep"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 from collections.abc import Callable
 from decimal import Decimal
@@ -330,6 +331,21 @@ def test_a_coroutine_that_runs_was_awaited() -> None:
         running.send(None)
 
     assert forgotten_await(caught.value) is None
+
+
+async def test_python_warns_about_a_call_that_is_dropped_by_the_name_of_the_step() -> None:
+    """As about any async function: nothing of ours sees a coroutine that is thrown away."""
+
+    class Shop:
+        @durable_step
+        async def pack(self, order: str) -> None: ...
+
+    shop = Shop()
+    for call, name in ((lambda: quote("a"), "quote"), (lambda: shop.pack("a"), r"\S+Shop\.pack")):
+        with pytest.warns(RuntimeWarning, match=rf"coroutine '{name}' was never awaited"):
+            call()
+    assert inspect.iscoroutinefunction(quote.__call__)
+    assert inspect.iscoroutinefunction(type(quote).__call__)
 
 
 def test_it_is_retryable() -> None:
