@@ -6,7 +6,6 @@ Run ``make api`` to write the file again.
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -55,19 +54,9 @@ def _object(path: str, found: griffe.Object) -> Iterator[str]:
         for function in found.overloads or [found]:
             kind = "async def" if "async" in function.labels else "def"
             yield f"{kind} {function.signature(name=path)}"
-            yield from _options(path, function)
     elif isinstance(found, griffe.Attribute):
         kind = "property " if "property" in found.labels else ""
         yield f"{kind}{path}" + (f": {found.annotation}" if found.annotation else "")
-
-
-def _options(path: str, function: griffe.Function) -> Iterator[str]:
-    """Return a line for each keyword argument that a typed dictionary describes."""
-    for parameter in function.parameters:
-        if unpacked := re.fullmatch(r"Unpack\[(\w+)\]", str(parameter.annotation)):
-            options = function.modules_collection[function.resolve(unpacked[1])]
-            for name, option in sorted(_target(options).members.items()):
-                yield f"    {path}(..., {name}: {_target(option).annotation})"
 
 
 def _class(path: str, found: griffe.Class) -> Iterator[str]:
@@ -103,11 +92,10 @@ def test_public_api() -> None:
 def shop(tmp_path: Path) -> Path:
     """A small package."""
     (tmp_path / "shop.py").write_text(
-        "from dataclasses import dataclass\nfrom typing import TypedDict, Unpack\n"
+        "from dataclasses import dataclass\n"
         "__all__ = ['Order', 'pay']\n"
-        "async def pay(order: 'Order', *, twice: bool = False, **options: Unpack[_Options]) -> str: ...\n"
+        "async def pay(order: 'Order', *, twice: bool = False) -> str: ...\n"
         "def hidden() -> None: ...\n"
-        "class _Options(TypedDict):\n    key: str\n"
         "class _Base:\n    def cancel(self) -> None: ...\n    def _undo(self) -> None: ...\n"
         "@dataclass(frozen=True)\nclass Order(_Base):\n    id: str\n    count: int = 1\n"
         "    @property\n    def total(self) -> int: ...\n"
@@ -124,8 +112,7 @@ def test_lines(shop: Path) -> None:
         "shop.Order.count: int",
         "shop.Order.id: str",
         "property shop.Order.total: int",
-        "async def shop.pay(order: Order, *, twice: bool = False, **options: Unpack[_Options]) -> str",
-        "    shop.pay(..., key: str)",
+        "async def shop.pay(order: Order, *, twice: bool = False) -> str",
     ] == api(load(shop, "shop"), ("shop",))
 
 

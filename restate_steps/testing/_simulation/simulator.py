@@ -112,7 +112,7 @@ class SimulatedInvocation(Generic[T]):
 
     @property
     def awakeables(self) -> list[str]:
-        """The ids of the awakeables that it has made so far, in order."""
+        """The ids of the awakeables that it has made so far, in order; :meth:`Simulator.awakeable` waits for one."""
         return list(self._simulator.driver.trace.awakeables.get(self.id, ()))
 
     @property
@@ -541,17 +541,39 @@ class Simulator:
             invocation: The invocation.
             n: The number of the awakeable, counted from 0.
 
+        Returns:
+            The id, for :meth:`resolve_awakeable` or :meth:`reject_awakeable`.
+
         Raises:
             restate.TerminalError: The invocation failed with it first, for example because it was cancelled.
             InvocationEndedError: The invocation returned first.
+            InvocationPausedError: The invocation failed too often first.
             StuckError: Nothing more can happen.
+
+        Example:
+            >>> import restate, restate_steps
+            >>> shop = restate.Service("Shop")
+            >>> @shop.handler()
+            ... async def pay(ctx: restate.Context, amount: int) -> str:
+            ...     await ctx.sleep(timedelta(days=1))
+            ...     return f"{amount} {await ctx.awakeable(type_hint=str)[1]}"
+            >>> async with simulate(restate_steps.app([shop])) as sim:
+            ...     order = await sim.send(pay, 7)
+            ...     await sim.resolve_awakeable(await sim.awakeable(order), "paid")
+            ...     print((await order.result()).value)
+            7 paid
         """
         __tracebackhide__ = True
 
         def made() -> bool:
             return len(invocation.awakeables) > n
 
-        await self.until(lambda: made() or invocation.status in ("completed", "paused"))
+        try:
+            await self.until(lambda: made() or invocation.status in ("completed", "paused"))
+        except StuckError:
+            raise StuckError(
+                f"{invocation!r} has not made awakeable {n}, and nothing more can happen:\n{open_waits(self.driver)}"
+            ) from None
         if not made():
             result = await invocation.result()
             raise InvocationEndedError(f"{invocation!r} has ended without awakeable {n}", result.value)
