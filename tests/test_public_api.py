@@ -6,6 +6,7 @@ Run ``make api`` to write the file again.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -86,6 +87,31 @@ def test_public_api() -> None:
             "write the list again: make api",
             pytrace=False,
         )
+
+
+def parameters() -> list[tuple[str, str, str]]:
+    """Return the signature, the name and the type of each parameter of a public function."""
+    signatures = [line for line in SNAPSHOT.read_text().splitlines() if re.match(r"(async )?def ", line)]
+    return [
+        (line.partition("(")[0], name, annotation.strip())
+        for line in signatures
+        for name, annotation in re.findall(r"(\*{0,2}\w+): ((?:[^,=()\[\]]|\[[^\]]*\])+)", line)
+    ]
+
+
+def test_durations_are_seconds_or_timedeltas_everywhere() -> None:
+    """A user need not remember which function takes which."""
+    durations = [each for each in parameters() if "timedelta" in each[2] or re.search("timeout|delay", each[1])]
+
+    assert 15 < len(durations)
+    assert [] == [each for each in durations if not {"timedelta", "float"} <= set(re.findall(r"\w+", each[2]))]
+
+
+def test_no_signature_hides_its_options() -> None:
+    """`help()` and editors show each option with its type and default."""
+    catch_all = [each for each in parameters() if each[1].startswith("**")]
+
+    assert {("**kwargs", "P.kwargs")} == {each[1:] for each in catch_all}
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import restate
 from restate import TerminalError
 
 import restate_steps
