@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable
+from itertools import islice
 from types import CodeType
 from typing import Any, Final, cast
 
@@ -14,6 +15,9 @@ from restate.exceptions import RetryableError
 from restate_steps.errors import NotAwaitedError, StepsError
 
 __all__ = ["forgotten_await", "not_awaited", "step_calls"]
+
+_MAX_PARTS: Final = 10_000
+# Finding the cause of an error must not take long.
 
 step_calls: Final[set[CodeType]] = set()
 """The code of the coroutines that call a step, whose name is that of their ``self``."""
@@ -37,7 +41,7 @@ def not_awaited(value: object, path: str = "") -> NotAwaitedError | None:
         if inspect.getcoroutinestate(value) == inspect.CORO_CREATED:
             value.close()
         return NotAwaitedError(what, f"Write await {name}(...).", path)
-    if inspect.isawaitable(value):
+    if issubclass(type(value), Awaitable):
         return NotAwaitedError(f"an object of type {type(value).__name__}", "Await it first.", path)
     return None
 
@@ -67,16 +71,22 @@ def forgotten_await(error: BaseException | None) -> NotAwaitedError | None:
     return None
 
 
-def _awaitable(value: Any, text: str, depth: int = 4) -> Any:
+def _awaitable(value: Any, text: str) -> Any:
     """Return an awaitable whose type an error's text names, and that is not running: the value, or a part of it."""
-    if isinstance(value, dict):
-        value = list(cast("Iterable[Any]", value.values()))
-    if type(value) in (list, tuple):
-        if depth:
-            for item in cast("Sequence[Any]", value):
-                if (found := _awaitable(item, text, depth - 1)) is not None:
-                    return found
-        return None
-    if not inspect.isawaitable(value) or type(value).__name__ not in text:
-        return None
-    return None if inspect.iscoroutine(value) and inspect.getcoroutinestate(value) != inspect.CORO_CREATED else value
+    parts: list[Any] = [value]
+    for _ in range(_MAX_PARTS):
+        if not parts:
+            break
+        part: Any = parts.pop()
+        # Ask the type: an object may raise any error when it is asked for its class.
+        kind = cast("type[Any]", type(part))
+        if kind in (dict, list, tuple):
+            items = part.values() if kind is dict else part
+            parts.extend(reversed(list(islice(items, _MAX_PARTS))))
+        elif kind.__name__ in text and issubclass(kind, Awaitable) and not _is_running(part):
+            return part
+    return None
+
+
+def _is_running(awaitable: Any) -> bool:
+    return inspect.iscoroutine(awaitable) and inspect.getcoroutinestate(awaitable) != inspect.CORO_CREATED

@@ -294,15 +294,25 @@ class Unprintable(TypeError):
         raise ValueError
 
 
+class Hostile:
+    """An object that nobody may look at."""
+
+    @property
+    def __class__(self) -> Any:
+        raise RuntimeError
+
+
 def raised(error: Exception) -> Exception:
     """Raise an error in a frame that has a coroutine that was not awaited."""
-    waiting = quote("a")
+    endless: list[Any] = []
+    endless.append(endless)
+    waiting = {"prices": (Hostile(), quote("a"))}
     try:
         raise error
     except Exception as caught:
         return caught
     finally:
-        assert waiting is not None
+        assert waiting != endless
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,8 @@ async def call_and_send(sim: Simulator) -> None:
 
 async def look_around(sim: Simulator, result: Result[Decimal]) -> None:
     await sim.advance(timedelta(days=1))
+    await sim.advance(0.5)
+    await sim.send(checkout, order, delay=3600)
     await sim.crash()
     await sim.disconnect()
     await sim.settle()
