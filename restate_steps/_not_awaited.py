@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Awaitable
 from itertools import islice
 from types import CodeType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from restate import TerminalError
 from restate.exceptions import RetryableError
@@ -78,8 +78,8 @@ def _awaitable(value: Any, text: str) -> Any:
         if not parts:
             break
         part: Any = parts.pop()
-        # Ask the type: an object may raise any error when it is asked for its class.
-        kind = cast("type[Any]", type(part))
+        # Look at the type: `isinstance` would run code of the object, which may raise any error.
+        kind: type[Any] = type(part)  # pyright: ignore[reportUnknownVariableType]
         if kind in (dict, list, tuple):
             items = part.values() if kind is dict else part
             parts.extend(reversed(list(islice(items, _MAX_PARTS))))
