@@ -186,7 +186,7 @@ def test_signatures_show_each_option_with_its_type_and_default() -> None:
 def test_with_options_shows_each_option_with_its_type() -> None:
     """An option that is left out of a copy is unchanged, and the signature says so."""
     assert {name: (type_, UNCHANGED) for name, (type_, _) in OPTIONS.items()} == options_of(DurableStep.with_options)
-    assert "timeout: 'timedelta | float | None' = UNCHANGED" in str(inspect.signature(DurableStep.with_options))
+    assert "UNCHANGED" == repr(UNCHANGED)
 
 
 @pytest.mark.parametrize("function", [durable_step, run_step], ids=stable_id)
@@ -199,10 +199,11 @@ def test_every_option_is_documented(function: Any) -> None:
 
 def test_help_shows_the_options() -> None:
     """What `help(durable_step)` prints names each option with its type and default."""
-    text = pydoc.plain(pydoc.render_doc(durable_step))
+    # Python 3.13 has a line for each parameter, and 3.14 no quotes.
+    text = " ".join(pydoc.plain(pydoc.render_doc(durable_step)).replace("'", "").split())
 
-    assert "retry: 'RetryPolicy' = RetryPolicy(), timeout: 'timedelta | float | None' = None" in text
-    assert "codec: 'Codec' = JsonCodec()" in text
+    assert "retry: RetryPolicy = RetryPolicy(), timeout: timedelta | float | None = None" in text
+    assert "codec: Codec = JsonCodec()" in text
     assert "Unpack" not in text
 
 
