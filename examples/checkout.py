@@ -57,9 +57,9 @@ async def reserve(order: Order) -> Reservation:
 
 @durable_step(
     name="charge {order.id}",
-    raises=(CardDeclined,),
+    raises=CardDeclined,
     retry=RetryPolicy(max_attempts=5),
-    timeout=timedelta(seconds=30),
+    timeout=30,
 )
 async def charge(order: Order, total: Decimal) -> str:
     note()

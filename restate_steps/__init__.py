@@ -13,6 +13,7 @@ if _TYPE_CHECKING:
         ContextInStepError,
         DecodeError,
         EncodeError,
+        NotAwaitedError,
         ResultTooLargeError,
         ServerError,
         StepDefinitionError,
@@ -23,7 +24,7 @@ if _TYPE_CHECKING:
     )
     from restate_steps.logs import ReplayFilter, get_logger
     from restate_steps.options import RetryPolicy
-    from restate_steps.serdes import HandlerOptions, TypedSerde, json_schema, publish_schemas, serde, typed_handler
+    from restate_steps.serdes import TypedSerde, json_schema, publish_schemas, serde, typed_handler
     from restate_steps.step import DurableStep, durable_step, run_step
 
 __version__ = "0.1.0"
@@ -38,8 +39,8 @@ __all__ = [
     "DecodeError",
     "DurableStep",
     "EncodeError",
-    "HandlerOptions",
     "JsonCodec",
+    "NotAwaitedError",
     "ReplayFilter",
     "ResultTooLargeError",
     "RetryPolicy",
@@ -80,7 +81,7 @@ _MODULES = {
     "context": ("StepInfo", "restate_context", "step_info"),
     "logs": ("ReplayFilter", "get_logger"),
     "options": ("RetryPolicy",),
-    "serdes": ("HandlerOptions", "TypedSerde", "publish_schemas", "json_schema", "serde", "typed_handler"),
+    "serdes": ("TypedSerde", "publish_schemas", "json_schema", "serde", "typed_handler"),
     "step": ("DurableStep", "durable_step", "run_step"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -17,6 +17,7 @@ from restate import TerminalError
 
 from restate_steps._limits import DEFAULT_LONGEST_STEP, abort_timeout_for, limit_of, longest_step_of
 from restate_steps._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
+from restate_steps._not_awaited import forgotten_await
 from restate_steps._sdk import keep_limit, note_explicit_recovery
 from restate_steps.context import current_invocation, invocation_of
 
@@ -134,6 +135,8 @@ def _wrap(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
         except BaseException as error:
             if (terminal := _terminal_of_group(error)) is not None:
                 raise terminal from error
+            if (forgotten := forgotten_await(error)) is not None:
+                raise forgotten from error
             raise
 
     return handler

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterator
 from typing import Any, Final, NoReturn, cast
 
+from restate_steps._not_awaited import forgotten_await, not_awaited
 from restate_steps.codec import PLAIN_JSON
 from restate_steps.errors import StepDefinitionError
 
@@ -120,10 +121,18 @@ def _fill_in(step: str, template: str, signature: inspect.Signature, /, *args: A
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     try:
-        return template.format_map(bound.arguments)
+        name = template.format_map(bound.arguments)
     except Exception as error:
+        if (forgotten := forgotten_await(error)) is not None:
+            raise forgotten from error
         problem = f"{type(error).__name__}: {error}"
         raise StepDefinitionError(f"name {template!r} of step {step!r} cannot be filled in: {problem}.") from error
+    if "<coroutine object " in name:
+        # The address in it would differ on a replay.
+        for value in bound.arguments.values():
+            if (forgotten := not_awaited(value)) is not None:
+                raise forgotten
+    return name
 
 
 def _call_name_function(step: str, function: Callable[..., str], /, *args: Any, **kwargs: Any) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
 
+from restate_steps._durations import to_timedelta
 from restate_steps.errors import StepDefinitionError
 
 __all__ = ["DEFAULT_LONGEST_STEP", "BodyLimit", "abort_timeout_for", "limit_of", "longest_step_of"]
@@ -44,20 +45,13 @@ def longest_step_of(value: object) -> timedelta:
     Raises:
         StepDefinitionError: It is neither a duration nor a number of seconds, or not a positive and finite one.
     """
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not isinstance(value, timedelta) and not is_number:
+    found = to_timedelta("longest_step", value)
+    if found > _LONGEST:
         raise StepDefinitionError(
-            f"longest_step must be a number of seconds or a datetime.timedelta, got {value!r}. Write longest_step=7200 "
-            "or longest_step=timedelta(hours=2)."
+            f"longest_step must not be longer than {_LONGEST.days:,} days, got {value!r}. Write the time that the "
+            "longest body of a step takes, for example longest_step=7200."
         )
-    seconds: Any = value.total_seconds() if isinstance(value, timedelta) else value
-    # The comparison is false for NaN.
-    if 0 < seconds <= _LONGEST.total_seconds():
-        return timedelta(seconds=seconds)
-    raise StepDefinitionError(
-        f"longest_step must be longer than zero and not longer than {_LONGEST.days:,} days, got {value!r}. Write "
-        "the time that the longest body of a step takes, for example longest_step=7200."
-    )
+    return found
 
 
 def abort_timeout_for(longest_step: timedelta) -> timedelta:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 from restate_steps import _sdk
 from restate_steps._loop import Driver, Execution, HandlerLoop, again, running_operation
+from restate_steps._not_awaited import forgotten_await
 from restate_steps._step_info import StepInfo, running_step
 from restate_steps.errors import ConcurrencyError, ContextInStepError, StepDefinitionError, StepsError
 
@@ -191,9 +192,14 @@ class Invocation:
             _sdk.fail_attempt(self.context, error, pause=pause)
 
     def __close__(self) -> None:
-        """Fail an attempt whose handler ended with a stray ``CancelledError``; the SDK calls this at its end."""
-        task = asyncio.current_task()
-        if isinstance(sys.exc_info()[1], asyncio.CancelledError) and task is not None and not task.cancelling():
+        """Fail an attempt with a better error than its handler ended with; the SDK calls this at its end.
+
+        The SDK reports the error of a handler's output, and a stray ``CancelledError`` would hang the invocation.
+        """
+        error, task = sys.exc_info()[1], asyncio.current_task()
+        if (forgotten := forgotten_await(error)) is not None:
+            self.fail(forgotten)
+        elif isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
             self.fail(
                 ConcurrencyError(
                     "the handler ended with asyncio.CancelledError although its invocation was not cancelled. A task "

@@ -19,6 +19,7 @@ __all__ = [
     "ContextInStepError",
     "DecodeError",
     "EncodeError",
+    "NotAwaitedError",
     "ResultTooLargeError",
     "ServerError",
     "StepDefinitionError",
@@ -57,6 +58,23 @@ class EncodeError(StepsError, ValueError):
         self.path = path
         self.reason = reason
         self.fix = fix
+
+
+class NotAwaitedError(StepsError, TypeError):
+    """A step or another coroutine was used without ``await``; retryable, so that a redeploy can fix it.
+
+    Attributes:
+        what: The call that was not awaited, for example ``step 'quote'``.
+        fix: The way to fix it.
+        path: The place of the coroutine in a value that was to be recorded, for example ``$.price``; empty elsewhere.
+    """
+
+    def __init__(self, what: str, fix: str, path: str = "") -> None:
+        place = f" at {path}" if path else ""
+        super().__init__(f"{what} was not awaited, so its result is missing{place}. {fix}")
+        self.what = what
+        self.fix = fix
+        self.path = path
 
 
 class DecodeError(StepsError, ValueError):

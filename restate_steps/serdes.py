@@ -20,20 +20,21 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from types import NoneType
-from typing import Any, Final, Literal, ParamSpec, TypedDict, TypeVar, cast, get_type_hints, overload
+from typing import Any, Final, Literal, ParamSpec, TypeVar, cast, get_type_hints, overload
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
 from pydantic_core import core_schema
 from restate import InvocationRetryPolicy, Service, TerminalError, VirtualObject, Workflow
 from restate.serde import Serde
-from typing_extensions import TypeForm, Unpack
+from typing_extensions import TypeForm
 
+from restate_steps._durations import to_timedelta
 from restate_steps._public import publish
 from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec, is_plain, type_name, verify
 from restate_steps.errors import DecodeError, EncodeError, StepDefinitionError, TerminalEncodeError
 
-__all__ = ["HandlerOptions", "TypedSerde", "json_schema", "publish_schemas", "serde", "typed_handler"]
+__all__ = ["TypedSerde", "json_schema", "publish_schemas", "serde", "typed_handler"]
 
 _log: Final = logging.getLogger(__name__)
 _PUBLIC_CODEC: Final = JsonCodec(round_trip=False)
@@ -74,6 +75,7 @@ class TypedSerde(Serde[T]):
         Raises:
             TerminalEncodeError: The value cannot be encoded, or would not come back unchanged; terminal.
             EncodeError: The same, retryable, if the serde was made with ``terminal=False``.
+            NotAwaitedError: There is a coroutine in the value; retryable.
         """
         try:
             data = self.codec.dump(self.type, obj)
@@ -149,31 +151,25 @@ def serde(type: Any, *, codec: Codec | None = None, terminal: bool = True, verif
     return TypedSerde(type, codec, terminal=terminal, verify=verify)
 
 
-class HandlerOptions(TypedDict, total=False):
-    """The options of the SDK's decorators. Some exist for one kind of service only; the others reject them."""
-
-    accept: str
-    content_type: str
-    metadata: dict[str, str] | None
-    inactivity_timeout: timedelta | None
-    abort_timeout: timedelta | None
-    journal_retention: timedelta | None
-    idempotency_retention: timedelta | None
-    workflow_retention: timedelta | None
-    enable_lazy_state: bool | None
-    state_preload: bool | list[str] | None
-    ingress_private: bool | None
-    invocation_retry_policy: InvocationRetryPolicy | None
-    invocation_context_managers: list[Callable[[], AbstractAsyncContextManager[None]]] | None
-
-
 def typed_handler(
     service: AnyService,
     name: str | None = None,
     *,
     kind: Literal["exclusive", "shared", "main"] | None = None,
     codec: Codec | None = None,
-    **options: Unpack[HandlerOptions],
+    accept: str = "application/json",
+    content_type: str = "application/json",
+    metadata: dict[str, str] | None = None,
+    inactivity_timeout: timedelta | float | None = None,
+    abort_timeout: timedelta | float | None = None,
+    journal_retention: timedelta | float | None = None,
+    idempotency_retention: timedelta | float | None = None,
+    workflow_retention: timedelta | float | None = None,
+    enable_lazy_state: bool | None = None,
+    state_preload: bool | list[str] | None = None,
+    ingress_private: bool | None = None,
+    invocation_retry_policy: InvocationRetryPolicy | None = None,
+    invocation_context_managers: list[Callable[[], AbstractAsyncContextManager[None]]] | None = None,
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], Callable[P, Coroutine[Any, Any, R]]]:
     """Register a handler whose input and output have the types of its annotations.
 
@@ -182,19 +178,35 @@ def typed_handler(
     that does not fit is rejected with status 400 and the places that do not fit. Output that cannot be encoded is a
     retryable error: a retry repeats no step, and a redeploy can fix it.
 
+    The options are those of the SDK's decorators; durations are seconds or timedeltas. Some options exist for one kind
+    of service only; the others reject them. One that is None has the default of the service or the server.
+
     Args:
         service: The service, virtual object or workflow.
         name: The name of the handler; by default the name of the function.
         kind: ``"exclusive"`` (the default) or ``"shared"`` for a virtual object; ``"main"`` or ``"shared"`` (the
             default) for a workflow.
         codec: The codec to use instead of the default one.
-        **options: Options of the SDK's decorator.
+        accept: The media type of the input.
+        content_type: The media type of the output.
+        metadata: Metadata that Restate shows with the handler.
+        inactivity_timeout: How long an attempt may journal nothing before the server asks it to suspend.
+        abort_timeout: How long the server then waits before it closes the attempt.
+        journal_retention: How long the journal is kept after the invocation has ended.
+        idempotency_retention: How long the result of a call with an idempotency key is kept.
+        workflow_retention: How long the result of a workflow is kept.
+        enable_lazy_state: Fetch the state key by key, instead of with the invocation.
+        state_preload: The state to fetch with the invocation: all of it, none, or these keys.
+        ingress_private: Allow only other handlers to call the handler.
+        invocation_retry_policy: The retry policy of the invocation.
+        invocation_context_managers: Context managers to enter around each attempt.
 
     Returns:
         A decorator that keeps the type of the function.
 
     Raises:
-        StepDefinitionError: The annotations cannot be resolved or encoded, or ``kind`` does not fit the service.
+        StepDefinitionError: The annotations cannot be resolved or encoded, ``kind`` does not fit the service, or a
+            duration has a wrong value.
 
     Example:
         >>> import restate
@@ -204,6 +216,24 @@ def typed_handler(
         ...     return {name: len(name) for name in names}
     """
     register = _registrar(service, kind)
+    durations = {
+        "inactivity_timeout": inactivity_timeout,
+        "abort_timeout": abort_timeout,
+        "journal_retention": journal_retention,
+        "idempotency_retention": idempotency_retention,
+        "workflow_retention": workflow_retention,
+    }
+    options: dict[str, Any] = {
+        **{each: to_timedelta(each, value, zero=True) for each, value in durations.items() if value is not None},
+        "metadata": metadata,
+        "enable_lazy_state": enable_lazy_state,
+        "state_preload": state_preload,
+        "ingress_private": ingress_private,
+        "invocation_retry_policy": invocation_retry_policy,
+        "invocation_context_managers": invocation_context_managers,
+    }
+    # The SDK's decorators have different options, so pass only those that are set.
+    given = {each: value for each, value in options.items() if value is not None}
 
     def decorate(fn: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
         input_type, output_type = _annotations(fn)
@@ -215,7 +245,9 @@ def typed_handler(
         if output_type is not _NOTHING:
             _check(chosen, output_type)
             serdes["output_serde"] = _for_output(TypedSerde[Any](output_type, chosen, terminal=False, verify=False))
-        registered = register(name=name, **serdes, **options)(_checked(fn) if "input_serde" in serdes else fn)
+        registered = register(name=name, accept=accept, content_type=content_type, **serdes, **given)(
+            _checked(fn) if "input_serde" in serdes else fn
+        )
         _publish(_handlers(service).get(name or fn.__name__), input_type, output_type)
         return cast("Callable[P, Coroutine[Any, Any, R]]", registered)
 

@@ -18,7 +18,6 @@ from typing import (
     Final,
     Generic,
     ParamSpec,
-    TypedDict,
     TypeVar,
     TypeVarTuple,
     Unpack,
@@ -41,10 +40,12 @@ from restate_steps._callables import (
     reject_uncallable,
     return_type,
 )
+from restate_steps._not_awaited import forgotten_await, step_calls
 from restate_steps._public import publish
 from restate_steps._sdk import IN_THREAD, has_body, map_failure, result_of, run_unmarked
-from restate_steps.codec import Codec, is_plain, verify
+from restate_steps.codec import DEFAULT_CODEC, Codec, is_plain
 from restate_steps.codec import type_name as type_name_of
+from restate_steps.codec import verify as verify_value
 from restate_steps.context import (
     Invocation,
     StepInfo,
@@ -58,6 +59,7 @@ from restate_steps.errors import (
     ContextInStepError,
     DecodeError,
     EncodeError,
+    NotAwaitedError,
     ResultTooLargeError,
     StepDefinitionError,
     StepResultError,
@@ -71,6 +73,7 @@ __all__ = ["MAX_RESULT_BYTES", "DurableStep", "durable_step", "run_step"]
 P = ParamSpec("P")
 Q = ParamSpec("Q")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 Owner = TypeVar("Owner")
 Ts = TypeVarTuple("Ts")
 
@@ -82,16 +85,40 @@ attempt, so the invocation hangs or is paused. The limit applies to each result 
 """
 
 
-class _Options(TypedDict, total=False):
-    name: str | Callable[..., str] | None
-    retry: RetryPolicy
-    timeout: timedelta | None
-    returns: Any
-    raises: tuple[type[Exception], ...]
-    codec: Codec
-    verify: bool | None
-    retry_on: ErrorFilter | None
-    no_retry_on: ErrorFilter | None
+class _Unchanged:
+    """The default of an option that a copy shares with its original."""
+
+    def __repr__(self) -> str:
+        return "UNCHANGED"
+
+
+UNCHANGED: Final[Any] = _Unchanged()
+
+
+class _NamedCalls:
+    """A method whose coroutines have the step's name, which Python shows if one is never awaited.
+
+    A coroutine has the name of its function, so each step has its own function with the same code.
+    """
+
+    def __init__(self, function: types.FunctionType) -> None:
+        self._function = function
+        step_calls.add(function.__code__)
+
+    def function_for(self, step: DurableStep[Any, Any]) -> types.FunctionType:
+        """Return the function with a step's name."""
+        named = types.FunctionType(self._function.__code__, self._function.__globals__, step.__name__)
+        named.__qualname__ = getattr(step, "__qualname__", step.__name__)
+        return named
+
+    def __get__(self, step: DurableStep[Any, Any] | None, owner: type[Any]) -> Any:
+        if step is None:
+            return self._function
+        return types.MethodType(step._named_call, step)  # pyright: ignore[reportPrivateUsage]
+
+
+def _named_calls(function: F) -> F:
+    return cast(F, _NamedCalls(cast(types.FunctionType, function)))
 
 
 class DurableStep(Generic[P, T]):
@@ -113,6 +140,7 @@ class DurableStep(Generic[P, T]):
         self._declared = self._function = function
         self._receiver: tuple[Any, ...] = ()
         self._options = options
+        self._named_call = vars(DurableStep)["__call__"].function_for(self)
         self._is_async = is_async(function)
         self._default_name = self.__name__
         # Skip the annotation when `returns=` is given for one call: resolving it dominates the cost.
@@ -124,6 +152,7 @@ class DurableStep(Generic[P, T]):
     def __repr__(self) -> str:
         return f"<durable_step {self._default_name}>"
 
+    @_named_calls
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call the function as a step, or plainly outside a handler and inside another step."""
         invocation = current_invocation()
@@ -189,23 +218,46 @@ class DurableStep(Generic[P, T]):
             )
         return self._begin(invocation, args, kwargs)
 
-    def with_options(self, **options: Unpack[_Options]) -> DurableStep[P, T]:
+    def with_options(
+        self,
+        *,
+        name: str | Callable[..., str] | None = UNCHANGED,
+        retry: RetryPolicy = UNCHANGED,
+        timeout: timedelta | float | None = UNCHANGED,
+        returns: Any = UNCHANGED,
+        raises: type[Exception] | tuple[type[Exception], ...] = UNCHANGED,
+        codec: Codec = UNCHANGED,
+        verify: bool | None = UNCHANGED,
+        retry_on: ErrorFilter | None = UNCHANGED,
+        no_retry_on: ErrorFilter | None = UNCHANGED,
+    ) -> DurableStep[P, T]:
         """Return a copy with other options, for one call site.
 
-        Args:
-            **options: Any option of :func:`durable_step`; those left out stay the same.
+        The options are those of :func:`durable_step`. Those that are left out stay the same.
 
         Raises:
-            StepDefinitionError: An option is unknown or has a wrong value.
+            StepDefinitionError: An option has a wrong value.
 
         Example:
             ```python
-            await charge.with_options(name="charge deposit", timeout=timedelta(seconds=5))(order)
+            await charge.with_options(name="charge deposit", timeout=5)(order)
             ```
         """
-        _check_known(options)
+        given: dict[str, Any] = {
+            "name": name,
+            "retry": retry,
+            "timeout": timeout,
+            "returns": returns,
+            "raises": raises,
+            "codec": codec,
+            "verify": verify,
+            "retry_on": retry_on,
+            "no_retry_on": no_retry_on,
+        }
         changed = copy.copy(self)
-        changed._options = dataclasses.replace(self._options, **options)
+        changed._options = dataclasses.replace(
+            self._options, **{option: value for option, value in given.items() if value is not UNCHANGED}
+        )
         changed._apply_options()
         return changed
 
@@ -241,8 +293,7 @@ class DurableStep(Generic[P, T]):
     def _apply_options(self) -> None:
         """Compute everything that depends on the options alone."""
         self._journal_name = journal_names(self._options.name, self._declared)
-        timeout = self._options.timeout
-        self._time_limit = None if timeout is None else timeout.total_seconds()
+        self._time_limit = self._options.seconds
         if self._options.returns is not None or self._annotated is not UNRESOLVED:
             self._check_result_type()
         retry = self._options.retry
@@ -317,7 +368,7 @@ class DurableStep(Generic[P, T]):
         future = run_unmarked(invocation.context, name, cast(Any, body), self._run_options)
         if self._time_limit is not None and has_body(future):
             invocation.check_time(name, self._time_limit)
-        if self._options.raises:
+        if self._options.declared:
             map_failure(future, self._declared_failure)
         return future
 
@@ -326,7 +377,9 @@ class DurableStep(Generic[P, T]):
         options = self._options
         try:
             value = await self._attempt(info, args, kwargs)
-        except options.raises as error:
+        except NotAwaitedError:
+            raise
+        except options.declared as error:
             raise encode_failure(info.name, error) from error
         except (TerminalError, RetryableError):
             raise
@@ -345,12 +398,16 @@ class DurableStep(Generic[P, T]):
         return self._encode(info, value)
 
     async def _attempt(self, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        timeout = self._options.timeout
+        timeout = self._options.seconds
         try:
             if timeout is None:
                 # Skip `asyncio.timeout(None)`: it doubles the cost of a call.
                 return await self._call(args, kwargs)
             return await self._call_within(timeout, info, args, kwargs)
+        except Exception as error:
+            if (forgotten := forgotten_await(error)) is not None:
+                raise forgotten from error
+            raise
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
@@ -360,16 +417,14 @@ class DurableStep(Generic[P, T]):
                 "asyncio.CancelledError in the body, or find out what cancels it."
             ) from error
 
-    async def _call_within(
-        self, timeout: timedelta, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
-        timer = asyncio.timeout(timeout.total_seconds())
+    async def _call_within(self, timeout: float, info: StepInfo, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        timer = asyncio.timeout(timeout)
         try:
             async with timer:
                 return await self._call(args, kwargs)
         except TimeoutError:
             if timer.expired():
-                raise StepTimeoutError(info.name, timeout.total_seconds()) from None
+                raise StepTimeoutError(info.name, timeout) from None
             raise
 
     async def _call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -385,10 +440,14 @@ class DurableStep(Generic[P, T]):
         try:
             data = codec.dump(result_type, value)
             if self._verifies(result_type):
-                verify(codec, result_type, value, data)
+                verify_value(codec, result_type, value, data)
         except EncodeError as error:
             raise StepResultError(info.name, str(error)) from error
+        except NotAwaitedError:
+            raise
         except Exception as error:
+            if (forgotten := forgotten_await(error)) is not None:
+                raise forgotten from error
             raise StepResultError(info.name, f"its codec failed: {error!r}.") from error
         if not isinstance(data, bytes) or not data:
             raise StepResultError(info.name, f"its codec returned {data!r} instead of at least one byte.")
@@ -416,7 +475,7 @@ class DurableStep(Generic[P, T]):
         return error
 
     def _declared_failure(self, failure: TerminalError) -> Exception:
-        return decode_failure(self._default_name, failure, self._options.raises)
+        return decode_failure(self._default_name, failure, self._options.declared)
 
 
 class _ResultSerde(Serde[Any]):
@@ -443,28 +502,84 @@ class _Decorator(typing.Protocol):
 
 
 @overload
-def durable_step(function: Callable[P, Awaitable[T]], /) -> DurableStep[P, T]: ...
+def durable_step(
+    function: Callable[P, Awaitable[T]],
+    /,
+    *,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> DurableStep[P, T]: ...
 @overload
-def durable_step(function: Callable[P, T], /) -> DurableStep[P, T]: ...
+def durable_step(
+    function: Callable[P, T],
+    /,
+    *,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> DurableStep[P, T]: ...
 @overload
-def durable_step(**options: Unpack[_Options]) -> _Decorator: ...
-def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
+def durable_step(
+    *,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> _Decorator: ...
+def durable_step(
+    function: Any = None,
+    /,
+    *,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> Any:
     """Make a callable a durable step: inside a handler its result is recorded, and a replay does not call it again.
 
-    Use it with or without options, on any callable: async functions, plain functions (they run in a thread, with the
-    caller's context variables), methods, partials, objects with a ``__call__``. Put it above ``@classmethod`` and
-    ``@staticmethod``. The signature, docstring and annotations stay, so a step is accepted wherever its function was,
-    for example as an agent's tool.
+    Use it as a decorator, with or without options, or as a function of the callable and the options, as in
+    ``durable_step(fetch, name="fetch")``. It takes any callable: async functions, plain functions (they run in a
+    thread, with the caller's context variables), methods, partials, objects with a ``__call__``. Put it above
+    ``@classmethod`` and ``@staticmethod``. The signature, docstring and annotations stay, so a step is accepted
+    wherever its function was, for example as an agent's tool.
 
     Args:
         function: The callable.
-        **options: ``name``: a string, a template of the arguments such as ``"charge {order.id}"``, or a function of
-            them (including ``self``); shown in Restate, and compared on replay. ``retry``: a :class:`RetryPolicy`; by
-            default the invocation's retry policy applies. ``timeout``: the time limit of one attempt. ``returns``: the
-            result type, if there is no annotation. ``raises``: exceptions that are recorded with their data and raised
-            again with their own class. ``codec``: encodes and decodes results. ``verify``: check that the result comes
-            back from the journal unchanged; by default if a result type is declared. ``retry_on`` / ``no_retry_on``:
-            which other exceptions to retry, as classes or a predicate; all others are terminal.
+        name: The name in the journal, which Restate shows and a replay compares: a string, a template of the arguments
+            such as ``"charge {order.id}"``, or a function of them (including ``self``). By default, the function's own.
+        retry: The limits and delays of retries. By default, the invocation's retry policy applies.
+        timeout: The time limit of one attempt, in seconds or as a timedelta.
+        returns: The result type, instead of the annotation.
+        raises: The exception class, or a tuple of them, to record with its data and raise again with its own class.
+        codec: Encodes and decodes results.
+        verify: Check that the result comes back from the journal unchanged. By default, it is checked if a result type
+            is declared.
+        retry_on: The other exceptions to retry, as classes or a predicate; all others are terminal. By default, all
+            are retried.
+        no_retry_on: The exceptions that are terminal, as classes or a predicate.
 
     Returns:
         The step. ``await step(...)`` calls it, ``step.start(...)`` starts it, ``step.with_options(...)`` copies it.
@@ -474,34 +589,60 @@ def durable_step(function: Any = None, /, **options: Unpack[_Options]) -> Any:
 
     Example:
         ```python
-        @durable_step(name="charge {order.id}", retry=RetryPolicy(max_attempts=5), raises=(CardDeclined,))
+        @durable_step(name="charge {order.id}", retry=RetryPolicy(max_attempts=5), raises=CardDeclined)
         async def charge(order: Order) -> Receipt:
             return await payments.charge(order, idempotency_key=step_info().idempotency_key)
         ```
     """
-    _check_known(options)
+    options = StepOptions(
+        name=name,
+        retry=retry,
+        timeout=timeout,
+        returns=returns,
+        raises=raises,
+        codec=codec,
+        verify=verify,
+        retry_on=retry_on,
+        no_retry_on=no_retry_on,
+    )
     if function is not None:
-        if options:
-            raise StepDefinitionError(
-                "durable_step() got a function and options in one call, but a decorator takes one or the other. Pass "
-                "the options first, and apply the result to the function: durable_step(name=...)(function)."
-            )
-        return DurableStep[..., Any](function, StepOptions(), _caller())
-    checked = StepOptions(**options)
+        return DurableStep[..., Any](function, options, _caller())
 
     def decorate(function: Any) -> Any:
-        return DurableStep[..., Any](function, checked, _caller())
+        return DurableStep[..., Any](function, options, _caller())
 
     return decorate
 
 
-async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, **options: Unpack[_Options]) -> T:
+async def run_step(
+    function: Callable[[Unpack[Ts]], Awaitable[T]],
+    *args: *Ts,
+    name: str | Callable[..., str] | None = None,
+    retry: RetryPolicy = RetryPolicy(),
+    timeout: timedelta | float | None = None,
+    returns: Any = None,
+    raises: type[Exception] | tuple[type[Exception], ...] = (),
+    codec: Codec = DEFAULT_CODEC,
+    verify: bool | None = None,
+    retry_on: ErrorFilter | None = None,
+    no_retry_on: ErrorFilter | None = None,
+) -> T:
     """Call a function as a durable step without decorating it.
+
+    The options are those of :func:`durable_step`, which describes them in full.
 
     Args:
         function: The async function; for a plain function, use :func:`durable_step`, which has types for it.
         *args: The function's arguments.
-        **options: The options of :func:`durable_step`.
+        name: The name in the journal, a template of it, or a function of the arguments.
+        retry: The limits and delays of retries.
+        timeout: The time limit of one attempt.
+        returns: The result type, instead of the annotation.
+        raises: The exceptions to record with their data.
+        codec: Encodes and decodes the result.
+        verify: Check that the result comes back from the journal unchanged.
+        retry_on: The other exceptions to retry.
+        no_retry_on: The exceptions that are terminal.
 
     Returns:
         The recorded result.
@@ -514,8 +655,18 @@ async def run_step(function: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, *
         user = await run_step(client.fetch_user, user_id, name="fetch user {user_id}")
         ```
     """
-    _check_known(options)
-    step: DurableStep[Any, T] = DurableStep(function, StepOptions(**options), None)
+    options = StepOptions(
+        name=name,
+        retry=retry,
+        timeout=timeout,
+        returns=returns,
+        raises=raises,
+        codec=codec,
+        verify=verify,
+        retry_on=retry_on,
+        no_retry_on=no_retry_on,
+    )
+    step: DurableStep[Any, T] = DurableStep(function, options, None)
     return await step(*args)
 
 
@@ -532,13 +683,6 @@ def as_unit(step: DurableStep[P, T], name: str, time_limit: float | None) -> Dur
     if time_limit is not None and copied._time_limit is None:  # pyright: ignore[reportPrivateUsage]
         copied._time_limit = time_limit  # pyright: ignore[reportPrivateUsage]
     return copied
-
-
-def _check_known(options: object) -> None:
-    unknown = set(cast("dict[str, Any]", options)) - {field.name for field in dataclasses.fields(StepOptions)}
-    if unknown:
-        known = ", ".join(field.name for field in dataclasses.fields(StepOptions))
-        raise StepDefinitionError(f"unknown option {sorted(unknown)[0]!r}. The options of a step are: {known}.")
 
 
 def _caller() -> types.FrameType:

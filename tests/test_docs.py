@@ -7,6 +7,8 @@ import doctest
 import http.server
 import importlib
 import json
+import os
+import re
 import subprocess
 import sys
 import threading
@@ -31,6 +33,27 @@ def test_page(page: Path, request: pytest.FixtureRequest) -> None:
     fixtures = {name: request.getfixturevalue(name) for name in parse(page).fixtures}
 
     run(page, **fixtures)
+
+
+@pytest.mark.timeout(300)
+def test_examples_of_the_readme_pass_checkers_as_pasted(tmp_path: Path) -> None:
+    """A new user pastes them into a project with strict checkers, or with the defaults of a linter."""
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    for name, code in zip(("shop.py", "explore_shop.py"), blocks, strict=True):
+        (tmp_path / name).write_text(code)
+    (tmp_path / "pyrightconfig.json").write_text('{"typeCheckingMode": "strict"}')
+    commands = (
+        ("pyright", "--pythonpath", sys.executable),
+        ("ruff", "check", "--isolated", "--extend-select", "I,UP,B,SIM,RET,ASYNC,RUF", "."),
+        ("ruff", "format", "--isolated", "--check", "."),
+    )
+
+    for module, *options in commands:
+        command = [sys.executable, "-m", module, *options]
+        done = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert (0, "") == (done.returncode, done.stdout if done.returncode else ""), f"{module}:\n{done.stderr}"
 
 
 @pytest.mark.timeout(300)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
+import pickle
+import pydoc
 from datetime import timedelta
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_overloads, get_type_hints
 
 import pytest
 import restate
@@ -12,6 +16,7 @@ from restate.exceptions import RetryableError
 
 from restate_steps import DurableStep, RetryPolicy, StepDefinitionError, durable_step, run_step
 from restate_steps.options import StepOptions
+from restate_steps.step import UNCHANGED
 from tests.support.stable_ids import stable_id
 
 
@@ -51,13 +56,25 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "charge {order!x}"}, r"name 'charge \{order!x\}' is not a valid template: .*'x'"),
     ({"retry": 3}, r"retry must be a RetryPolicy, got 3"),
     ({"retry": None}, r"retry must be a RetryPolicy, got None"),
-    ({"timeout": 30}, r"timeout must be a datetime\.timedelta, got 30\. Write timedelta\(seconds=\.\.\.\)"),
+    (
+        {"timeout": "30 s"},
+        r"timeout must be a number of seconds or a datetime\.timedelta, got '30 s'\. Write timeout=5",
+    ),
+    ({"timeout": True}, r"timeout must be a number of seconds or a datetime\.timedelta, got True"),
+    ({"timeout": 0}, "timeout must be longer than zero, got 0"),
+    ({"timeout": -1.5}, r"timeout must be longer than zero, got -1\.5"),
+    ({"timeout": float("nan")}, "timeout must be a finite number of seconds, got nan"),
+    ({"timeout": float("inf")}, "timeout must be a finite number of seconds, got inf"),
+    ({"timeout": 1e300}, r"timeout is longer than a datetime\.timedelta can be, got 1e\+300"),
+    ({"timeout": 10**400}, r"timeout is longer than a datetime\.timedelta can be"),
     ({"timeout": timedelta(0)}, r"timeout must be longer than zero, got datetime\.timedelta\(0\)"),
     ({"timeout": timedelta(seconds=-1)}, "timeout must be longer than zero"),
-    ({"raises": Declined}, "raises must be a tuple of exception classes, got <class .*Declined'>"),
-    ({"raises": [Declined]}, "raises must be a tuple of exception classes"),
-    ({"raises": ("Declined",)}, "raises must contain exception classes, got 'Declined'"),
-    ({"raises": (KeyboardInterrupt,)}, "raises must contain exception classes, got <class 'KeyboardInterrupt'>"),
+    ({"raises": [Declined]}, r"raises must be an exception class or a tuple of them; got \[<class .*Write raises=Val"),
+    ({"raises": ("Declined",)}, "raises must be an exception class or a tuple of them; got 'Declined'"),
+    ({"raises": Declined()}, r"raises must be an exception class or a tuple of them; got Declined\(\)"),
+    ({"raises": None}, "raises must be an exception class or a tuple of them; got None"),
+    ({"raises": (KeyboardInterrupt,)}, "raises must be an exception class .*; got <class 'KeyboardInterrupt'>"),
+    ({"raises": Exception}, "raises must not contain Exception, which has a special meaning for Restate"),
     ({"raises": (Exception,)}, "raises must not contain Exception, which has a special meaning for Restate"),
     ({"raises": (restate.TerminalError,)}, "raises must not contain TerminalError"),
     ({"raises": (RetryableError,)}, "raises must not contain RetryableError"),
@@ -71,7 +88,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"retry_on": async_answer}, "retry_on must be a plain function, because its result is needed at once"),
     ({"returns": Connection}, r"step 'charge': Connection cannot be encoded: .* codec="),
     ({"returns": 5}, "step 'charge'.* cannot be encoded"),
-    ({"retries": 3}, "unknown option 'retries'. The options of a step are: name, retry, timeout, returns, raises,"),
 ]
 
 
@@ -111,10 +127,11 @@ async def test_run_step_refuses_what_the_decorator_refuses(options: dict[str, An
         ({"max_attempts": 2**32}, "max_attempts must be an integer of at least 1 and less than 4294967296"),
         ({"max_attempts": 1.5}, "max_attempts must be an integer"),
         ({"max_attempts": True}, r"max_attempts must be an integer of at least 1 .*, got True"),
-        ({"max_duration": 5}, r"max_duration must be a datetime\.timedelta, got 5"),
+        ({"max_duration": float("nan")}, "max_duration must be a finite number of seconds, got nan"),
+        ({"max_duration": False}, r"max_duration must be a number of seconds or a datetime\.timedelta, got False"),
         ({"max_duration": timedelta(0)}, "max_duration must be longer than zero"),
-        ({"initial_retry_interval": 0.1}, r"initial_retry_interval must be a datetime\.timedelta, got 0\.1"),
-        ({"max_retry_interval": "1s"}, r"max_retry_interval must be a datetime\.timedelta, got '1s'"),
+        ({"initial_retry_interval": -1}, "initial_retry_interval must be longer than zero, got -1"),
+        ({"max_retry_interval": "1s"}, r"max_retry_interval must be a number of seconds or a .*timedelta, got '1s'"),
         ({"retry_interval_factor": 0.5}, r"retry_interval_factor must be a finite number of at least 1, got 0\.5"),
         ({"retry_interval_factor": float("nan")}, "retry_interval_factor must be a finite number .*, got nan"),
         ({"retry_interval_factor": float("inf")}, "retry_interval_factor must be a finite number .*, got inf"),
@@ -142,25 +159,94 @@ def test_no_limit_is_set_unless_asked_for() -> None:
     assert StepOptions().timeout is None
 
 
-@pytest.mark.parametrize("function", [durable_step, run_step, DurableStep.with_options], ids=stable_id)
-def test_every_option_has_a_type(function: Any) -> None:
-    """A field of `StepOptions` works at run time, but type checkers refuse an option without an entry in `_Options`."""
-    [options] = get_args(get_type_hints(function)["options"])
-
-    assert get_type_hints(StepOptions) == get_type_hints(options)
-
-
-def test_every_option_is_documented() -> None:
-    """The docstring of the decorator describes each option."""
-    documentation = durable_step.__doc__ or ""
-
-    assert [] == [field.name for field in dataclasses.fields(StepOptions) if f"``{field.name}``" not in documentation]
+def options_of(function: Any) -> dict[str, tuple[Any, Any]]:
+    """The type and the default of each option in a signature."""
+    types = get_type_hints(function)
+    return {
+        name: (types[name], parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    }
 
 
-def test_options_are_passed_by_name() -> None:
-    """A function and options in one call are refused, because it would be decorated without them."""
-    with pytest.raises(StepDefinitionError, match="a function and options in one call"):
-        durable_step(charge, name="charge")  # type: ignore[call-overload]
+OPTIONS = {
+    field.name: (get_type_hints(StepOptions)[field.name], field.default)
+    for field in dataclasses.fields(StepOptions)
+    if field.init
+}
+
+
+def test_signatures_show_each_option_with_its_type_and_default() -> None:
+    """`help()`, editors and the reference show what there is, and what applies if it is left out."""
+    functions = [durable_step, run_step, *get_overloads(durable_step)]
+
+    assert [OPTIONS] * 5 == [options_of(function) for function in functions]
+
+
+def test_with_options_shows_each_option_with_its_type() -> None:
+    """An option that is left out of a copy is unchanged, and the signature says so."""
+    assert {name: (type_, UNCHANGED) for name, (type_, _) in OPTIONS.items()} == options_of(DurableStep.with_options)
+    assert "UNCHANGED" == repr(UNCHANGED)
+
+
+@pytest.mark.parametrize("function", [durable_step, run_step], ids=stable_id)
+def test_every_option_is_documented(function: Any) -> None:
+    """The docstring describes each option."""
+    documentation = inspect.getdoc(function) or ""
+
+    assert [] == [name for name in OPTIONS if f"\n    {name}: " not in documentation]
+
+
+def test_help_shows_the_options() -> None:
+    """What `help(durable_step)` prints names each option with its type and default."""
+    # Python 3.13 has a line for each parameter, and 3.14 no quotes.
+    text = " ".join(pydoc.plain(pydoc.render_doc(durable_step)).replace("'", "").split())
+
+    assert "retry: RetryPolicy = RetryPolicy(), timeout: timedelta | float | None = None" in text
+    assert "codec: Codec = JsonCodec()" in text
+    assert "Unpack" not in text
+
+
+def test_an_unknown_option_is_refused() -> None:
+    """A misspelled option is an error at the line that has it."""
+    options: Any = {"retries": 3}
+    for call in (durable_step, durable_step(charge).with_options, functools.partial(run_step, charge)):
+        with pytest.raises(TypeError, match="unexpected keyword argument 'retries'"):
+            call(**options)
+
+
+async def test_a_function_and_its_options_in_one_call() -> None:
+    """As `dataclass(cls, frozen=True)` does, `durable_step(function, name=...)` decorates."""
+    step = durable_step(charge, name="charge {order}", timeout=5)
+
+    assert "a 2" == await step("a", 2)
+    assert "<durable_step charge>" == repr(step)
+    with pytest.raises(StepDefinitionError, match="charge has no parameter 'ordre'"):
+        durable_step(charge, name="charge {ordre}")
+
+
+def test_durations_are_seconds_or_timedeltas() -> None:
+    """A number of seconds means the same as a timedelta."""
+    assert 5.0 == StepOptions(timeout=5).seconds == StepOptions(timeout=timedelta(seconds=5)).seconds
+    assert RetryPolicy(max_duration=1.5) == RetryPolicy(max_duration=timedelta(milliseconds=1500))
+    assert timedelta(seconds=2) == RetryPolicy(initial_retry_interval=2).initial_retry_interval
+    assert hash(RetryPolicy(max_retry_interval=60)) == hash(RetryPolicy(max_retry_interval=timedelta(minutes=1)))
+
+
+def test_raises_is_a_class_or_a_tuple() -> None:
+    """One class needs no tuple, as in `except`."""
+    assert (Declined,) == StepOptions(raises=Declined).declared == StepOptions(raises=(Declined,)).declared
+    assert () == StepOptions().declared
+
+
+def test_a_policy_shows_what_is_set() -> None:
+    """The default policy is short in signatures."""
+    assert "RetryPolicy()" == repr(RetryPolicy())
+    assert "RetryPolicy(max_attempts=3, max_duration=datetime.timedelta(seconds=5))" == repr(
+        RetryPolicy(max_attempts=3, max_duration=5)
+    )
+    assert RetryPolicy(max_attempts=3) == dataclasses.replace(RetryPolicy(), max_attempts=3)
+    assert RetryPolicy(max_duration=5) == pickle.loads(pickle.dumps(RetryPolicy(max_duration=5)))
 
 
 @pytest.mark.parametrize("thing", [5, "charge", property(lambda self: 1)], ids=stable_id)

@@ -55,19 +55,9 @@ def _object(path: str, found: griffe.Object) -> Iterator[str]:
         for function in found.overloads or [found]:
             kind = "async def" if "async" in function.labels else "def"
             yield f"{kind} {function.signature(name=path)}"
-            yield from _options(path, function)
     elif isinstance(found, griffe.Attribute):
         kind = "property " if "property" in found.labels else ""
         yield f"{kind}{path}" + (f": {found.annotation}" if found.annotation else "")
-
-
-def _options(path: str, function: griffe.Function) -> Iterator[str]:
-    """Return a line for each keyword argument that a typed dictionary describes."""
-    for parameter in function.parameters:
-        if unpacked := re.fullmatch(r"Unpack\[(\w+)\]", str(parameter.annotation)):
-            options = function.modules_collection[function.resolve(unpacked[1])]
-            for name, option in sorted(_target(options).members.items()):
-                yield f"    {path}(..., {name}: {_target(option).annotation})"
 
 
 def _class(path: str, found: griffe.Class) -> Iterator[str]:
@@ -99,15 +89,39 @@ def test_public_api() -> None:
         )
 
 
+def parameters() -> list[tuple[str, str, str]]:
+    """Return the signature, the name and the type of each parameter of a public function."""
+    signatures = [line for line in SNAPSHOT.read_text().splitlines() if re.match(r"(async )?def ", line)]
+    return [
+        (line.partition("(")[0], name, annotation.strip())
+        for line in signatures
+        for name, annotation in re.findall(r"(\*{0,2}\w+): ((?:[^,=()\[\]]|\[[^\]]*\])+)", line)
+    ]
+
+
+def test_durations_are_seconds_or_timedeltas_everywhere() -> None:
+    """A user need not remember which function takes which."""
+    durations = [each for each in parameters() if "timedelta" in each[2] or re.search("timeout|delay", each[1])]
+
+    assert 15 < len(durations)
+    assert [] == [each for each in durations if not {"timedelta", "float"} <= set(re.findall(r"\w+", each[2]))]
+
+
+def test_no_signature_hides_its_options() -> None:
+    """`help()` and editors show each option with its type and default."""
+    catch_all = [each for each in parameters() if each[1].startswith("**")]
+
+    assert {("**kwargs", "P.kwargs")} == {each[1:] for each in catch_all}
+
+
 @pytest.fixture
 def shop(tmp_path: Path) -> Path:
     """A small package."""
     (tmp_path / "shop.py").write_text(
-        "from dataclasses import dataclass\nfrom typing import TypedDict, Unpack\n"
+        "from dataclasses import dataclass\n"
         "__all__ = ['Order', 'pay']\n"
-        "async def pay(order: 'Order', *, twice: bool = False, **options: Unpack[_Options]) -> str: ...\n"
+        "async def pay(order: 'Order', *, twice: bool = False) -> str: ...\n"
         "def hidden() -> None: ...\n"
-        "class _Options(TypedDict):\n    key: str\n"
         "class _Base:\n    def cancel(self) -> None: ...\n    def _undo(self) -> None: ...\n"
         "@dataclass(frozen=True)\nclass Order(_Base):\n    id: str\n    count: int = 1\n"
         "    @property\n    def total(self) -> int: ...\n"
@@ -124,8 +138,7 @@ def test_lines(shop: Path) -> None:
         "shop.Order.count: int",
         "shop.Order.id: str",
         "property shop.Order.total: int",
-        "async def shop.pay(order: Order, *, twice: bool = False, **options: Unpack[_Options]) -> str",
-        "    shop.pay(..., key: str)",
+        "async def shop.pay(order: Order, *, twice: bool = False) -> str",
     ] == api(load(shop, "shop"), ("shop",))
 
 

@@ -12,7 +12,7 @@ from pydantic_ai.usage import RequestUsage
 from restate_steps.codec import Codec, JsonCodec
 from restate_steps.codec._adapters import adapter_for
 from restate_steps.context import running_step
-from restate_steps.errors import EncodeError, StepResultError
+from restate_steps.errors import EncodeError, NotAwaitedError, StepResultError
 
 __all__ = ["ENCODED", "UNIT_CODEC", "VALUES", "encoding_failure"]
 
@@ -76,8 +76,10 @@ UNIT_CODEC: Final = _UnitCodec()
 """The engine's codec."""
 
 
-def encoding_failure(error: Exception) -> StepResultError:
-    """Return the terminal error for a result that cannot be encoded."""
+def encoding_failure(error: Exception) -> Exception:
+    """Return the terminal error for a result that cannot be encoded; a forgotten await stays retryable."""
+    if isinstance(error, NotAwaitedError):
+        return error
     info = running_step.get()
     return StepResultError(info.name if info is not None else "(outside a handler)", str(error))
 

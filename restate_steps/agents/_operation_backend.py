@@ -147,7 +147,7 @@ async def run_unit(
     name: str,
     *,
     retry: RetryPolicy = _DEFAULT_POLICY,
-    timeout: timedelta | None = None,
+    timeout: timedelta | float | None = None,
     time_limit: float | None = None,
 ) -> bytes:
     """Run a function that returns an encoded result as a step.
@@ -187,7 +187,7 @@ async def run_unit(
 
 @functools.lru_cache(maxsize=128)
 def _step_with(
-    retry: RetryPolicy, timeout: timedelta | None
+    retry: RetryPolicy, timeout: timedelta | float | None
 ) -> DurableStep[[str, Callable[[], Awaitable[bytes]]], bytes]:
     # Creating a step takes longer than calling it. It depends on its options alone, so replays may share it.
     options = durable_step(name=_name_of, returns=bytes, codec=ENCODED, verify=False, retry=retry, timeout=timeout)

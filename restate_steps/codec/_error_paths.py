@@ -28,7 +28,7 @@ _Part: TypeAlias = tuple[Any, Any, Any]
 """A path segment, and the schema and the value of that part."""
 
 
-def locate(schema: CoreSchema, value: object, error: Exception, round_trip: bool) -> tuple[str, Exception]:
+def locate(schema: CoreSchema, value: object, error: Exception, round_trip: bool) -> tuple[str, Exception, Any]:
     """Find the smallest part of ``value`` that cannot be encoded.
 
     Args:
@@ -38,14 +38,14 @@ def locate(schema: CoreSchema, value: object, error: Exception, round_trip: bool
         round_trip: The ``round_trip`` that the value was encoded with.
 
     Returns:
-        The path of the part, and the error that this part raises by itself.
+        The path of the part, the error that this part raises by itself, and the part.
     """
     search = _Search(schema, round_trip)
     try:
         return search.run(schema, value, error)
     except Exception:
         # Failing to find the path must not hide the error.
-        return format_path(search.segments), error
+        return format_path(search.segments), error, None
 
 
 def colliding_keys(value: object) -> tuple[str, tuple[Any, Any]] | None:
@@ -102,7 +102,7 @@ class _Search:
         self._seen: set[int] = set()
         self._tried = 0
 
-    def run(self, schema: Any, value: Any, error: Exception) -> tuple[str, Exception]:
+    def run(self, schema: Any, value: Any, error: Exception) -> tuple[str, Exception, Any]:
         while id(value) not in self._seen:
             self._seen.add(id(value))
             failing = self._failing_part(schema, value)
@@ -113,7 +113,7 @@ class _Search:
                 self.segments.append(segment.value)
                 break
             self.segments.append(segment)
-        return format_path(self.segments), error
+        return format_path(self.segments), error, value
 
     def _failing_part(self, schema: Any, value: Any) -> tuple[_Part, Exception] | None:
         for part in self._parts(schema, value):

@@ -6,6 +6,7 @@ from typing import Any, Final, Protocol
 
 from pydantic.errors import PydanticUndefinedAnnotation
 
+from restate_steps._not_awaited import not_awaited
 from restate_steps.codec._adapters import CACHE, Adapter, adapter_for, is_plain
 from restate_steps.codec._advice import (
     explain_load,
@@ -103,6 +104,7 @@ class JsonCodec:
 
         Raises:
             EncodeError: The value does not fit the type, or cannot be written as JSON.
+            NotAwaitedError: There is a coroutine in the value.
         """
         adapter = _cached(id(type))
         if adapter is None:
@@ -182,7 +184,9 @@ class JsonCodec:
         try:
             return encode_slowly(adapter.to_json, value, self._round_trip)
         except Exception as error:
-            path, cause = locate(adapter.schema, value, error, self._round_trip)
+            path, cause, part = locate(adapter.schema, value, error, self._round_trip)
+            if (forgotten := not_awaited(part, path)) is not None:
+                raise forgotten from error
             reason = tidy(str(cause)) or type(cause).__name__
             raise EncodeError(type_name(adapter.type), path, reason, fix_for_value(reason)) from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -25,11 +24,12 @@ from typing import Any, Generic, Literal, NoReturn, TypeVar, cast, overload
 
 from restate import TerminalError
 
+from restate_steps._durations import to_limit
 from restate_steps._loop import running_operation
 from restate_steps._sdk import ambient_context, share_future
 from restate_steps.concurrency._scope import Scope, Task
 from restate_steps.context import current_invocation
-from restate_steps.errors import ConcurrencyError
+from restate_steps.errors import ConcurrencyError, StepDefinitionError
 
 __all__ = ["AsCompleted", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"]
 
@@ -256,7 +256,7 @@ async def _race(awaitables: tuple[Awaitable[T], ...]) -> T:
     return cast(T, scope.finished[0].result())
 
 
-async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -> T:
+async def wait_for(awaitable: Awaitable[T], timeout: timedelta | float | None) -> T:
     """Wait for an awaitable, with a durable timeout.
 
     The timer is in the journal: it continues while the handler is suspended, and a crash does not restart it. It limits
@@ -271,6 +271,7 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -
 
     Raises:
         TimeoutError: The time is up. The awaitable has been cancelled, and has ended.
+        StepDefinitionError: The timeout is not a duration.
         BaseException: The exception of the awaitable.
 
     Example:
@@ -281,13 +282,18 @@ async def wait_for(awaitable: Awaitable[T], timeout: float | timedelta | None) -
             await remind()
         ```
     """
-    if timeout is None or timeout == math.inf:
+    try:
+        seconds = to_limit("timeout", timeout)
+    except StepDefinitionError:
+        _close([awaitable])
+        raise
+    if seconds is None:
         return await awaitable
-    return await _on_handler_loop(lambda: _wait_for(awaitable, timeout), [awaitable])
+    return await _on_handler_loop(lambda: _wait_for(awaitable, seconds), [awaitable])
 
 
-async def _wait_for(awaitable: Awaitable[T], timeout: float | timedelta) -> T:
-    timer = _Timer(timeout)
+async def _wait_for(awaitable: Awaitable[T], seconds: float) -> T:
+    timer = _Timer(seconds)
     # Start the timer first, so that it is in the journal even if the awaitable never waits for anything.
     scope = _start((timer.run(), awaitable), fail_fast=False)
     work = scope.tasks[1]
@@ -317,13 +323,13 @@ class _Timer:
         error: The error that reported the cancellation, or None.
     """
 
-    def __init__(self, timeout: float | timedelta) -> None:
-        self.seconds = timeout.total_seconds() if isinstance(timeout, timedelta) else timeout
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
         self.ended = False
         self.error: TerminalError | None = None
 
     async def run(self) -> None:
-        delay = timedelta(seconds=max(self.seconds, 0.0))
+        delay = timedelta(seconds=self.seconds)
         context = ambient_context() if current_invocation() is not None else None
         try:
             await (asyncio.sleep(delay.total_seconds()) if context is None else context.sleep(delay))
@@ -408,15 +414,16 @@ class TaskGroup:
 class AsCompleted(Generic[T]):
     """The result of :func:`as_completed`; iterate over it with ``for`` or ``async for``."""
 
-    def __init__(self, awaitables: Iterable[Awaitable[T]], timeout: float | timedelta | None) -> None:
+    def __init__(self, awaitables: Iterable[Awaitable[T]], timeout: timedelta | float | None) -> None:
         given = list(awaitables)
         try:
+            seconds = to_limit("timeout", timeout)
             _refuse_under_restate_app("restate_steps.as_completed")
         except BaseException:
             _close(given)
             raise
         self._yielded = 0
-        self._timer = None if timeout is None or timeout == math.inf else _Timer(timeout)
+        self._timer = None if seconds is None else _Timer(seconds)
         self._count = len(given)
         self._scope = _start([*given, self._timer.run()] if self._timer is not None else given, fail_fast=False)
 
@@ -452,7 +459,7 @@ class AsCompleted(Generic[T]):
             yield await self._next_task()
 
 
-def as_completed(awaitables: Iterable[Awaitable[T]], *, timeout: float | timedelta | None = None) -> AsCompleted[T]:
+def as_completed(awaitables: Iterable[Awaitable[T]], *, timeout: timedelta | float | None = None) -> AsCompleted[T]:
     """Run awaitables concurrently and yield them as they finish.
 
     As with :func:`asyncio.as_completed`, ``for`` yields awaitables of the next result, and ``async for`` (as in Python

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
+from restate_steps._durations import to_seconds
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
 from restate_steps.server._extra import missing_extra
@@ -23,7 +25,7 @@ class AdminClient:
 
     Args:
         admin_url: The URL of the API, for example ``http://127.0.0.1:9070``.
-        timeout: The maximum time to wait for an answer, in seconds.
+        timeout: The maximum time to wait for an answer, in seconds or as a timedelta.
 
     Example:
         >>> admin = AdminClient("http://127.0.0.1:9070")
@@ -31,9 +33,9 @@ class AdminClient:
         'http://127.0.0.1:9070'
     """
 
-    def __init__(self, admin_url: str, *, timeout: float = _TIMEOUT) -> None:
+    def __init__(self, admin_url: str, *, timeout: timedelta | float = _TIMEOUT) -> None:
         self._admin_url = admin_url.rstrip("/")
-        self._timeout = timeout
+        self._timeout = to_seconds("timeout", timeout)
 
     @property
     def admin_url(self) -> str:

@@ -17,10 +17,12 @@ import tempfile
 import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Final, Self
 
+from restate_steps._durations import to_seconds
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
@@ -77,7 +79,7 @@ class RestateServer:
         admin_port: The port of the admin API and the UI; a free one by default.
         node_port: The port for other nodes; a free one by default.
         preferred_ports: The ports of the ingress and the admin API to use if they are free and no other is given.
-        startup_timeout: The maximum time to wait until the server is ready, in seconds.
+        startup_timeout: The maximum time to wait until the server is ready, in seconds or as a timedelta.
 
     Example:
         >>> with RestateServer() as server:
@@ -98,7 +100,7 @@ class RestateServer:
         admin_port: int | None = None,
         node_port: int | None = None,
         preferred_ports: tuple[int, int] | None = None,
-        startup_timeout: float = 60.0,
+        startup_timeout: timedelta | float = 60.0,
     ) -> None:
         self._path = path
         self._given_dir = Path(base_dir).expanduser().absolute() if base_dir is not None else None
@@ -106,7 +108,7 @@ class RestateServer:
         self._given_ports = (ingress_port, admin_port, node_port)
         self._preferred_ports = (*(preferred_ports or (None, None)), None)
         self._ports: tuple[int, int, int] | None = None
-        self._startup_timeout = startup_timeout
+        self._startup_timeout = to_seconds("startup_timeout", startup_timeout)
         self._process: Child | None = None
         self._lock: BinaryIO | None = None
         # The server checks for a new release at every start, which cannot be disabled, and logs an error without a

@@ -571,7 +571,8 @@ def test_metadata_sets_the_options_of_a_tool(env_factory: Serve) -> None:
     [
         ({"restate": True}, "Use False"),
         ({"restate": {"retries": 3}}, "unknown option 'retries'"),
-        ({"restate": {"timeout": 3}}, "timeout must be a datetime.timedelta"),
+        ({"restate": {"timeout": "3 s"}}, "timeout must be a number of seconds or a datetime.timedelta"),
+        ({"restate": {"timeout": True}}, "timeout must be a number of seconds or a datetime.timedelta"),
     ],
 )
 def test_wrong_metadata_ends_the_invocation(env_factory: Serve, metadata: dict[str, Any], reason: str) -> None:

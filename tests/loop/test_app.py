@@ -828,7 +828,7 @@ async def test_invocations_share_the_loop_and_not_its_settings(caplog: pytest.Lo
         with caplog.at_level(logging.ERROR, "restate_steps"):
             both = [await sim.send("App/run") for _ in range(2)]
         for invocation in both:
-            await sim.resolve_awakeable(invocation.awakeables[0])
+            await sim.resolve_awakeable(await sim.awakeable(invocation))
             assert [True, True] == (await invocation.result()).value
     assert ["invalid literal for int() with base 10: 'caught'"] * 2 == caught
     logged = [str(record.exc_info[1]) for record in caplog.records if record.exc_info]

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+import restate
 from restate import TerminalError
 
 import restate_steps
@@ -190,6 +191,31 @@ async def test_an_invocation_that_ends_before_its_awakeable() -> None:
         assert caught.value.value == ["one", "two", "three"]
 
 
+async def test_an_awakeable_that_is_made_later() -> None:
+    """The client waits for it in virtual time, and hears who waits for what if it is never made."""
+    service = restate.Service("Later")
+
+    @service.handler()
+    async def asks_later(ctx: restate.Context) -> list[str]:
+        answers: list[str] = []
+        for _ in range(2):
+            await ctx.sleep(timedelta(days=1))
+            answers.append(await ctx.awakeable(type_hint=str)[1])
+        return answers
+
+    async with simulate(restate_steps.app([service])) as sim:
+        sent = await sim.send(asks_later)
+        assert sent.awakeables == []
+        await sim.resolve_awakeable(await sim.awakeable(sent), "yes")
+        assert sim.now == timedelta(days=1)
+        second = await sim.awakeable(sent, 1)
+        assert sim.now == timedelta(days=2)
+        with pytest.raises(StuckError, match=rf"has not made awakeable 2, and nothing .*\n.* the awakeable '{second}'"):
+            await sim.awakeable(sent, 2)
+        await sim.resolve_awakeable(second, "no")
+        assert (await sent.result()).value == ["yes", "no"]
+
+
 def test_a_scenario_that_waits_for_an_awakeable_may_be_cancelled() -> None:
     """The cancellation is then what the client ends up with."""
 
@@ -229,7 +255,7 @@ async def test_an_outcome_needs_no_waiting() -> None:
     async with simulate(APP) as sim:
         paid = await sim.send(pay)
         assert paid.outcome is None
-        await sim.resolve_awakeable(paid.awakeables[0], "paid")
+        await sim.resolve_awakeable(await sim.awakeable(paid), "paid")
         assert paid.outcome == Outcome("value", "paid")
 
         cancelled = await sim.send(pay)

@@ -349,7 +349,7 @@ async def test_a_scenario() -> None:
     async def approve(sim: Simulator) -> Any:
         invocation = await sim.send(deterministic.asks_for_approval)
         await sim.send(nondeterministic.tosses_a_coin)
-        await sim.resolve_awakeable(invocation.awakeables[0], "yes")
+        await sim.resolve_awakeable(await sim.awakeable(invocation), "yes")
         return (await invocation.result()).value
 
     app = restate_steps.app([deterministic.sound, nondeterministic.faulty])

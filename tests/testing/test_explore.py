@@ -247,7 +247,7 @@ def test_a_scenario_does_what_a_client_does() -> None:
 
     async def scenario(sim: Simulator) -> Any:
         invocation = await sim.send(shop.ask, "tea?")
-        await sim.resolve_awakeable(invocation.awakeables[0], "yes")
+        await sim.resolve_awakeable(await sim.awakeable(invocation), "yes")
         return (await invocation.result()).value
 
     report = explore(shop.app, scenario=scenario)

@@ -85,7 +85,8 @@ async def test_gather_and_select(sim: Simulator) -> None:
 async def test_an_awakeable_is_resolved_from_outside(sim: Simulator) -> None:
     """The handler has stopped at the awakeable; it goes on with the answer."""
     invocation = await sim.send(shop.ask, "tea?")
-    [awakeable_id] = invocation.awakeables
+    awakeable_id = await sim.awakeable(invocation)
+    assert [awakeable_id] == invocation.awakeables
     assert invocation.status in ("running", "suspended")
 
     await sim.resolve_awakeable(awakeable_id, "yes")
@@ -98,7 +99,7 @@ async def test_an_awakeable_is_rejected_from_outside(sim: Simulator) -> None:
     """The handler gets the failure, and passes it on."""
     invocation = await sim.send(shop.ask, "tea?")
 
-    await sim.reject_awakeable(invocation.awakeables[0], "no tea", code=410)
+    await sim.reject_awakeable(await sim.awakeable(invocation), "no tea", code=410)
 
     with pytest.raises(restate.TerminalError, match="no tea") as caught:
         await invocation.result()
@@ -485,7 +486,7 @@ async def test_values_from_outside_may_be_what_pydantic_writes() -> None:
     """An awakeable takes a model, a date or a decimal."""
     async with simulate(shop.app) as sim:
         invocation = await sim.send(shop.ask, "tea?")
-        await sim.resolve_awakeable(invocation.awakeables[0], Decimal("9.50"))
+        await sim.resolve_awakeable(await sim.awakeable(invocation), Decimal("9.50"))
 
         assert "9.50" in (await invocation.result()).value
 

@@ -148,7 +148,7 @@ async def methods(order: Order, shop: Shop) -> None:
     assert_type(await shop.pack(order, weight=2.0), Receipt)
     assert_type(await Shop.pack(shop, order), Receipt)
     assert_type(await shop.send(order), str)
-    assert_type(await shop.pack.with_options(name="pack")(order), Receipt)
+    assert_type(await shop.pack.with_options(name="pack", raises=Declined, timeout=1.5)(order), Receipt)
     assert_type(await shop.open("Lisbon"), Shop)
     assert_type(await Shop.close("Lisbon"), None)
     assert_type(await Market().pack(order), Receipt)
@@ -170,6 +170,8 @@ async def other_callables(order: Order) -> None:
     assert_type(await durable_step(functools.partial(charge_plainly, order))(), Receipt)
     assert_type(await durable_step(lambda: charge_plainly(order))(), Receipt)
     assert_type(await durable_step(Order)("o1"), Order)
+    assert_type(await durable_step(Order, name="order {id}")("o1"), Order)
+    assert_type(await durable_step(lambda: charge_plainly(order), name="charge")(), Receipt)
 
 
 async def charge_plainly(order: Order) -> Receipt:
@@ -184,9 +186,13 @@ def steps(shop: Shop) -> None:
     made: DurableStep[[Order], Receipt] = durable_step(charge_plainly)
     named: DurableStep[[Order], Receipt] = durable_step(name="charge")(charge_plainly)
     threaded: DurableStep[[Order], int] = durable_step(name="count")(len_of)
+    at_once: DurableStep[[Order], Receipt] = durable_step(charge_plainly, name="charge", raises=Declined, timeout=5)
+    threaded_at_once: DurableStep[[Order], int] = durable_step(
+        len_of, name="count", retry=RetryPolicy(max_duration=1.5)
+    )
     bound: DurableStep[[Order], str] = shop.send
     function: Callable[[Order], Coroutine[Any, Any, Receipt]] = charge_carefully
-    print(step, counter, copy, made, named, threaded, bound, function)
+    print(step, counter, copy, made, named, threaded, at_once, threaded_at_once, bound, function)
 
 
 def len_of(order: Order) -> int:
@@ -210,6 +216,7 @@ async def undecorated(order: Order, shop: Shop) -> None:
     """`run_step` takes a function, its arguments, and the options of a step."""
     assert_type(await run_step(charge_plainly, order), Receipt)
     assert_type(await run_step(charge_plainly, order, name="charge", raises=(Declined,)), Receipt)
+    assert_type(await run_step(charge_plainly, order, raises=Declined, timeout=5), Receipt)
     assert_type(await run_step(lambda: charge_plainly(order), returns=Receipt), Receipt)
 
 

@@ -101,9 +101,10 @@ async def call_and_send(sim: Simulator) -> None:
     assert_type(sent.last_failure, str | None)
     assert_type(sent.journal, Journal)
     assert_type(sent.awakeables, list[str])
-    await sim.resolve_awakeable(sent.awakeables[0], order)
-    await sim.resolve_awakeable(sent.awakeables[0])
-    await sim.reject_awakeable(sent.awakeables[0], "no", code=409)
+    assert_type(await sim.awakeable(sent), str)
+    await sim.resolve_awakeable(await sim.awakeable(sent), order)
+    await sim.resolve_awakeable(await sim.awakeable(sent, 1))
+    await sim.reject_awakeable(await sim.awakeable(sent, 2), "no", code=409)
     await sent.signal("go", {"at": 1})
     await sent.cancel()
     await sent.kill()
@@ -113,6 +114,8 @@ async def call_and_send(sim: Simulator) -> None:
 
 async def look_around(sim: Simulator, result: Result[Decimal]) -> None:
     await sim.advance(timedelta(days=1))
+    await sim.advance(0.5)
+    await sim.send(checkout, order, delay=3600)
     await sim.crash()
     await sim.disconnect()
     await sim.settle()

@@ -78,17 +78,20 @@ def types() -> None:
 def options() -> None:
     """Options have names and types."""
     durable_step(names="charge")  # error: call-overload
-    durable_step(timeout=30)  # error: call-overload
-    durable_step(raises=ValueError)  # error: call-overload
+    durable_step(timeout="30 s")  # error: call-overload
+    durable_step(raises=[ValueError])  # error: call-overload
+    durable_step(raises=KeyboardInterrupt)  # error: arg-type
     durable_step(raises=(KeyboardInterrupt,))  # error: arg-type
     durable_step(codec=object())  # error: call-overload
-    durable_step(plain, name="plain")  # error: call-overload
+    durable_step(plain, names="plain")  # error: call-overload
+    named: DurableStep[[str], int] = durable_step(plain, name="plain")  # error: arg-type
     durable_step("charge")  # error: call-overload
     charge.with_options(retry=3)  # error: arg-type
     charge.with_options(names="charge")  # error: call-arg
     RetryPolicy(max_attempts="3")  # error: arg-type
-    RetryPolicy(max_duration=5)  # error: arg-type
+    RetryPolicy(max_duration="5 s")  # error: arg-type
     RetryPolicy(3)  # error: call-arg
+    print(named)
 
 
 async def undecorated(order: Order) -> None:

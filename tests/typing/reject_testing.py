@@ -57,9 +57,9 @@ async def call_and_send(sim: Simulator) -> None:
     assert_type((await sim.call(checkout, "tea")).value, str)  # error: assert-type
     await sim.send(checkout, 5)  # error: arg-type
     await sim.send(checkout)  # error: arg-type
-    await sim.send(checkout, "tea", delay=5)  # error: call-overload
+    await sim.send(checkout, "tea", delay="5 s")  # error: call-overload
     sent: SimulatedInvocation[str] = await sim.send(checkout, "tea")  # error: arg-type
-    await sim.advance(5)  # error: arg-type
+    await sim.advance("5 s")  # error: arg-type
     await sim.resolve_awakeable(5)  # error: arg-type
     await sim.reject_awakeable("sign_1")  # error: call-arg
     sim.state("Cart")  # error: call-arg

@@ -20,6 +20,7 @@ import restate
 from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler
 
+from restate_steps._durations import to_seconds, to_timedelta
 from restate_steps._ids import FIRST_AWAKEABLE, awakeable_id, raw_id
 from restate_steps.server import RestateServer
 from restate_steps.server._journal import decoded
@@ -158,11 +159,12 @@ class ServerClient(ABC):
         key: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
-        delay: timedelta = timedelta(0),
+        delay: timedelta | float = timedelta(0),
     ) -> ServerInvocation[Any]:
         """Start a handler; see :meth:`Simulator.send`."""
-        late = f"?delay={delay // timedelta(milliseconds=1)}ms" if delay else ""
-        known, answer = await self._post(handler, arg, key, idempotency_key, headers, f"/send{late}")
+        late = to_timedelta("delay", delay, zero=True)
+        query = f"?delay={late // timedelta(milliseconds=1)}ms" if late else ""
+        known, answer = await self._post(handler, arg, key, idempotency_key, headers, f"/send{query}")
         if answer.is_error:
             raise _failure(answer)
         return ServerInvocation(self, answer.json()["invocationId"], known)
@@ -194,32 +196,33 @@ class ServerClient(ABC):
         condition: Callable[[], object],
         *,
         invocation: ServerInvocation[Any] | None = None,
-        timeout: timedelta = timedelta(seconds=30),
+        timeout: timedelta | float = 30.0,
     ) -> None:
         """Wait until a condition holds.
 
         Args:
             condition: Checked repeatedly.
             invocation: Stop waiting as soon as this invocation has ended.
-            timeout: How long to wait.
+            timeout: How long to wait, in seconds or as a timedelta.
 
         Raises:
             restate.TerminalError: The invocation failed with it before the condition held.
             InvocationEndedError: The invocation returned before the condition held.
             StuckError: The condition does not hold in time.
         """
-        end = time.monotonic() + timeout.total_seconds()
+        seconds = to_seconds("timeout", timeout, zero=True)
+        end = time.monotonic() + seconds
         while not condition():
             if invocation is not None and await invocation.has_ended() and not condition():
                 result = await invocation.result()
                 raise InvocationEndedError(f"{invocation!r} has ended before the condition held", result.value)
             if time.monotonic() > end:
-                raise StuckError(f"the condition did not hold within {timeout}.")
+                raise StuckError(f"the condition did not hold within {seconds:g} s.")
             await asyncio.sleep(_EVERY)
 
-    async def advance(self, by: timedelta) -> None:
-        """Let time pass."""
-        await asyncio.sleep(by.total_seconds())
+    async def advance(self, by: timedelta | float) -> None:
+        """Let time pass, in seconds or as a timedelta."""
+        await asyncio.sleep(to_seconds("by", by, zero=True))
 
     async def settle(self) -> None:
         """Let other clients of this event loop continue; a server does not report when it is idle."""

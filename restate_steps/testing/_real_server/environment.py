@@ -6,11 +6,13 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from restate import HttpError, JournalValueCodec
 from restate.types import HarnessEnvironment
 
+from restate_steps._durations import to_seconds
 from restate_steps.server import ASGIApp, JournalEntry, RestateServer, _sql
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import read_journal
@@ -196,12 +198,12 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
             row["entry_json"] = json.dumps(entry)
         return read_journal(rows)
 
-    async def attach(self, invocation_id: str, *, timeout: float = _CALL_WITHIN) -> Any:
+    async def attach(self, invocation_id: str, *, timeout: timedelta | float = _CALL_WITHIN) -> Any:
         """Wait until an invocation ends, and return its result.
 
         Args:
             invocation_id: The invocation's id, for example from the handle that ``client.service_send`` returns.
-            timeout: How long to wait, in seconds.
+            timeout: How long to wait, in seconds or as a timedelta.
 
         Returns:
             The handler's return value, decoded from JSON, or as ``bytes`` if it is not JSON.
@@ -212,10 +214,11 @@ class ServerEnvironment(HarnessEnvironment, ServerClient):
         """
         import httpx
 
+        seconds = to_seconds("timeout", timeout)
         try:
-            answer = await self.http.get(f"/restate/invocation/{invocation_id}/attach", timeout=timeout)
+            answer = await self.http.get(f"/restate/invocation/{invocation_id}/attach", timeout=seconds)
         except httpx.TimeoutException as error:
-            raise TimeoutError(f"the invocation {invocation_id} did not end within {timeout:g} s.") from error
+            raise TimeoutError(f"the invocation {invocation_id} did not end within {seconds:g} s.") from error
         if answer.is_error:
             raise HttpError(answer.status_code, answer.reason_phrase, answer.text)
         return await output_of(answer.content, None, self.codec)

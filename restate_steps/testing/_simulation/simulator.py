@@ -14,6 +14,7 @@ from typing import Any, Generic, Self, TypeVar, cast, overload
 from restate import JournalValueCodec, TerminalError
 from restate.handler import Handler
 
+from restate_steps._durations import to_timedelta
 from restate_steps.server._journal import decoded
 from restate_steps.testing._errors import (
     InvocationEndedError,
@@ -111,7 +112,7 @@ class SimulatedInvocation(Generic[T]):
 
     @property
     def awakeables(self) -> list[str]:
-        """The ids of the awakeables that it has made so far, in order."""
+        """The ids of the awakeables that it has made so far, in order; :meth:`Simulator.awakeable` waits for one."""
         return list(self._simulator.driver.trace.awakeables.get(self.id, ()))
 
     @property
@@ -374,7 +375,7 @@ class Simulator:
         key: str | None = ...,
         idempotency_key: str | None = ...,
         headers: Mapping[str, str] | None = ...,
-        delay: timedelta = ...,
+        delay: timedelta | float = ...,
     ) -> SimulatedInvocation[T]: ...
     @overload
     async def send(
@@ -384,7 +385,7 @@ class Simulator:
         key: str | None = ...,
         idempotency_key: str | None = ...,
         headers: Mapping[str, str] | None = ...,
-        delay: timedelta = ...,
+        delay: timedelta | float = ...,
     ) -> SimulatedInvocation[T]: ...
     @overload
     async def send(
@@ -395,7 +396,7 @@ class Simulator:
         key: str | None = ...,
         idempotency_key: str | None = ...,
         headers: Mapping[str, str] | None = ...,
-        delay: timedelta = ...,
+        delay: timedelta | float = ...,
     ) -> SimulatedInvocation[Any]: ...
     async def send(
         self,
@@ -405,9 +406,9 @@ class Simulator:
         key: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
-        delay: timedelta = timedelta(0),
+        delay: timedelta | float = timedelta(0),
     ) -> SimulatedInvocation[Any]:
-        """Start a handler, and run everything that needs no time to pass; see :meth:`call`."""
+        """Start a handler, now or after a delay, and run everything that needs no time to pass; see :meth:`call`."""
         __tracebackhide__ = True
         invocation, known = self._submit(handler, arg, key, idempotency_key, headers, delay)
         sent = SimulatedInvocation[Any](self, invocation, known)
@@ -433,9 +434,9 @@ class Simulator:
         self.driver.disconnect()
         await self.settle()
 
-    async def advance(self, by: timedelta) -> None:
-        """Let time pass, and run everything that is due by then."""
-        end = self.driver.model.now + by // timedelta(milliseconds=1)
+    async def advance(self, by: timedelta | float) -> None:
+        """Let time pass, in seconds or as a timedelta, and run everything that is due by then."""
+        end = self.driver.model.now + to_timedelta("by", by, zero=True) // timedelta(milliseconds=1)
         self.driver.run_to(end)
         await self.settle()
 
@@ -540,17 +541,39 @@ class Simulator:
             invocation: The invocation.
             n: The number of the awakeable, counted from 0.
 
+        Returns:
+            The id, for :meth:`resolve_awakeable` or :meth:`reject_awakeable`.
+
         Raises:
             restate.TerminalError: The invocation failed with it first, for example because it was cancelled.
             InvocationEndedError: The invocation returned first.
+            InvocationPausedError: The invocation failed too often first.
             StuckError: Nothing more can happen.
+
+        Example:
+            >>> import restate, restate_steps
+            >>> shop = restate.Service("Shop")
+            >>> @shop.handler()
+            ... async def pay(ctx: restate.Context, amount: int) -> str:
+            ...     await ctx.sleep(timedelta(days=1))
+            ...     return f"{amount} {await ctx.awakeable(type_hint=str)[1]}"
+            >>> async with simulate(restate_steps.app([shop])) as sim:
+            ...     order = await sim.send(pay, 7)
+            ...     await sim.resolve_awakeable(await sim.awakeable(order), "paid")
+            ...     print((await order.result()).value)
+            7 paid
         """
         __tracebackhide__ = True
 
         def made() -> bool:
             return len(invocation.awakeables) > n
 
-        await self.until(lambda: made() or invocation.status in ("completed", "paused"))
+        try:
+            await self.until(lambda: made() or invocation.status in ("completed", "paused"))
+        except StuckError:
+            raise StuckError(
+                f"{invocation!r} has not made awakeable {n}, and nothing more can happen:\n{open_waits(self.driver)}"
+            ) from None
         if not made():
             result = await invocation.result()
             raise InvocationEndedError(f"{invocation!r} has ended without awakeable {n}", result.value)
@@ -639,10 +662,11 @@ class Simulator:
         key: str | None,
         idempotency_key: str | None,
         headers: Mapping[str, str] | None,
-        delay: timedelta,
+        delay: timedelta | float,
     ) -> tuple[Invocation, Handler[Any, Any] | None]:
         if not isinstance(key, str | None):
             raise SimulationError(f"a key must be a string, not {key!r}.")
+        late = to_timedelta("delay", delay, zero=True)
         target, known = resolve(handler, key)
         info = self._info_of(target)
         body = encoded(target, known, arg)
@@ -655,7 +679,7 @@ class Simulator:
             body,
             headers=tuple((headers or {}).items()),
             idempotency_key=idempotency_key,
-            at=self.driver.model.now + delay // timedelta(milliseconds=1) if delay else 0,
+            at=self.driver.model.now + late // timedelta(milliseconds=1) if late else 0,
         )
         return invocation, known
 
