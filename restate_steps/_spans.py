@@ -8,13 +8,14 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from restate import TerminalError
 
-from restate_steps import _sdk
+from restate_steps import __version__, _sdk
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
@@ -32,8 +33,6 @@ RESULT_SIZE: Final = "restate.step.result.size"
 TERMINAL: Final = "restate.step.terminal"
 ERROR_TYPE: Final = "error.type"
 
-_tracers: dict[str, tuple[TracerProvider, Tracer]] = {}
-
 _sdk.note_starts()
 
 
@@ -47,10 +46,12 @@ def current_tracer() -> Tracer | None:
     provider = trace.get_tracer_provider()
     if isinstance(provider, trace.ProxyTracerProvider):
         return None
-    known = _tracers.get("")
-    if known is None or known[0] is not provider:
-        _tracers[""] = known = provider, provider.get_tracer("restate_steps")
-    return known[1]
+    return _tracer_of(provider)
+
+
+@functools.lru_cache(maxsize=1)
+def _tracer_of(provider: TracerProvider) -> Tracer:
+    return provider.get_tracer("restate_steps", __version__)
 
 
 class StepSpan:
@@ -111,7 +112,7 @@ def _parent(context: _sdk.ServerInvocationContext) -> Context | None:
 
     if trace.get_current_span().get_span_context().is_valid:
         return None
-    return propagate.extract(_sdk.attempt_headers(context))
+    return propagate.extract(context.request().attempt_headers)
 
 
 def _record_failure(span: Span, error: BaseException) -> None:

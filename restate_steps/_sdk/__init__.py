@@ -27,8 +27,9 @@ The names, and what happens if a later SDK no longer has one:
   a message put there wakes the driver. Missing: the driver polls the VM after every message, and a refusal takes effect
   with the next one.
 * ``VMWrapper.notify_input`` gets the server's first message, which has the number of retries; :func:`note_starts` wraps
-  it. ``ServerInvocationContext.attempt_headers`` and ``handler`` describe the attempt. Missing: spans of steps have no
-  attempt number; without the other two, a step fails while a tracer provider is set.
+  it. Missing: spans of steps have no attempt number.
+* ``ServerInvocationContext.handler`` and ``Handler.service_tag`` are the handler's names. Missing: a step fails while a
+  tracer provider is set.
 
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
@@ -48,14 +49,13 @@ from restate_steps._sdk._context import (
 from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits
 from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands
 from restate_steps._sdk._port import SdkPort
-from restate_steps._sdk._start import attempt_headers, invocation_target, is_replaying, note_starts, retry_count
+from restate_steps._sdk._start import invocation_target, is_replaying, note_starts, retry_count
 
 __all__ = [
     "IN_THREAD",
     "SdkPort",
     "ServerInvocationContext",
     "ambient_context",
-    "attempt_headers",
     "check_supported",
     "fail_attempt",
     "failure_of",

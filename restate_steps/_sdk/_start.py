@@ -1,4 +1,4 @@
-"""Read from the server's first message how often it has retried, which the SDK does not expose."""
+"""Describe an attempt: its handler, and the number of retries, which the SDK does not expose."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Final
 from restate.server_context import ServerInvocationContext
 from restate.vm import VMWrapper
 
-__all__ = ["attempt_headers", "invocation_target", "is_replaying", "note_starts", "retry_count"]
+__all__ = ["invocation_target", "is_replaying", "note_starts", "retry_count"]
 
 _FRAME: Final = struct.Struct(">HHI")
 _RETRY_COUNT: Final = 7
@@ -45,11 +45,6 @@ def retry_count(context: ServerInvocationContext) -> int | None:
 def is_replaying(context: ServerInvocationContext) -> bool:
     """Return whether the next command of the handler is already in the journal."""
     return context.vm.is_replaying()
-
-
-def attempt_headers(context: ServerInvocationContext) -> dict[str, str]:
-    """Return the headers of the server's request for this attempt."""
-    return context.attempt_headers
 
 
 def invocation_target(context: ServerInvocationContext) -> str:
