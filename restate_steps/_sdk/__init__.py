@@ -5,8 +5,13 @@ each name of that list which is gone, and ``make matrix SDK=...`` prints it. The
 names of the SDK is ``restate_steps.testing._observe``, for the testing kit.
 """
 
-from restate_steps._sdk._bodies import IN_THREAD, has_body, mark_bodies, run_unmarked, running_body
-from restate_steps._sdk._context import (
+from restate_steps._versions import warn_about_sdk
+
+# Before the imports that fail if a private name is gone.
+warn_about_sdk()
+
+from restate_steps._sdk._bodies import IN_THREAD, has_body, mark_bodies, run_unmarked, running_body  # noqa: E402
+from restate_steps._sdk._context import (  # noqa: E402
     ServerInvocationContext,
     ambient_context,
     check_supported,
@@ -17,10 +22,10 @@ from restate_steps._sdk._context import (
     state_of,
     uses_explicit_recovery,
 )
-from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits
-from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands
-from restate_steps._sdk._port import SdkPort
-from restate_steps._sdk._start import invocation_target, is_replaying, note_starts, retry_count
+from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits  # noqa: E402
+from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands  # noqa: E402
+from restate_steps._sdk._port import SdkPort  # noqa: E402
+from restate_steps._sdk._start import invocation_target, is_replaying, note_starts, retry_count  # noqa: E402
 
 __all__ = [
     "IN_THREAD",

@@ -2,8 +2,8 @@
 
     python -m tests.support.private_names
 
-The names are those of the table in ``docs/design.md``. Each one that is gone gets a line that says where it is used, what
-for, and what happens without it. This module does not import the package, whose import may fail without a name.
+The names are those of the table in ``docs/design.md``. Each one that is gone gets a line that says where it is used,
+what for, and what happens without it. This module does not import the package, whose import may fail without a name.
 """
 
 from __future__ import annotations
