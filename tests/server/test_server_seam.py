@@ -79,7 +79,7 @@ def columns(normal_server: RestateServer) -> set[tuple[str, str]]:
 
 def moved(server: RestateServer, what: str, used_in: str, without: str) -> str:
     version = server.admin.version()["version"]
-    return f"moved: restate-server {version} has no {what}, which {used_in} uses. Without it: {without}"
+    return f"moved: restate-server {version} has no {what}. Used in: {used_in}. Without it: {without}"
 
 
 @pytest.mark.parametrize(("method", "path", "used_in", "without"), ROUTES, ids=[" ".join(each[:2]) for each in ROUTES])
@@ -167,7 +167,7 @@ def env(replay_harness: Harness) -> Iterator[Env]:
         yield served
 
 
-def status(env: Env, invocation_id: str, expected: str) -> Any:
+def status(env: Env, invocation_id: str, expected: str, used_in: str, without: str) -> Any:
     """Wait until an invocation has a status, and return its row."""
 
     def row() -> Any:
@@ -177,9 +177,8 @@ def status(env: Env, invocation_id: str, expected: str) -> Any:
     try:
         return eventually(row)
     except AssertionError:
-        found = env.server.admin.invocation(invocation_id)
-        what = f"status {expected!r} here, but {found['status']!r}"
-        raise AssertionError(moved(env.server, what, "_sql", "Invocations are not found by status.")) from None
+        found = env.server.admin.invocation(invocation_id)["status"]
+        raise AssertionError(moved(env.server, f"status {expected!r} here, but {found!r}", used_in, without)) from None
 
 
 def test_an_attempt_names_its_protocol_and_its_invocation(env: Env) -> None:
@@ -217,14 +216,16 @@ def test_the_types_of_entries(env: Env) -> None:
 def test_the_statuses_of_an_invocation(env: Env) -> None:
     """They are compared as texts."""
     suspended = env.send("ServerSeam", "waiting")
-    status(env, suspended, "suspended")
+    status(env, suspended, "suspended", "testing/_real_server", "Nothing shows that a handler waits.")
     env.server.admin.kill(suspended)
-    status(env, suspended, "completed")
+    status(env, suspended, "completed", "_sql, testing/_real_server", "Nothing shows that an invocation has ended.")
     retried = env.send("ServerSeamLater", "failing")
 
-    assert "busy" in status(env, retried, "backing-off")["last_failure"]
+    row = status(env, retried, "backing-off", "testing/_real_server", "Nothing shows that an attempt has failed.")
+    assert "busy" in row["last_failure"]
 
 
 def test_an_attempt_can_ask_to_be_paused(env: Env) -> None:
     """The request is field 9 of the error message."""
-    status(env, env.send("ServerSeam", "pausing"), "paused")
+    paused = env.send("ServerSeam", "pausing")
+    status(env, paused, "paused", "_sdk/_guard.py", "An error that only new code can fix is retried before it pauses.")

@@ -54,6 +54,8 @@ DISTRIBUTIONS: Final = {
     "pydantic_ai_harness": "pydantic-ai-harness",
 }
 
+_SEAMS: Final = ("restate_steps/_sdk/", "restate_steps/agents/_pydantic_ai.py")
+
 
 @dataclass(frozen=True)
 class PrivateName:
@@ -89,17 +91,18 @@ class PrivateName:
     def used_in(self) -> list[str]:
         """The files of the package that use it."""
         word = re.compile(rf"(?<!\w){re.escape(self.path.rpartition('.')[2])}(?!\w)")
-        return [file for file, code in _sources().items() if word.search(code)]
+        files = [file for file, code in _sources().items() if word.search(code)]
+        # Short names are common words elsewhere.
+        return [file for file in files if file.startswith(_SEAMS)] or files
 
     @property
     def report(self) -> str:
         """The line about it, if it is gone."""
-        library = (
-            f"{DISTRIBUTIONS.get(self.library, self.library)} {_version_of(self.library) or sys.version.split()[0]}"
-        )
+        library = DISTRIBUTIONS.get(self.library, "Python")
+        found = _version_of(self.library) or sys.version.split()[0]
         return (
-            f"moved: {library} has no {self.path}, which {', '.join(self.used_in)} uses. Used for: {self.used_for} "
-            f"Without it: {self.without}"
+            f"moved: {library} {found} has no {self.path}. Used in: {', '.join(self.used_in)}. "
+            f"Used for: {self.used_for} Without it: {self.without}"
         )
 
 
