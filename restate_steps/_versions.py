@@ -28,7 +28,7 @@ class UntestedVersionWarning(UserWarning):
         ```python
         import warnings
 
-        warnings.simplefilter("ignore", restate_steps.UntestedVersionWarning)
+        warnings.simplefilter("ignore", UntestedVersionWarning)
         ```
     """
 
