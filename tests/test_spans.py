@@ -304,23 +304,36 @@ def test_every_body_run_is_a_span(exporter: InMemorySpanExporter) -> None:
 # --- agents -----------------------------------------------------------------------------------------------------
 
 
-async def test_a_model_request_is_a_step_inside_the_agents_span(exporter: InMemorySpanExporter) -> None:
-    """The agent's own spans stay: its chat span is around the step, and the run's span around everything."""
-    script = Script("done")
+@pytest.mark.parametrize("always_replay", [False, True])
+async def test_the_steps_of_an_agent_are_inside_its_spans(exporter: InMemorySpanExporter, always_replay: bool) -> None:
+    """The agent has the spans it has without steps, and each of its steps one more, also if everything is replayed."""
+    script = Script([("look_up", {})], "done")
     agent = Agent(script.model, name="traced", capabilities=[Instrumentation()])
+
+    @agent.tool_plain
+    async def look_up() -> str:
+        with trace.get_tracer("shop").start_as_current_span("SELECT"):
+            return "row"
+
     service = restate.Service("TracedAgent")
 
     @service.handler()
     async def run(ctx: restate.Context) -> str:
         return (await RestateAgent(agent, restate_context=ctx).run("go")).output
 
-    with simulate(restate_steps.app([service])) as sim:
+    with simulate(restate_steps.app([service]), always_replay=always_replay) as sim:
         await sim.call(run)
 
-    spans = {span.name: span for span in exporter.get_finished_spans()}
-    [step] = steps_of(exporter)
-    assert id_of(spans["chat script"]) == parent_of(step)
-    assert id_of(spans["invoke_agent traced"]) == parent_of(spans["chat script"])
+    found = exporter.get_finished_spans()
+    by_id = {id_of(span): span.name for span in found}
+    steps = steps_of(exporter)
+    parents = [by_id.get(parent_of(step) or 0) for step in steps]
+    assert ["chat script", "execute_tool look_up", "chat script"] == parents
+    assert ["chat script", "execute_tool look_up", "chat script"] == [
+        span.name for span in found if span.name.startswith(("chat", "execute_tool"))
+    ]
+    [inside] = [span for span in found if span.name == "SELECT"]
+    assert id_of(steps[1]) == parent_of(inside)
 
 
 # --- the real server --------------------------------------------------------------------------------------------
