@@ -104,9 +104,13 @@ test: lint server ## Check everything and run all tests, on a real restate-serve
 api: $(READY) ## Write the list of public names again (tests/public_api.txt)
 	$(PY) -m tests.test_public_api
 
+# Versions to test instead of the locked ones: `make matrix SDK=1.4.0 SERVER=1.8.0`.
+SDK ?=
+SERVER ?=
+
 .PHONY: matrix
-matrix: $(READY) server ## Test on every Python, and with the oldest and newest dependencies
-	$(PY) -m tests.support.matrix $(ARGS)
+matrix: $(READY) server ## Test on every Python, with the oldest and newest dependencies, or with SDK= or SERVER=
+	$(PY) -m tests.support.matrix $(if $(SDK),--sdk $(SDK)) $(if $(SERVER),--server $(SERVER)) $(ARGS)
 
 .PHONY: record
 record: server ## Record the real server again (tests/conformance; takes ten minutes)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 if _TYPE_CHECKING:
     from restate_steps._app import app, local
+    from restate_steps._versions import UntestedVersionWarning
     from restate_steps.codec import DEFAULT_CODEC, PLAIN_JSON, Codec, JsonCodec
     from restate_steps.concurrency import AsCompleted, Task, TaskGroup, as_completed, gather, map, race, wait_for
     from restate_steps.context import StepInfo, restate_context, step_info
@@ -54,6 +55,7 @@ __all__ = [
     "TaskGroup",
     "TerminalEncodeError",
     "TypedSerde",
+    "UntestedVersionWarning",
     "app",
     "as_completed",
     "durable_step",
@@ -76,6 +78,7 @@ __all__ = [
 # imported on first use.
 _MODULES = {
     "_app": ("app", "local"),
+    "_versions": ("UntestedVersionWarning",),
     "codec": ("DEFAULT_CODEC", "PLAIN_JSON", "Codec", "JsonCodec"),
     "concurrency": ("AsCompleted", "Task", "TaskGroup", "as_completed", "gather", "map", "race", "wait_for"),
     "context": ("StepInfo", "restate_context", "step_info"),

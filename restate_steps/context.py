@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 from restate_steps import _sdk
 from restate_steps._loop import Driver, Execution, HandlerLoop, again, running_operation
 from restate_steps._not_awaited import forgotten_await
+from restate_steps._spans import current_tracer
 from restate_steps._step_info import StepInfo, running_step
 from restate_steps.errors import ConcurrencyError, ContextInStepError, StepDefinitionError, StepsError
 
@@ -71,6 +72,7 @@ class Invocation:
         id: The invocation's id.
         execution: The execution that orders the handler's code; None while the handler is not on the handler loop.
         awaiting: The name of the step that a handler awaits under ``restate.app``, or None.
+        tracer: The tracer for the spans of steps; None if no tracer provider is set.
     """
 
     def __init__(self, context: _sdk.ServerInvocationContext) -> None:
@@ -79,6 +81,7 @@ class Invocation:
         self.execution: Execution | None = None
         self._port: _sdk.SdkPort | None = None
         self.awaiting: str | None = None
+        self.tracer = current_tracer()
         self._loop = _sdk.loop_of(context)
         self._limit = _sdk.limit_of_handler(context)
         self._numbers: dict[str, int] = {}
@@ -254,7 +257,7 @@ def is_replaying() -> bool:
     if running_step.get() is not None:
         return False
     context = _sdk.ambient_context() or _context_of_handler_loop()
-    return context is not None and bool(context.vm.is_replaying())
+    return context is not None and _sdk.is_replaying(context)
 
 
 def restate_context() -> Any:

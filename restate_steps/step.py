@@ -43,6 +43,7 @@ from restate_steps._callables import (
 from restate_steps._not_awaited import forgotten_await, step_calls
 from restate_steps._public import publish
 from restate_steps._sdk import IN_THREAD, has_body, map_failure, result_of, run_unmarked
+from restate_steps._spans import StepSpan
 from restate_steps.codec import DEFAULT_CODEC, Codec, is_plain
 from restate_steps.codec import type_name as type_name_of
 from restate_steps.codec import verify as verify_value
@@ -350,10 +351,14 @@ class DurableStep(Generic[P, T]):
         # Resolve the type before anything runs: without it, a result could not be recorded.
         self._result_type()
         name, key = self._journal_name(*self._receiver, *args, **kwargs), invocation.next_key()
+        span: StepSpan | None = None
+        if (tracer := invocation.tracer) is not None:
+            span = StepSpan(tracer, invocation.context, self._default_name, name, self._options.retry.max_attempts)
 
         async def body() -> bytes:
             try:
-                return await self._run_body(StepInfo(name, invocation.id, key), args, kwargs)
+                run = self._run_body(StepInfo(name, invocation.id, key), args, kwargs)
+                return await (run if span is None else span.around(run))
             except TerminalError:
                 raise
             except Exception:

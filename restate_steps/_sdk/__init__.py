@@ -1,37 +1,17 @@
-"""The private names of restate-sdk that this package uses, and why.
+"""The private names of restate-sdk that this package uses.
 
-The only other module that uses private names of the SDK is ``restate_steps.testing._observe``, for the testing kit.
-
-The names, and what happens if a later SDK no longer has one:
-
-* ``ServerInvocationContext.create_poll_or_cancel_coroutine`` is the method through which every await of the SDK goes.
-  :class:`_LoopContext` overrides it, so that raw SDK awaits are ordered like steps. Missing: running a handler on the
-  handler loop is refused (:func:`check_supported`); single steps under ``restate.app`` work.
-* ``ServerInvocationContext.take_and_send_output``, ``must_take_notification``, ``create_future``,
-  ``create_sleep_future``, ``create_call_future`` and ``ServerSendHandle``, ``ServerDurablePromise`` are overridden or
-  wrapped there as well. Nothing can be sent from the handler loop, and several tasks may await a durable future, each
-  of which may be cancelled. Missing: a future whose first awaiter was cancelled cannot be awaited again.
-* ``PyVM.do_progress`` with a ``PyUnresolvedFuture`` that is built once per wait. The public wrapper converts the
-  whole set on every call, which makes a fan-out quadratic and slows down a single step.
-* ``VMWrapper`` is the single place where commands enter the journal; :func:`guard_commands` puts a check there.
-  The same goes for ``ServerInvocationContext.random_instance``, whose state is part of what a replay must repeat.
-  Missing: misuse is no longer refused, correct code is unaffected.
-* ``VMWrapper.take_output`` and ``notify_error``: the VM cannot request a pause in the error message that it writes, so
-  :func:`fail_attempt` adds the request. Missing: an error that only a code change can fix is retried before Restate
-  pauses.
-* ``restate.server`` has the service that it calls in a local variable ``service``, the one place where its mark for
-  explicit recovery can be read. Missing: a service with that mark is no longer refused.
-* ``LazyFuture.async_def`` creates the coroutine that fetches the value, which :func:`result_of` awaits without a task.
-  Missing: the future itself is awaited, which takes longer.
-* ``ReceiveChannel._queue`` shows whether more messages have arrived, so that the VM is polled once for all of them, and
-  a message put there wakes the driver. Missing: the driver polls the VM after every message, and a refusal takes effect
-  with the next one.
-
-``tests/test_sdk_seam.py`` fails when one of these names changes.
+``docs/design.md`` lists them: what each is used for, and what happens if a later SDK no longer has it. A test fails for
+each name of that list which is gone, and ``make matrix SDK=...`` prints it. The only other module that uses private
+names of the SDK is ``restate_steps.testing._observe``, for the testing kit.
 """
 
-from restate_steps._sdk._bodies import IN_THREAD, has_body, mark_bodies, run_unmarked, running_body
-from restate_steps._sdk._context import (
+from restate_steps._versions import warn_about_sdk
+
+# Before the imports that fail if a private name is gone.
+warn_about_sdk()
+
+from restate_steps._sdk._bodies import IN_THREAD, has_body, mark_bodies, run_unmarked, running_body  # noqa: E402
+from restate_steps._sdk._context import (  # noqa: E402
     ServerInvocationContext,
     ambient_context,
     check_supported,
@@ -44,9 +24,10 @@ from restate_steps._sdk._context import (
     state_of,
     uses_explicit_recovery,
 )
-from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits
-from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands
-from restate_steps._sdk._port import SdkPort
+from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits  # noqa: E402
+from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands  # noqa: E402
+from restate_steps._sdk._port import SdkPort  # noqa: E402
+from restate_steps._sdk._start import invocation_target, is_replaying, note_starts, retry_count  # noqa: E402
 
 __all__ = [
     "IN_THREAD",
@@ -59,6 +40,8 @@ __all__ = [
     "guard_commands",
     "has_body",
     "invocation_id",
+    "invocation_target",
+    "is_replaying",
     "keep_limit",
     "keep_state",
     "limit_of_handler",
@@ -66,7 +49,9 @@ __all__ = [
     "map_failure",
     "mark_bodies",
     "note_explicit_recovery",
+    "note_starts",
     "result_of",
+    "retry_count",
     "run_unmarked",
     "running_body",
     "set_execution",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from restate_steps._durations import to_seconds
+from restate_steps._versions import warn_about_server
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
 from restate_steps.server._extra import missing_extra
@@ -57,6 +59,8 @@ class AdminClient:
     def register(self, uri: str, *, force: bool = True, http1: bool = False) -> str:
         """Register the application at a URL, so that its handlers can be called.
 
+        It warns, with an :class:`UntestedVersionWarning`, if this package was not tested with the server's version.
+
         Args:
             uri: The URL of the application.
             force: Whether to replace an existing deployment with the same URL.
@@ -70,6 +74,9 @@ class AdminClient:
         """
         body = {"uri": uri, "force": force, "use_http_11": http1}
         answer = self._request("POST", "/deployments", json=body, doing=f"register {uri}")
+        # The application is registered, so this must not fail.
+        with contextlib.suppress(ServerError):
+            warn_about_server(str(self.version()["version"]))
         return str(answer.json()["id"])
 
     def services(self, deployment_id: str) -> list[str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 import restate
 
 import restate_steps
+from restate_steps._versions import TESTED_SDK, is_tested
 from restate_steps.errors import ServerError
 from restate_steps.server._app import serve_app
 from restate_steps.server._binary import ServerBinary, cache_dir, locate_server
@@ -65,8 +66,8 @@ def examine() -> Iterator[DoctorCheck]:
     """
     yield _python()
     yield _package("restate-steps", "", required=False, purpose="running from source")
-    for package in ("restate-sdk", "pydantic"):
-        yield _package(package, "pip install restate-steps")
+    yield _package("restate-sdk", "pip install restate-steps", tested=TESTED_SDK)
+    yield _package("pydantic", "pip install restate-steps")
     yield _package("pydantic-ai-slim", _INSTALL.format(extra="agents"), required=False)
     yield _package("httpx", _INSTALL.format(extra="server"))
     yield from _asgi_server()
@@ -93,9 +94,13 @@ def _python() -> DoctorCheck:
     )
 
 
-def _package(name: str, fix: str, *, required: bool = True, purpose: str = "optional") -> DoctorCheck:
+def _package(
+    name: str, fix: str, *, required: bool = True, purpose: str = "optional", tested: str | None = None
+) -> DoctorCheck:
     try:
-        return DoctorCheck(name, True, version(name))
+        found = version(name)
+        other = "" if tested is None or is_tested(found, tested) else f"; tested with {tested}"
+        return DoctorCheck(name, True, found + other)
     except PackageNotFoundError:
         missing = "not installed" if required else f"not installed ({purpose})"
         return DoctorCheck(name, not required, missing, fix)

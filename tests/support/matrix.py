@@ -6,6 +6,11 @@ Each environment is a folder in ``.matrix``, with a log beside it:
 - ``lowest``: the oldest versions that ``pyproject.toml`` allows for users and tests, on the oldest Python found;
 - ``newest``: the newest versions of everything, on the newest Python found.
 
+``make matrix SDK=1.4.0`` or ``SERVER=1.8.0``, or both, tests these versions instead, in an environment of their own,
+with everything else as locked.
+
+Each private name that is gone, and each assumption about the server that no longer holds, gets a line.
+
 A version of Python that is not installed is reported as missing. Interpreters are looked up on the path and in pyenv;
 the one that runs this module counts too.
 """
@@ -23,6 +28,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from restate_steps.errors import ServerError
+from restate_steps.server._binary import cache_dir, server_platform
+from restate_steps.server._fetch import fetch_server
 from tests.support import ROOT
 
 FOLDER: Final = ROOT / ".matrix"
@@ -36,12 +44,15 @@ TESTS: Final = (
     "tests/journals",
     "tests/loop/test_app.py",
     "tests/loop/test_invariants.py",
+    "tests/server/test_server_seam.py",
     "tests/test_codec.py",
     "tests/test_compare.py",
     "tests/test_failures.py",
     "tests/test_options.py",
+    "tests/test_private_names.py",
     "tests/test_sdk_seam.py",
     "tests/test_serde.py",
+    "tests/test_spans.py",
     "tests/test_step.py",
     "tests/test_step_values.py",
     "tests/testing/test_deterministic.py",
@@ -57,10 +68,14 @@ class Environment:
     Attributes:
         name: Its name: a version of Python, or the choice of dependencies.
         python: The interpreter; None if it is missing.
+        sdk: The version of restate-sdk, if it is not the locked one.
+        server: The version of restate-server, if it is not the pinned one.
     """
 
     name: str
     python: Path | None
+    sdk: str | None = None
+    server: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -94,6 +109,12 @@ def environments() -> list[Environment]:
     return [*found, Environment("lowest", there[0]), Environment("newest", there[-1])]
 
 
+def environment_with(sdk: str | None, server: str | None) -> Environment:
+    """Return the environment with other versions, on the Python that runs this module."""
+    parts = [f"{name}-{version}" for name, version in (("sdk", sdk), ("server", server)) if version is not None]
+    return Environment("-".join(parts), Path(sys.executable), sdk, server)
+
+
 def set_up(environment: Environment, uv: str) -> bool:
     """Create the environment or bring it up to date, and return whether that worked."""
     python = str(environment.folder / "bin" / "python")
@@ -106,6 +127,17 @@ def set_up(environment: Environment, uv: str) -> bool:
         return _run(environment, [*install, "dev", "--upgrade"])
     if environment.name == "lowest":
         return _run(environment, [*install, "test", "--upgrade", "--resolution", "lowest-direct"])
+    if environment.sdk is not None:
+        locked, override = FOLDER / f"{environment.name}.locked.txt", FOLDER / f"{environment.name}.override.txt"
+        export = [uv, "export", "--locked", "--quiet", "--all-extras", "--group", "test", "--no-emit-project"]
+        if not _run(environment, [*export, "--no-hashes", "--output-file", str(locked)]):
+            return False
+        # A constraint cannot change what the lock says, and an override also changes what the package asks for.
+        override.write_text(f"restate-sdk=={environment.sdk}\n")
+        kept = [line for line in locked.read_text().splitlines() if not line.startswith("restate-sdk==")]
+        locked.write_text("\n".join(kept))
+        limits = ["--constraint", str(locked), "--override", str(override)]
+        return _run(environment, [*install, "test", *limits])
     sync = [uv, "sync", "--locked", "--quiet", "--no-build-isolation-package", "restate-steps"]
     return _run(environment, sync, UV_PROJECT_ENVIRONMENT=str(environment.folder))
 
@@ -119,6 +151,14 @@ def _run(environment: Environment, command: Sequence[str], **variables: str) -> 
     return done.returncode == 0
 
 
+def fetched(server: str) -> str:
+    """Return the path of a version of restate-server, which is fetched if necessary."""
+    path = cache_dir() / "restate-server" / server / server_platform() / "restate-server"
+    if not path.exists():
+        fetch_server(path, version=server, platform=server_platform(), looked_in=[str(path)], progress=True)
+    return str(path)
+
+
 def check(environment: Environment, uv: str, arguments: Sequence[str]) -> tuple[str, bool]:
     """Run the tests in an environment, and return a line about it and whether they have passed."""
     if environment.python is None:
@@ -126,23 +166,44 @@ def check(environment: Environment, uv: str, arguments: Sequence[str]) -> tuple[
     environment.log.write_text("")
     if not set_up(environment, uv):
         return f"FAILED: the packages cannot be installed; see {environment.log.relative_to(ROOT)}", False
+    variables = {"COLUMNS": "240"}
+    if environment.server is not None:
+        try:
+            variables["RESTATE_SERVER"] = fetched(environment.server)
+        except ServerError as error:
+            return f"FAILED: {error}", False
+    # First, and without the package, whose import fails if certain names are gone.
+    names = _run(environment, [str(environment.folder / "bin" / "python"), "-m", "tests.support.private_names"])
     started = time.monotonic()
     pytest = [str(environment.folder / "bin" / "pytest"), "-p", "no:cacheprovider", "-q", "-n", "auto"]
-    passed = _run(environment, [*pytest, *arguments])
+    pytest += ["-W", "ignore::restate_steps._versions.UntestedVersionWarning"]
+    passed = _run(environment, [*pytest, *arguments], **variables) and names
+    for line in moved(environment.log.read_text()):
+        print(f"{environment.name:8} {line}", flush=True)
     counts = re.findall(r"^=* ?(\d+ .*) in [\d.]+s", environment.log.read_text(), re.MULTILINE)
     said = f"{counts[-1] if counts else 'no test ran'} in {time.monotonic() - started:.0f} s"
     return (said, True) if passed else (f"FAILED: {said}; see {environment.log.relative_to(ROOT)}", False)
 
 
+def moved(log: str) -> list[str]:
+    """Return the lines of a log about what has moved, each once, and then about the other tests of the seams."""
+    named = re.findall(r"^(?:E +AssertionError: )?(moved: .*)$", log, re.MULTILINE)
+    others = re.findall(r"^FAILED (tests/(?:test_sdk_seam|agents/test_pydantic_ai)\.py::.*)$", log, re.MULTILINE)
+    return [*dict.fromkeys(named), *(f"moved: see {test}" for test in others if "moved: " not in test)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make matrix", description="Run tests in every supported environment.")
     parser.add_argument("--only", action="append", metavar="NAME", help="only this environment; can be repeated")
+    parser.add_argument("--sdk", metavar="VERSION", help="test this version of restate-sdk instead")
+    parser.add_argument("--server", metavar="VERSION", help="test this version of restate-server instead")
     parser.add_argument("tests", nargs="*", default=TESTS, help="other tests, and after -- options of pytest")
     options = parser.parse_args()
     uv = str(Path(sys.executable).with_name("uv"))
     FOLDER.mkdir(exist_ok=True)
     failed = False
-    for environment in environments():
+    other = options.sdk is not None or options.server is not None
+    for environment in [environment_with(options.sdk, options.server)] if other else environments():
         if options.only and environment.name not in options.only:
             continue
         said, passed = check(environment, uv, options.tests)
