@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeVar, cast, overload
 import restate
 from restate import TerminalError
 
+from restate_steps._drain import DrainingApp
 from restate_steps._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
-from restate_steps._sdk import note_explicit_recovery
+from restate_steps._sdk import add_sigterm_hook, note_explicit_recovery
 from restate_steps.context import current_invocation, invocation_of
 
 __all__ = ["app", "local"]
@@ -68,7 +69,16 @@ def app(
         ```
     """
     wrapped = [_on_handler_loop(service) for service in services]
-    return restate.app(wrapped, protocol, identity_keys, journal_value_codec)
+    application = restate.app(wrapped, protocol, identity_keys, journal_value_codec)
+    # On AWS Lambda, it is a plain function, and no server handles signals.
+    return drainable(application) if inspect.iscoroutinefunction(application) else application
+
+
+def drainable(application: Any) -> DrainingApp:
+    """Wrap an ASGI application of the SDK so that SIGTERM drains it, and leave the server's own handler in place."""
+    if isinstance(application, DrainingApp):
+        return application
+    return DrainingApp(application, first_request=lambda app: add_sigterm_hook(app.drain))
 
 
 def _on_handler_loop(service: Service) -> Service:

@@ -26,6 +26,9 @@ The names, and what happens if a later SDK no longer has one:
 * ``ReceiveChannel._queue`` shows whether more messages have arrived, so that the VM is polled once for all of them, and
   a message put there wakes the driver. Missing: the driver polls the VM after every message, and a refusal takes effect
   with the next one.
+* ``restate.server._shutdown_hooks`` has the functions that the SDK calls at SIGTERM, for each event loop.
+  :func:`add_sigterm_hook` adds to it, so that the SDK does not replace the ASGI server's handler. Missing: uvicorn
+  and granian no longer end at SIGTERM, as with ``restate.app``.
 
 ``tests/test_sdk_seam.py`` fails when one of these names changes.
 """
@@ -45,6 +48,7 @@ from restate_steps._sdk._context import (
 from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits
 from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands
 from restate_steps._sdk._port import SdkPort
+from restate_steps._sdk._shutdown import add_sigterm_hook
 
 __all__ = [
     "IN_THREAD",
@@ -57,6 +61,7 @@ __all__ = [
     "guard_commands",
     "has_body",
     "invocation_id",
+    "add_sigterm_hook",
     "keep_state",
     "loop_of",
     "map_failure",

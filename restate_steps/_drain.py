@@ -1,0 +1,158 @@
+"""An ASGI application that can stop working without losing a step.
+
+1. Before :meth:`DrainingApp.drain`, every message passes unchanged.
+2. Draining ends the input of every open request, as the server does after its inactivity timeout. The handler's attempt
+   then ends as soon as it has to wait: bodies that are running end, their results are sent, and it suspends.
+3. A request that is still receiving its journal is not ended before it has been quiet for a moment, or has sent output.
+4. A response ends only after the server has closed its side of the request. Hypercorn drops a whole connection when data
+   arrives for a stream that has ended.
+5. New requests are rejected with 503, which Restate retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, TypeAlias
+
+__all__ = ["DrainingApp"]
+
+_Message: TypeAlias = Any
+_Receive: TypeAlias = Callable[[], Awaitable[_Message]]
+_Send: TypeAlias = Callable[[_Message], Awaitable[None]]
+
+_QUIET: Final = 0.05
+_END_OF_INPUT: Final = {"type": "http.request", "body": b"", "more_body": False}
+_REASON: Final = b"this application is shutting down."
+
+
+class DrainingApp:
+    """Wrap an ASGI application so that it can be drained.
+
+    Args:
+        app: The application.
+        first_request: A callback for the first request, on the server's event loop.
+    """
+
+    def __init__(
+        self, app: Callable[[Any, _Receive, _Send], Awaitable[None]], *, first_request: Callable[[DrainingApp], None]
+    ) -> None:
+        self._app = app
+        self._first_request: Callable[[DrainingApp], None] | None = first_request
+        self._requests: set[_Request] = set()
+        self._draining = False
+        self._empty = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: _Receive, send: _Send) -> None:
+        """Handle a request, as an ASGI application."""
+        if (first_request := self._first_request) is not None:
+            self._first_request = None
+            first_request(self)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._draining:
+            await _reject(receive, send)
+            return
+        request = _Request(receive, send)
+        self._requests.add(request)
+        try:
+            await self._app(scope, request.receive, request.send)
+        finally:
+            self._requests.discard(request)
+            if self._draining and not self._requests:
+                self._empty.set()
+
+    def drain(self) -> None:
+        """Stop taking requests, and let the open ones end. Call it on the server's event loop; it returns at once."""
+        if not self._draining:
+            self._draining = True
+            for request in list(self._requests):
+                request.drain()
+            if not self._requests:
+                self._empty.set()
+
+    async def drained(self) -> None:
+        """Wait until all requests have ended, after :meth:`drain`."""
+        await self._empty.wait()
+
+
+class _Request:
+    """A request, with the functions that the application gets."""
+
+    __slots__ = ("_closed", "_draining", "_ended", "_latest", "_loop", "_reader", "_receive", "_send", "_sent")
+
+    def __init__(self, receive: _Receive, send: _Send) -> None:
+        self._receive, self._send = receive, send
+        self._loop = asyncio.get_running_loop()
+        # The task that waits for a message, the time of the latest message, and whether output was sent.
+        self._reader: asyncio.Task[Any] | None = None
+        self._latest = self._loop.time()
+        self._sent = False
+        # Whether to end the input, and whether the application has got the end.
+        self._draining = self._ended = False
+        # Set when the server has closed its side; None before draining, or if it has closed it before.
+        self._closed: asyncio.Event | None = None
+
+    async def receive(self) -> _Message:
+        """Return the next message."""
+        while True:
+            if self._draining and not self._ended:
+                self._ended = True
+                return _END_OF_INPUT
+            self._reader = asyncio.current_task()
+            try:
+                message = await self._receive()
+            except asyncio.CancelledError:
+                if not self._draining or self._ended or self._reader is None:
+                    raise
+                self._reader.uncancel()
+                continue
+            finally:
+                self._reader = None
+            self._latest = self._loop.time()
+            if message["type"] == "http.disconnect":
+                self._close()
+                return message
+            if message["type"] == "http.request" and not message.get("more_body", False):
+                self._close()
+                if self._ended:
+                    continue
+                self._ended = True
+            elif self._ended:
+                # The attempt is ending, and the server sends this again in the next one.
+                continue
+            return message
+
+    async def send(self, message: _Message) -> None:
+        """Send a message."""
+        if message["type"] == "http.response.body":
+            self._sent = True
+            if self._closed is not None and not message.get("more_body", False):
+                await self._closed.wait()
+        await self._send(message)
+
+    def drain(self) -> None:
+        """End the input, unless the server has ended it."""
+        if self._ended:
+            return
+        if not self._sent and self._loop.time() - self._latest < _QUIET:
+            self._loop.call_later(_QUIET, self.drain)
+            return
+        self._draining = True
+        self._closed = asyncio.Event()
+        if self._reader is not None:
+            self._reader.cancel()
+
+    def _close(self) -> None:
+        if self._closed is not None:
+            self._closed.set()
+
+
+async def _reject(receive: _Receive, send: _Send) -> None:
+    await send({"type": "http.response.start", "status": 503, "headers": [(b"content-type", b"text/plain")]})
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            break
+    await send({"type": "http.response.body", "body": _REASON})
