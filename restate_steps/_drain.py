@@ -3,8 +3,8 @@
 1. Before :meth:`DrainingApp.drain`, every message passes unchanged.
 2. Draining ends the input of every open request, as the server does after its inactivity timeout. The handler's attempt
    then ends as soon as it has to wait: bodies that are running end, their results are sent, and it suspends.
-3. A request that is still receiving its journal is not ended before it has been quiet for a moment, or has sent output.
-4. A response ends only after the server has closed its side of the request. Hypercorn drops a whole connection when data
+3. A request that is still receiving its journal is not ended before it has been quiet for a moment or has sent data.
+4. A response ends only after the server has closed its side of the request. Hypercorn drops a whole connection if data
    arrives for a stream that has ended.
 5. New requests are rejected with 503, which Restate retries.
 """
@@ -125,7 +125,9 @@ class _Request:
             return message
 
     async def send(self, message: _Message) -> None:
-        """Send a message."""
+        """Send a message, unless the request was cancelled, which the SDK ignores. Hypercorn would wait forever."""
+        if (task := asyncio.current_task()) is not None and task.cancelling():
+            raise asyncio.CancelledError
         if message["type"] == "http.response.body":
             self._sent = True
             if self._closed is not None and not message.get("more_body", False):

@@ -165,9 +165,16 @@ class Invocation:
             _sdk.fail_attempt(self.context, error, pause=pause)
 
     def __close__(self) -> None:
-        """Fail an attempt whose handler ended with a stray ``CancelledError``; the SDK calls this at its end."""
+        """Fail an attempt whose handler ended with a stray ``CancelledError``; the SDK calls this at its end.
+
+        If the ASGI server cancelled the request, let it end at once.
+        """
         task = asyncio.current_task()
-        if isinstance(sys.exc_info()[1], asyncio.CancelledError) and task is not None and not task.cancelling():
+        if not isinstance(sys.exc_info()[1], asyncio.CancelledError) or task is None:
+            return
+        if task.cancelling():
+            _sdk.forget_input(self.context)
+        else:
             self.fail(
                 ConcurrencyError(
                     "the handler ended with asyncio.CancelledError although its invocation was not cancelled. A task "

@@ -26,6 +26,8 @@ The names, and what happens if a later SDK no longer has one:
 * ``ReceiveChannel._queue`` shows whether more messages have arrived, so that the VM is polled once for all of them, and
   a message put there wakes the driver. Missing: the driver polls the VM after every message, and a refusal takes effect
   with the next one.
+* ``ReceiveChannel.notify_shutdown`` ends the SDK's wait for the server after a cancelled request. Missing: such a
+  request raises an AttributeError, and ends.
 * ``restate.server._shutdown_hooks`` has the functions that the SDK calls at SIGTERM, for each event loop.
   :func:`add_sigterm_hook` adds to it, so that the SDK does not replace the ASGI server's handler. Missing: uvicorn
   and granian no longer end at SIGTERM, as with ``restate.app``.
@@ -38,6 +40,7 @@ from restate_steps._sdk._context import (
     ServerInvocationContext,
     ambient_context,
     check_supported,
+    forget_input,
     invocation_id,
     keep_state,
     loop_of,
@@ -54,14 +57,15 @@ __all__ = [
     "IN_THREAD",
     "SdkPort",
     "ServerInvocationContext",
+    "add_sigterm_hook",
     "ambient_context",
     "check_supported",
     "fail_attempt",
     "failure_of",
+    "forget_input",
     "guard_commands",
     "has_body",
     "invocation_id",
-    "add_sigterm_hook",
     "keep_state",
     "loop_of",
     "map_failure",

@@ -18,8 +18,8 @@ __all__ = ["add_sigterm_hook"]
 def add_sigterm_hook(hook: Callable[[], None]) -> None:
     """Call a function at SIGTERM on the running loop, and let the SDK do the same, beside the ASGI server's handler.
 
-    Call it before the SDK's application, which replaces the handler at its first request. A server whose handler is gone
-    never ends. If nothing handles SIGTERM, it keeps its default action, and the hook is not called.
+    Call it before the SDK's application, which replaces the handler at its first request. A server whose handler is
+    gone never ends. If nothing handles SIGTERM, it keeps its default action, and the hook is not called.
 
     Args:
         hook: The function.
