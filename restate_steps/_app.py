@@ -71,14 +71,15 @@ def app(
     wrapped = [_on_handler_loop(service) for service in services]
     application = restate.app(wrapped, protocol, identity_keys, journal_value_codec)
     # On AWS Lambda, it is a plain function, and no server handles signals.
-    return drainable(application) if inspect.iscoroutinefunction(application) else application
+    verifies = bool(identity_keys)
+    return drainable(application, verifies=verifies) if inspect.iscoroutinefunction(application) else application
 
 
-def drainable(application: Any) -> DrainingApp:
+def drainable(application: Any, *, verifies: bool = False) -> DrainingApp:
     """Wrap an ASGI application of the SDK so that SIGTERM drains it, and leave the server's own handler in place."""
     if isinstance(application, DrainingApp):
         return application
-    return DrainingApp(application, first_request=lambda app: add_sigterm_hook(app.drain))
+    return DrainingApp(application, first_request=lambda app: add_sigterm_hook(app.drain), verifies=verifies)
 
 
 def _on_handler_loop(service: Service) -> Service:

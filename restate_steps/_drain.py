@@ -32,11 +32,17 @@ class DrainingApp:
     Args:
         app: The application.
         first_request: A callback for the first request, on the server's event loop.
+        verifies: Whether the application verifies that requests come from Restate.
     """
 
     def __init__(
-        self, app: Callable[[Any, _Receive, _Send], Awaitable[None]], *, first_request: Callable[[DrainingApp], None]
+        self,
+        app: Callable[[Any, _Receive, _Send], Awaitable[None]],
+        *,
+        first_request: Callable[[DrainingApp], None],
+        verifies: bool = False,
     ) -> None:
+        self.verifies = verifies
         self._app = app
         self._first_request: Callable[[DrainingApp], None] | None = first_request
         self._requests: set[_Request] = set()

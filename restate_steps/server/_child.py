@@ -42,6 +42,7 @@ class Child:
         env: The environment variables; this process's by default.
         output: The file for its stdout and stderr; this process's own stdout and stderr by default.
         remove: A folder to remove when this process dies.
+        inherit: File descriptors that the process inherits, under the same numbers.
 
     Raises:
         OSError: If the process cannot be started.
@@ -55,6 +56,7 @@ class Child:
         env: Mapping[str, str] | None = None,
         output: IO[bytes] | None = None,
         remove: Path | None = None,
+        inherit: Sequence[int] = (),
     ) -> None:
         gated = ["/bin/sh", "-c", _GATE, "sh", *(str(word) for word in command)]
         self._process = subprocess.Popen(
@@ -65,6 +67,7 @@ class Child:
             stdout=output,
             stderr=subprocess.STDOUT if output is not None else None,
             start_new_session=True,
+            pass_fds=inherit,
         )
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "restate-steps-guard", str(remove) if remove else ""],
@@ -104,6 +107,12 @@ class Child:
         except subprocess.TimeoutExpired:
             return None
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal to the process and all processes that it started."""
+        # macOS raises PermissionError for a process group that has ended.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
     def end(self, number: signal.Signals = signal.SIGKILL, *, within: float = 10.0) -> int:
         """End the process and all processes that it started.
 
@@ -114,19 +123,14 @@ class Child:
         Returns:
             The exit code.
         """
-        self._signal(number)
+        self.send_signal(number)
         if self.wait(within) is None:
-            self._signal(signal.SIGKILL)
+            self.send_signal(signal.SIGKILL)
         code = self._process.wait()
         # Processes that it started may have outlived it.
-        self._signal(signal.SIGKILL)
+        self.send_signal(signal.SIGKILL)
         self._guard.kill()
         self._guard.wait()
         if self._guard.stdin is not None:
             self._guard.stdin.close()
         return code
-
-    def _signal(self, number: signal.Signals) -> None:
-        # macOS raises PermissionError for a process group that has ended.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
