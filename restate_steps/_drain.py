@@ -15,6 +15,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
 
+from restate_steps._sdk import end_input
+
 __all__ = ["DrainingApp"]
 
 _Message: TypeAlias = Any
@@ -22,7 +24,6 @@ _Receive: TypeAlias = Callable[[], Awaitable[_Message]]
 _Send: TypeAlias = Callable[[_Message], Awaitable[None]]
 
 _QUIET: Final = 0.05
-_END_OF_INPUT: Final = {"type": "http.request", "body": b"", "more_body": False}
 _REASON: Final = b"this application is shutting down."
 
 
@@ -86,49 +87,38 @@ class DrainingApp:
 class _Request:
     """A request, with the functions that the application gets."""
 
-    __slots__ = ("_closed", "_draining", "_ended", "_latest", "_loop", "_reader", "_receive", "_send", "_sent")
+    __slots__ = ("_closed", "_ended", "_latest", "_loop", "_reader", "_receive", "_send", "_sent")
 
     def __init__(self, receive: _Receive, send: _Send) -> None:
         self._receive, self._send = receive, send
         self._loop = asyncio.get_running_loop()
-        # The task that waits for a message, the time of the latest message, and whether output was sent.
+        # The SDK's task that reads messages, the time of the latest message, and whether output was sent.
         self._reader: asyncio.Task[Any] | None = None
         self._latest = self._loop.time()
         self._sent = False
-        # Whether to end the input, and whether the application has got the end.
-        self._draining = self._ended = False
-        # Set when the server has closed its side; None before draining, or if it has closed it before.
-        self._closed: asyncio.Event | None = None
+        # Whether the application has got the end of the input, from the server or from us.
+        self._ended = False
+        # Set when the server has closed its side.
+        self._closed = asyncio.Event()
 
     async def receive(self) -> _Message:
         """Return the next message."""
-        while True:
-            if self._draining and not self._ended:
-                self._ended = True
-                return _END_OF_INPUT
+        if self._reader is None:
             self._reader = asyncio.current_task()
-            try:
-                message = await self._receive()
-            except asyncio.CancelledError:
-                if not self._draining or self._ended or self._reader is None:
-                    raise
-                self._reader.uncancel()
-                continue
-            finally:
-                self._reader = None
+        while True:
+            message = await self._receive()
             self._latest = self._loop.time()
             if message["type"] == "http.disconnect":
-                self._close()
+                self._closed.set()
                 return message
+            ended = self._ended
             if message["type"] == "http.request" and not message.get("more_body", False):
-                self._close()
-                if self._ended:
-                    continue
+                self._closed.set()
                 self._ended = True
-            elif self._ended:
-                # The attempt is ending, and the server sends this again in the next one.
-                continue
-            return message
+                return message
+            # While the attempt is ending, the server sends what it will send again in the next one.
+            if not ended:
+                return message
 
     async def send(self, message: _Message) -> None:
         """Send a message, unless the request was cancelled, which the SDK ignores. Hypercorn would wait forever."""
@@ -136,7 +126,7 @@ class _Request:
             raise asyncio.CancelledError
         if message["type"] == "http.response.body":
             self._sent = True
-            if self._closed is not None and not message.get("more_body", False):
+            if self._reader is not None and not message.get("more_body", False):
                 await self._closed.wait()
         await self._send(message)
 
@@ -147,14 +137,9 @@ class _Request:
         if not self._sent and self._loop.time() - self._latest < _QUIET:
             self._loop.call_later(_QUIET, self.drain)
             return
-        self._draining = True
-        self._closed = asyncio.Event()
+        self._ended = True
         if self._reader is not None:
-            self._reader.cancel()
-
-    def _close(self) -> None:
-        if self._closed is not None:
-            self._closed.set()
+            end_input(self._reader)
 
 
 async def _reject(receive: _Receive, send: _Send) -> None:

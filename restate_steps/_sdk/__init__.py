@@ -28,6 +28,8 @@ The names, and what happens if a later SDK no longer has one:
   with the next one.
 * ``ReceiveChannel.notify_shutdown`` ends the SDK's wait for the server after a cancelled request. Missing: such a
   request raises an AttributeError, and ends.
+* ``ReceiveChannel`` reads the request in a task whose coroutine has it in a variable ``self``. :func:`end_input` puts
+  the end of the request into its ``_queue``. Missing: a handler that waits is cut off when the grace period is over.
 * ``restate.server._shutdown_hooks`` has the functions that the SDK calls at SIGTERM, for each event loop.
   :func:`add_sigterm_hook` adds to it, so that the SDK does not replace the ASGI server's handler. Missing: uvicorn
   and granian no longer end at SIGTERM, as with ``restate.app``.
@@ -51,7 +53,7 @@ from restate_steps._sdk._context import (
 from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits
 from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands
 from restate_steps._sdk._port import SdkPort
-from restate_steps._sdk._shutdown import add_sigterm_hook
+from restate_steps._sdk._shutdown import add_sigterm_hook, end_input
 
 __all__ = [
     "IN_THREAD",
@@ -60,6 +62,7 @@ __all__ = [
     "add_sigterm_hook",
     "ambient_context",
     "check_supported",
+    "end_input",
     "fail_attempt",
     "failure_of",
     "forget_input",

@@ -11,8 +11,9 @@ from types import FrameType
 from typing import Any
 
 import restate.server
+from restate.server_types import ReceiveChannel
 
-__all__ = ["add_sigterm_hook"]
+__all__ = ["add_sigterm_hook", "end_input"]
 
 
 def add_sigterm_hook(hook: Callable[[], None]) -> None:
@@ -53,3 +54,15 @@ def add_sigterm_hook(hook: Callable[[], None]) -> None:
 def _run(hooks: list[Callable[[], None]]) -> None:
     for hook in list(hooks):
         hook()
+
+
+def end_input(reader: asyncio.Task[Any]) -> None:
+    """Make an attempt end as if the server had closed its side of the request.
+
+    Args:
+        reader: The SDK's task that reads the request.
+    """
+    frame = getattr(reader.get_coro(), "cr_frame", None)
+    channel = frame.f_locals.get("self") if frame is not None else None
+    if isinstance(channel, ReceiveChannel):
+        channel._queue.put_nowait({"type": "http.request", "body": b"", "more_body": False})
