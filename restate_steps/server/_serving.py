@@ -56,7 +56,7 @@ class Listener(socket.socket):
         After :meth:`hang_up`, reject connections. asyncio creates a connection's transport in a later iteration of the
         loop, and leaves it half initialized if the server was closed before that (CPython gh-109564).
         """
-        connection, address = super().accept()
+        connection, address = self._accept_one()
         if self._hung_up:
             connection.close()
             raise BlockingIOError
@@ -64,6 +64,9 @@ class Listener(socket.socket):
             self._accepted = weakref.WeakSet()
         self._accepted.add(connection)
         return connection, address
+
+    def _accept_one(self) -> tuple[socket.socket, Any]:
+        return super().accept()
 
     def hang_up(self) -> None:
         """Shut down every connection, and reject new ones."""
