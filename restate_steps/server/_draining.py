@@ -5,8 +5,14 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import os
 import signal
+import sys
+import threading
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Final
 
 from restate_steps._app import drainable
@@ -14,10 +20,12 @@ from restate_steps._drain import DrainingApp
 from restate_steps.server._identity import verified
 from restate_steps.server._serving import UNLIMITED, ASGIApp, Listener, http1_only, serve_until
 
-__all__ = ["GRACE", "ending_signals", "guarded", "serve_and_drain", "warn_if_open"]
+__all__ = ["GRACE", "ending_signals", "guarded", "leave_threads", "serve_and_drain", "warn_if_open"]
 
 GRACE: Final = 10.0
 """The default grace period, in seconds."""
+
+_JOIN_WITHIN = 0.5
 
 _logger = logging.getLogger("restate_steps.server")
 
@@ -77,6 +85,8 @@ async def serve_and_drain(
         ServerError: If Hypercorn is not installed.
     """
     loop = asyncio.get_running_loop()
+    executor = ThreadPoolExecutor(thread_name_prefix="restate-steps-handler")
+    loop.set_default_executor(executor)
     draining = stopping or asyncio.Event()
     ended = asyncio.Event()
 
@@ -96,6 +106,23 @@ async def serve_and_drain(
         await serve_until(ended, app, listener, ready=ready, streams=streams)
     finally:
         drainer.cancel()
+        executor.shutdown(wait=False, cancel_futures=True)
+        # asyncio waits for the threads of the loop's executor, and a body in a thread cannot be stopped.
+        loop.set_default_executor(ThreadPoolExecutor())
+
+
+def leave_threads() -> None:
+    """End this process at once if a body still runs in a thread, which the interpreter would wait for."""
+    deadline = time.monotonic() + _JOIN_WITHIN
+    for thread in threading.enumerate():
+        if thread is threading.main_thread() or thread.daemon:
+            continue
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive():
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):
+                    stream.flush()
+            os._exit(0)
 
 
 def _is_loopback(host: str) -> bool:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from restate_steps.errors import ServerError
-from restate_steps.server._draining import GRACE, ending_signals, guarded, serve_and_drain, warn_if_open
+from restate_steps.server._draining import GRACE, ending_signals, guarded, leave_threads, serve_and_drain, warn_if_open
 from restate_steps.server._ports import LOOPBACK
 from restate_steps.server._process import RestateServer
 from restate_steps.server._serving import ASGIApp, listen, url_of
@@ -53,6 +53,7 @@ def run_app(
     listener = listen(host, port)
     url = url_of(listener)
     asyncio.run(serve_and_drain(served, listener, grace=grace, ready=lambda: ready(url)))
+    leave_threads()
 
 
 def run_server(server: RestateServer, *, ready: Callable[[RestateServer], None] = lambda server: None) -> None:

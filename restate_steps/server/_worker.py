@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import signal
 import socket
 import sys
@@ -12,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from restate_steps.errors import ServerError
-from restate_steps.server._draining import guarded, serve_and_drain
+from restate_steps.server._draining import guarded, leave_threads, serve_and_drain
 from restate_steps.server._load import load_app
 from restate_steps.server._serving import Listener
 from restate_steps.server._workers import READY, WorkerOptions
@@ -46,6 +45,7 @@ def main(channel: int, options: WorkerOptions) -> None:
     listener = _Channel(fileno=channel)
     listener.setblocking(False)
     asyncio.run(_serve(app, listener, options))
+    leave_threads()
 
 
 async def _serve(app: Any, listener: _Channel, options: WorkerOptions) -> None:
@@ -69,6 +69,4 @@ if __name__ == "__main__":
         main(int(sys.argv[1]), WorkerOptions(**json.loads(sys.argv[2])))
     except ServerError as error:
         print(f"error: {error}", file=sys.stderr)
-        # Without the finalization of threads that may still work.
-        sys.stderr.flush()
-        os._exit(1)
+        sys.exit(1)
