@@ -67,8 +67,7 @@ class DrainingApp:
             await self._app(scope, request.receive, request.send)
         finally:
             self._requests.discard(request)
-            if self._draining and not self._requests:
-                self._empty.set()
+            self._note_empty()
 
     def drain(self) -> None:
         """Stop taking requests, and let the open ones end. Call it on the server's event loop; it returns at once."""
@@ -76,8 +75,11 @@ class DrainingApp:
             self._draining = True
             for request in list(self._requests):
                 request.drain()
-            if not self._requests:
-                self._empty.set()
+            self._note_empty()
+
+    def _note_empty(self) -> None:
+        if self._draining and not self._requests:
+            self._empty.set()
 
     async def drained(self) -> None:
         """Wait until all requests have ended, after :meth:`drain`."""

@@ -49,13 +49,16 @@ def main(channel: int, options: WorkerOptions) -> None:
 
 
 async def _serve(app: Any, listener: _Channel, options: WorkerOptions) -> None:
+    def ready() -> None:
+        listener.send(READY)
+
     stopping = asyncio.Event()
     listener.closed = stopping.set
     await serve_and_drain(
         app,
         listener,
         grace=options.grace,
-        ready=lambda: listener.send(READY) and None,
+        ready=ready,
         streams=options.streams,
         stopping=stopping,
     )
