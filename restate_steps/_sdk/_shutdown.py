@@ -11,7 +11,6 @@ from types import FrameType
 from typing import Any
 
 import restate.server
-from restate.server_types import ReceiveChannel
 
 __all__ = ["add_sigterm_hook", "end_input"]
 
@@ -63,6 +62,7 @@ def end_input(reader: asyncio.Task[Any]) -> None:
         reader: The SDK's task that reads the request.
     """
     frame = getattr(reader.get_coro(), "cr_frame", None)
-    channel = frame.f_locals.get("self") if frame is not None else None
-    if isinstance(channel, ReceiveChannel):
-        channel._queue.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+    channel: Any = frame.f_locals.get("self") if frame is not None else None
+    arrived: asyncio.Queue[Any] | None = getattr(channel, "_queue", None)
+    if arrived is not None:
+        arrived.put_nowait({"type": "http.request", "body": b"", "more_body": False})

@@ -21,7 +21,7 @@ import restate
 
 import restate_steps
 from restate_steps.errors import ServerError
-from restate_steps.server import RestateServer
+from restate_steps.server import RestateServer, serve_app
 from restate_steps.server._draining import guarded, warn_if_open
 from restate_steps.server._ports import free_ports
 from tests.support import ROOT
@@ -39,7 +39,12 @@ from restate_steps.server._workers import run_workers
 
 run_workers(sys.argv[1], workers=2, port=int(sys.argv[2]), ready=lambda url: print("ready", flush=True))
 """
-KEY = "publickeyv1_w7YHemBctH5Ck2nQRQ47iBBqhNHy4FV7t2Usbye2A6f"
+KEY = "publickeyv1_3bV2K6KE7uhPHUHLQix8FZSg7jFHu7j1MJKUK6GC7ne9"
+PRIVATE_KEY = """\
+-----BEGIN PRIVATE KEY-----
+MC4CAQAwBQYDK2VwBCIEIPhYEdS2Uv8XAtwAMSj8zScDGKLF8/MPxAjSKjBoKrVK
+-----END PRIVATE KEY-----
+"""
 
 
 class Served:
@@ -303,6 +308,24 @@ async def test_identity_keys() -> None:
     assert [401] == await statuses(app, "/discover")
     assert [401] == await statuses(app, "/invoke/Signed/any")
     assert [200] == await statuses(app, "/health")
+
+
+def test_a_server_that_signs_is_accepted(tmp_path: Path) -> None:
+    """A server with the private key can register the application and call it."""
+    key_file = tmp_path / "key.pem"
+    key_file.write_text(PRIVATE_KEY)
+    service = restate.Service("SignedFor")
+
+    @service.handler()
+    async def answer(ctx: restate.Context) -> str:
+        return "signed"
+
+    app = guarded(restate_steps.app([service]), http1=False, identity_keys=[KEY])
+    signing = {"RESTATE_REQUEST_IDENTITY_PRIVATE_KEY_PEM_FILE": str(key_file)}
+    with RestateServer(env=signing) as server, serve_app(app, server):
+        answered = httpx.post(f"{server.ingress_url}/SignedFor/answer", timeout=30, trust_env=False)
+
+    assert answered.json() == "signed"
 
 
 def test_an_invalid_identity_key_is_refused() -> None:
