@@ -109,7 +109,8 @@ class _Request:
             self._reader = asyncio.current_task()
         while True:
             message = await self._receive()
-            self._latest = self._loop.time()
+            if not self._sent:
+                self._latest = self._loop.time()
             if message["type"] == "http.disconnect":
                 self._closed.set()
                 return message
@@ -123,13 +124,14 @@ class _Request:
                 return message
 
     async def send(self, message: _Message) -> None:
-        """Send a message, unless the request was cancelled, which the SDK ignores. Hypercorn would wait forever."""
-        if (task := asyncio.current_task()) is not None and task.cancelling():
-            raise asyncio.CancelledError
+        """Send a message, but no end after the request was cancelled: the SDK ignores that, and Hypercorn would hang."""
         if message["type"] == "http.response.body":
             self._sent = True
-            if self._reader is not None and not message.get("more_body", False):
-                await self._closed.wait()
+            if not message.get("more_body", False):
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError
+                if self._reader is not None:
+                    await self._closed.wait()
         await self._send(message)
 
     def drain(self) -> None:
