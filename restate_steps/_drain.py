@@ -124,7 +124,7 @@ class _Request:
                 return message
 
     async def send(self, message: _Message) -> None:
-        """Send a message, but no end after the request was cancelled: the SDK ignores that, and Hypercorn would hang."""
+        """Send a message, but no end if the request was cancelled: the SDK ignores that, and Hypercorn hangs."""
         if message["type"] == "http.response.body":
             self._sent = True
             if not message.get("more_body", False):
