@@ -24,6 +24,7 @@ BENCHMARKS = {
     "steps": "wall time per step on a server, compared with the SDK alone",
     "fan_out": "wall time of concurrent branches on a server, compared with the SDK alone",
     "agents": "a scripted agent on a server, compared with restate.ext.pydantic, DBOS and a plain agent",
+    "workers": "the scripted agent, served by two workers, compared with one",
 }
 
 

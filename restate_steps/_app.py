@@ -15,10 +15,11 @@ from typing import Any, Literal, TypeVar, cast, overload
 import restate
 from restate import TerminalError
 
+from restate_steps._drain import DrainingApp
 from restate_steps._limits import DEFAULT_LONGEST_STEP, abort_timeout_for, limit_of, longest_step_of
 from restate_steps._loop import Execution, HandlerLoop, LocalContext, running_operation, terminal_cause
 from restate_steps._not_awaited import forgotten_await
-from restate_steps._sdk import keep_limit, note_explicit_recovery
+from restate_steps._sdk import add_sigterm_hook, keep_limit, note_explicit_recovery
 from restate_steps.context import current_invocation, invocation_of
 
 __all__ = ["app", "local"]
@@ -80,7 +81,17 @@ def app(
     """
     longest = longest_step_of(longest_step)
     wrapped = [_on_handler_loop(service, longest, streams=protocol != "request_response") for service in services]
-    return restate.app(wrapped, protocol, identity_keys, journal_value_codec)
+    application = restate.app(wrapped, protocol, identity_keys, journal_value_codec)
+    # On AWS Lambda, it is a plain function, and no server handles signals.
+    verifies = bool(identity_keys)
+    return drainable(application, verifies=verifies) if inspect.iscoroutinefunction(application) else application
+
+
+def drainable(application: Any, *, verifies: bool = False) -> DrainingApp:
+    """Wrap an ASGI application of the SDK so that SIGTERM drains it, and leave the server's own handler in place."""
+    if isinstance(application, DrainingApp):
+        return application
+    return DrainingApp(application, first_request=lambda app: add_sigterm_hook(app.drain), verifies=verifies)
 
 
 def _on_handler_loop(service: Service, longest_step: timedelta, *, streams: bool) -> Service:

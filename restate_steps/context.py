@@ -197,12 +197,17 @@ class Invocation:
     def __close__(self) -> None:
         """Fail an attempt with a better error than its handler ended with; the SDK calls this at its end.
 
-        The SDK reports the error of a handler's output, and a stray ``CancelledError`` would hang the invocation.
+        The SDK reports the error of a handler's output, and a stray ``CancelledError`` would hang the invocation. A
+        request that the ASGI server cancelled ends at once.
         """
         error, task = sys.exc_info()[1], asyncio.current_task()
         if (forgotten := forgotten_await(error)) is not None:
             self.fail(forgotten)
-        elif isinstance(error, asyncio.CancelledError) and task is not None and not task.cancelling():
+        elif not isinstance(error, asyncio.CancelledError) or task is None:
+            return
+        elif task.cancelling():
+            _sdk.forget_input(self.context)
+        else:
             self.fail(
                 ConcurrencyError(
                     "the handler ended with asyncio.CancelledError although its invocation was not cancelled. A task "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import random
+import signal
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -123,6 +124,38 @@ def test_the_other_methods_of_the_vm_wrapper() -> None:
     public = [name for name in dir(VMWrapper) if not name.startswith(("_", "sys_"))]
 
     assert sorted(expected) == sorted({*public} - {"attach_invocation", "do_progress"})
+
+
+def test_the_shutdown_hooks() -> None:
+    """A list of hooks for SIGTERM that exists keeps the SDK from installing a handler."""
+
+    async def hooks() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        registered = restate.server._shutdown_hooks.setdefault(loop, {}).setdefault(signal.SIGTERM, [])
+        restate.server.install_shutdown_hook(loop, print)
+        return [registered, signal.getsignal(signal.SIGTERM)]
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert [[print], before] == asyncio.run(hooks())
+
+
+async def test_the_input_of_a_request_can_be_ended() -> None:
+    """The task that reads a request leads to the channel, and the handler finds the end of the input there."""
+    reader: asyncio.Future[asyncio.Task[Any]] = asyncio.get_running_loop().create_future()
+
+    async def receive() -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        reader.set_result(task)
+        await asyncio.Event().wait()
+
+    channel = ReceiveChannel(receive)
+    _sdk.end_input(await reader)
+
+    assert {"type": "http.request", "body": b"", "more_body": False} == await channel()
+    channel.notify_shutdown()
+    await channel.block_until_http_input_closed()
+    await channel.close()
 
 
 def test_the_compiled_half() -> None:

@@ -18,11 +18,15 @@ from restate_steps._dev.events import AppEvent, Loaded, LoadFailed, dump
 from restate_steps.errors import ServerError
 from restate_steps.logs import ReplayFilter
 from restate_steps.server._attempts import watch_attempts
+from restate_steps.server._draining import guarded, leave_threads, serve_and_drain
 from restate_steps.server._failures import hide_tracebacks
-from restate_steps.server._load import LoadedApp, TargetError, load_app
-from restate_steps.server._serving import Listener, http1_only, serve_until
+from restate_steps.server._load import TargetError, load_app
+from restate_steps.server._serving import Listener
 
 __all__ = ["WorkerOptions", "main"]
+
+_GRACE = 0.3
+"""The time that bodies have to end before a restart, in seconds: a saved file should be served at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,8 @@ class WorkerOptions:
 def main(argument: str) -> int:
     """Serve until SIGTERM; return the exit code."""
     # The parent ends this process with SIGTERM. A Ctrl-C is for the parent alone.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     options = WorkerOptions(**json.loads(argument))
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
@@ -62,23 +67,17 @@ def main(argument: str) -> int:
         _report(options, LoadFailed(str(error), isinstance(error, TargetError)))
         return 1
     _set_up_logs(options)
-    asyncio.run(_serve(loaded, options))
-    return 0
-
-
-async def _serve(loaded: LoadedApp, options: WorkerOptions) -> None:
-    # The SDK installs its own handler for SIGTERM, which runs all hooks.
-    from restate.server import install_shutdown_hook
-
-    stopping = asyncio.Event()
-    install_shutdown_hook(asyncio.get_running_loop(), stopping.set, signal.SIGTERM)
-    app = http1_only(loaded.app) if options.http1 else loaded.app
-    await serve_until(
-        stopping,
-        watch_attempts(app, lambda attempt: _report(options, attempt)),
-        Listener(fileno=options.listener),
-        ready=lambda: _report(options, Loaded(loaded.name)),
+    watched = watch_attempts(loaded.app, lambda attempt: _report(options, attempt))
+    asyncio.run(
+        serve_and_drain(
+            guarded(watched, http1=options.http1, identity_keys=()),
+            Listener(fileno=options.listener),
+            grace=_GRACE,
+            ready=lambda: _report(options, Loaded(loaded.name)),
+        )
     )
+    leave_threads()
+    return 0
 
 
 def _report(options: WorkerOptions, event: AppEvent) -> None:

@@ -15,6 +15,7 @@ from restate_steps._sdk._context import (  # noqa: E402
     ServerInvocationContext,
     ambient_context,
     check_supported,
+    forget_input,
     invocation_id,
     keep_limit,
     keep_state,
@@ -27,16 +28,20 @@ from restate_steps._sdk._context import (  # noqa: E402
 from restate_steps._sdk._futures import map_failure, result_of, set_execution, share_future, share_waits  # noqa: E402
 from restate_steps._sdk._guard import fail_attempt, failure_of, guard_commands  # noqa: E402
 from restate_steps._sdk._port import SdkPort  # noqa: E402
+from restate_steps._sdk._shutdown import add_sigterm_hook, end_input  # noqa: E402
 from restate_steps._sdk._start import invocation_target, is_replaying, note_starts, retry_count  # noqa: E402
 
 __all__ = [
     "IN_THREAD",
     "SdkPort",
     "ServerInvocationContext",
+    "add_sigterm_hook",
     "ambient_context",
     "check_supported",
+    "end_input",
     "fail_attempt",
     "failure_of",
+    "forget_input",
     "guard_commands",
     "has_body",
     "invocation_id",

@@ -18,6 +18,7 @@ __all__ = [
     "ServerInvocationContext",
     "ambient_context",
     "check_supported",
+    "forget_input",
     "invocation_id",
     "keep_limit",
     "keep_state",
@@ -97,6 +98,14 @@ def check_supported() -> None:
             f"the installed restate-sdk has no ServerInvocationContext.{AWAIT_HOOK}, so the tasks of a handler cannot "
             "be put in order. Install a restate-sdk version that this release of restate-steps was tested with."
         )
+
+
+def forget_input(context: ServerInvocationContext) -> None:
+    """Let the SDK end the response without waiting until the server has closed the request.
+
+    The SDK swallows the cancellation of a request and then waits, forever if the ASGI server no longer reads.
+    """
+    context.receive.notify_shutdown()
 
 
 def state_of(context: ServerInvocationContext) -> Any:

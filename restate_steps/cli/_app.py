@@ -105,19 +105,58 @@ def dev(
     help="Port to listen on; 0 for a free one.",
 )
 @http1_option
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Number of processes."
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Time for running steps to end after a signal.",
+)
+@click.option(
+    "--identity-key",
+    "identity_keys",
+    multiple=True,
+    metavar="KEY",
+    help="Public key of your Restate (publickeyv1_...): reject requests that it has not signed; can be repeated.",
+)
 @click.option("--quiet", is_flag=True, help="Do not print the app's URL.")
-def serve(app: str, host: str, port: int, http1: bool, quiet: bool) -> None:
+def serve(
+    app: str,
+    host: str,
+    port: int,
+    http1: bool,
+    workers: int,
+    grace: float,
+    identity_keys: tuple[str, ...],
+    quiet: bool,
+) -> None:
     """Serve APP: a file, a module, or either with the name of the application in it (shop.main:app)."""
     from restate_steps.server._load import load_app
     from restate_steps.server._run import run_app
-
-    loaded = load_app(app)
+    from restate_steps.server._workers import run_workers
 
     def ready(url: str) -> None:
         if not quiet:
-            click.echo(f"serving {loaded.name} at {url}")
+            click.echo(f"serving {app} at {url}")
 
-    run_app(loaded.app, host=host, port=port, http1=http1, ready=ready)
+    if workers > 1:
+        run_workers(
+            app,
+            workers=workers,
+            host=host,
+            port=port,
+            http1=http1,
+            ready=ready,
+            grace=grace,
+            identity_keys=identity_keys,
+        )
+    else:
+        loaded = load_app(app).app
+        run_app(loaded, host=host, port=port, http1=http1, ready=ready, grace=grace, identity_keys=identity_keys)
 
 
 @click.command()

@@ -28,13 +28,23 @@ class AppProcess:
         http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.
         port: The port to listen on; a free one by default.
         own_path: Whether the process also searches for modules in ``sys.path`` of this process.
+        grace: The time that bodies have to end after :meth:`stop`, in seconds; the default of ``serve`` if None.
     """
 
-    def __init__(self, target: str, *, http1: bool = False, port: int | None = None, own_path: bool = False) -> None:
+    def __init__(
+        self,
+        target: str,
+        *,
+        http1: bool = False,
+        port: int | None = None,
+        own_path: bool = False,
+        grace: float | None = None,
+    ) -> None:
         self._target = target
         self._http1 = http1
         self._port = port
         self._own_path = own_path
+        self._grace = grace
         self._process: Child | None = None
 
     @property
@@ -59,6 +69,7 @@ class AppProcess:
                 *(sys.executable, "-m", "restate_steps", "serve", self._target),
                 *("--host", LOOPBACK, "--port", str(port), "--quiet"),
                 *(["--http1"] if self._http1 else []),
+                *([] if self._grace is None else ["--grace", str(self._grace)]),
             ],
             env=self._environment(),
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
+from restate_steps._drain import DrainingApp
 from restate_steps.errors import ServerError
 from restate_steps.server._serving import ASGIApp
 
@@ -163,6 +164,8 @@ def _is_app(value: object) -> bool:
 
 
 def _is_sdk_app(value: object) -> bool:
+    if isinstance(value, DrainingApp):
+        return True
     # The SDK's applications are functions without a class of their own.
     return inspect.isfunction(value) and value.__module__ == "restate.server" and "asgi_app" in value.__qualname__
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 
 from restate_steps.errors import ServerError
+from restate_steps.server._draining import GRACE, ending_signals, guarded, leave_threads, serve_and_drain, warn_if_open
+from restate_steps.server._failures import log_failures
 from restate_steps.server._ports import LOOPBACK
 from restate_steps.server._process import RestateServer
-from restate_steps.server._serving import ASGIApp, http1_only, listen, serve_until
+from restate_steps.server._serving import ASGIApp, listen, url_of
 
 __all__ = ["ended_by_signals", "run_app", "run_server"]
 
 _LOOK_EVERY = 0.2
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_app(
@@ -27,8 +28,16 @@ def run_app(
     port: int = 9080,
     http1: bool = False,
     ready: Callable[[str], None] = lambda url: None,
+    grace: float = GRACE,
+    identity_keys: Sequence[str] = (),
 ) -> None:
-    """Serve an application with Hypercorn until SIGINT or SIGTERM.
+    """Serve an application with Hypercorn until SIGINT, SIGTERM or SIGHUP, and then drain it.
+
+    Draining takes no new work, and suspends the handlers that wait. Bodies of steps that are running may end, and their
+    results are sent, until the grace period is over. Then the connections are cut. A second signal cuts them at once.
+    SIGINT and SIGHUP stay ignored if this process inherited that, for example from nohup.
+
+    Each attempt that fails is logged in one line, with the lines of the user's code the first time.
 
     Args:
         app: The application, for example the result of ``restate_steps.app(...)``.
@@ -36,26 +45,18 @@ def run_app(
         port: The port to listen on; 0 for a free one.
         http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.
         ready: A callback that receives the URL when the application accepts requests.
+        grace: The grace period, in seconds.
+        identity_keys: Public keys of Restate. Requests that are not signed with one of them are rejected.
 
     Raises:
-        ServerError: If Hypercorn is not installed, or the port is in use.
+        ServerError: If Hypercorn is not installed, the port is in use, or a key is invalid.
     """
-    served = http1_only(app) if http1 else app
+    warn_if_open(app, host, identity_keys)
+    served = guarded(log_failures(app), http1=http1, identity_keys=identity_keys)
     listener = listen(host, port)
-    shown = f"[{host}]" if ":" in host else host
-    url = f"http://{shown}:{listener.getsockname()[1]}"
-
-    async def serve() -> None:
-        # Not `loop.add_signal_handler`: the SDK's handler for SIGTERM, added at the first request, would replace it.
-        # The SDK runs all of its shutdown hooks.
-        from restate.server import install_shutdown_hook
-
-        stopping = asyncio.Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            install_shutdown_hook(asyncio.get_running_loop(), stopping.set, number)
-        await serve_until(stopping, served, listener, ready=lambda: ready(url))
-
-    asyncio.run(serve())
+    url = url_of(listener)
+    asyncio.run(serve_and_drain(served, listener, grace=grace, ready=lambda: ready(url)))
+    leave_threads()
 
 
 def run_server(server: RestateServer, *, ready: Callable[[RestateServer], None] = lambda server: None) -> None:
@@ -79,13 +80,13 @@ def run_server(server: RestateServer, *, ready: Callable[[RestateServer], None] 
 def ended_by_signals() -> Generator[None, None, None]:
     """Raise KeyboardInterrupt on SIGTERM and SIGHUP too, so that the block cleans up.
 
-    SIGINT is set explicitly, because a shell without job control makes background processes ignore it.
+    SIGINT and SIGHUP stay ignored if they are, for example because nohup started this process.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in _SIGNALS}
+    before = {number: signal.signal(number, interrupt) for number in ending_signals()}
     try:
         yield
     finally:

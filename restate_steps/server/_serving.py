@@ -23,12 +23,14 @@ from restate_steps.server._extra import missing_extra
 if TYPE_CHECKING:
     from hypercorn.config import Config
 
-__all__ = ["ASGIApp", "Listener", "http1_only", "listen", "serve_until"]
+__all__ = ["UNLIMITED", "ASGIApp", "Listener", "http1_only", "listen", "serve_until", "url_of"]
 
 ASGIApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application, for example the result of ``restate_steps.app(...)``."""
 
-_UNLIMITED = 2**31 - 1
+UNLIMITED = 2**31 - 1
+"""The number of streams of a connection that HTTP/2 allows at most."""
+
 _BACKLOG = 1024
 _GRACE = 0.2
 _CANCEL_WITHIN = 2.0
@@ -54,7 +56,7 @@ class Listener(socket.socket):
         After :meth:`hang_up`, reject connections. asyncio creates a connection's transport in a later iteration of the
         loop, and leaves it half initialized if the server was closed before that (CPython gh-109564).
         """
-        connection, address = super().accept()
+        connection, address = self._accept_one()
         if self._hung_up:
             connection.close()
             raise BlockingIOError
@@ -62,6 +64,9 @@ class Listener(socket.socket):
             self._accepted = weakref.WeakSet()
         self._accepted.add(connection)
         return connection, address
+
+    def _accept_one(self) -> tuple[socket.socket, Any]:
+        return super().accept()
 
     def hang_up(self) -> None:
         """Shut down every connection, and reject new ones."""
@@ -97,6 +102,12 @@ def listen(host: str, port: int) -> Listener:
     return listener
 
 
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of a listening socket."""
+    host, port, *_ = listener.getsockname()
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def http1_only(app: ASGIApp) -> ASGIApp:
     """Wrap an application so that it rejects requests over HTTP/2, with a reason.
 
@@ -119,7 +130,12 @@ def http1_only(app: ASGIApp) -> ASGIApp:
 
 
 async def serve_until(
-    stopping: asyncio.Event, app: ASGIApp, listener: Listener, *, ready: Callable[[], None] = lambda: None
+    stopping: asyncio.Event,
+    app: ASGIApp,
+    listener: Listener,
+    *,
+    ready: Callable[[], None] = lambda: None,
+    streams: int = UNLIMITED,
 ) -> None:
     """Serve an application until an event is set, then end all tasks of the event loop.
 
@@ -128,6 +144,7 @@ async def serve_until(
         app: The application.
         listener: The socket to serve from, which is closed at the end.
         ready: A callback for when requests are accepted.
+        streams: The maximum number of HTTP/2 streams of a connection.
 
     Raises:
         ServerError: If Hypercorn is not installed.
@@ -145,7 +162,7 @@ async def serve_until(
         # Before Hypercorn closes its server, so that every accepted connection already has its transport.
         listener.hang_up()
 
-    config = _config(listener)
+    config = _config(listener, streams)
     try:
         serving = asyncio.ensure_future(serve(cast("Any", app), config, shutdown_trigger=until_stopped, mode="asgi"))
         stopped = asyncio.ensure_future(stopping.wait())
@@ -159,7 +176,7 @@ async def serve_until(
         listener.close()
 
 
-def _config(listener: Listener) -> Config:
+def _config(listener: Listener, streams: int) -> Config:
     from hypercorn.config import Config, Sockets
 
     class Bound(Config):
@@ -168,9 +185,9 @@ def _config(listener: Listener) -> Config:
 
     config = Bound()
     # A stream lives as long as an attempt, and a connection as long as the server.
-    config.h2_max_concurrent_streams = _UNLIMITED
-    config.keep_alive_max_requests = _UNLIMITED
-    config.keep_alive_timeout = _UNLIMITED
+    config.h2_max_concurrent_streams = streams
+    config.keep_alive_max_requests = UNLIMITED
+    config.keep_alive_timeout = UNLIMITED
     config.graceful_timeout = _GRACE
     config.backlog = _BACKLOG
     config.errorlog = _logger

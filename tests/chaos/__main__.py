@@ -3,8 +3,9 @@
     python -m tests.chaos
     python -m tests.chaos --runs 40 --service-kills 8 --server-kills 2 --no-cluster
 
-The first campaign uses one restate-server. The second uses a cluster of three, and kills one node halfway. The exit
-code is 0 if every run ended correctly and nothing happened twice.
+The first campaign uses one restate-server. The second uses a cluster of three, and kills one node halfway. The third
+ends the handlers' process with SIGTERM instead, after which no step may run again. The exit code is 0 if every run
+ended correctly and nothing happened twice.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> int:
     )
     parser.add_argument("--single", action=both, default=True, help="include the campaign with a single server")
     parser.add_argument("--cluster", action=both, default=True, help="include the campaign with a cluster of three")
+    parser.add_argument("--drained", action=both, default=True, help="include the campaign with graceful restarts")
     parser.add_argument("--always-replay", action="store_true", help="suspend handlers whenever they wait")
     parser.add_argument("--http1", action="store_true", help="serve the handlers in request/response mode")
     parser.add_argument("--seed", type=int, help="repeat the calls and the kill plan of an earlier run")
@@ -45,6 +47,7 @@ def main() -> int:
     campaigns = [
         *([Campaign("one server", server_kills=options.server_kills, nodes=1, **shared)] if options.single else []),
         *([Campaign("cluster of 3", server_kills=options.node_kills, nodes=3, **shared)] if options.cluster else []),
+        *([Campaign("drained", server_kills=0, nodes=1, gracefully=True, **shared)] if options.drained else []),
     ]
     print(f"seed {seed}", flush=True)
     results: list[Result] = []

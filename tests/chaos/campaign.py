@@ -43,6 +43,7 @@ class Campaign:
         seed: The seed that determines the calls, and the order and targets of the kills.
         always_replay: Whether the servers suspend a handler whenever it waits.
         http1: Whether the handlers are served over HTTP/1.1, in request/response mode.
+        gracefully: Whether the service is ended with SIGTERM. Then no body may run again.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Campaign:
     seed: int
     always_replay: bool = False
     http1: bool = False
+    gracefully: bool = False
 
 
 @dataclass
@@ -85,7 +87,9 @@ class Result:
         ]
         if self.service_kills < plan.service_kills or self.server_kills < plan.server_kills:
             problems.append("some kills came too late, after all runs had ended")
-        if plan.service_kills and not self.audit.bodies_again:
+        if plan.gracefully and self.audit.bodies_again:
+            problems.append(f"{self.audit.bodies_again} bodies ran again, although their process was drained")
+        if plan.service_kills and not plan.gracefully and not self.audit.bodies_again:
             # Kills that interrupt nothing prove nothing.
             problems.append("no kill interrupted a step")
         return problems
@@ -115,7 +119,7 @@ async def carry_out(campaign: Campaign) -> Result:
         servers.register(service.url, http1=campaign.http1)
 
         progress = Progress(campaign.runs, max(_AT_ONCE[0], min(_AT_ONCE[-1], campaign.runs // 5)))
-        monkey = Monkey(service, servers, plan, progress, campaign.runs, rng)
+        monkey = Monkey(service, servers, plan, progress, campaign.runs, rng, campaign.gracefully)
         started = time.monotonic()
         await _within(
             campaign.seconds,

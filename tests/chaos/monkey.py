@@ -84,6 +84,7 @@ class Monkey:
         progress: The progress of the runs.
         runs: The number of runs.
         rng: The random number generator that determines targets and delays.
+        gracefully: Whether to end the service with SIGTERM instead of SIGKILL.
         snapshots: The recorded results at each kill of the service.
         service_kills: The number of kills of the service while runs were in progress.
         server_kills: The number of kills of a server while runs were in progress.
@@ -95,6 +96,7 @@ class Monkey:
     progress: Progress
     runs: int
     rng: random.Random
+    gracefully: bool = False
     snapshots: list[Snapshot] = field(default_factory=list[Snapshot])
     service_kills: int = 0
     server_kills: int = 0
@@ -123,7 +125,7 @@ class Monkey:
         await asyncio.to_thread(self._kill_and_start_service)
 
     def _kill_and_start_service(self) -> None:
-        self.service.kill()
+        self.service.kill(gracefully=self.gracefully)
         if any(node.running for node in self.servers.nodes):
             self.snapshots.append(self._snapshot())
         self.service.start()

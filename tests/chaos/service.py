@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -75,11 +76,15 @@ class Service:
         self._port = int(said)
         self._since = time.monotonic()
 
-    def kill(self) -> None:
-        """Kill the process with SIGKILL, and wait until it has exited. Does nothing if no process is running."""
+    def kill(self, *, gracefully: bool = False) -> None:
+        """End the process, and wait until it has exited. Does nothing if no process is running.
+
+        Args:
+            gracefully: Whether to send SIGTERM, so that it drains, instead of SIGKILL.
+        """
         process, self._process = self._process, None
         if process is not None:
-            process.kill()
+            process.send_signal(signal.SIGTERM if gracefully else signal.SIGKILL)
             process.wait()
             for pipe in (process.stdin, process.stdout):
                 if pipe is not None:

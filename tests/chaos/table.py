@@ -28,7 +28,7 @@ def _rows(results: Sequence[Result]) -> list[tuple[str, str, list[str]]]:
         ("lost", "0", [str(found.lost) for found in audits]),
         ("wrong answers", "0", [str(found.wrong) for found in audits]),
         ("step bodies started", "", [str(found.bodies) for found in audits]),
-        ("  started again", "> 0", [str(found.bodies_again) for found in audits]),
+        ("  started again", "> 0; drained: 0", [str(found.bodies_again) for found in audits]),
         ("results recorded at kills", "", [str(found.at_risk) for found in audits]),
         ("  steps seen twice", "0", [str(found.seen_twice) for found in audits]),
         ("external effects", "", [str(found.effects) for found in audits]),

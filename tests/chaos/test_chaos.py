@@ -39,7 +39,7 @@ def chaos(*options: str) -> dict[str, int]:
 @pytest.mark.timeout(120)
 def test_one_server() -> None:
     """Checkouts and agents end correctly and once, although their process and their server are killed repeatedly."""
-    counts = chaos("--runs=40", "--service-kills=8", "--server-kills=2", "--no-cluster")
+    counts = chaos("--runs=40", "--service-kills=8", "--server-kills=2", "--no-cluster", "--no-drained")
 
     assert (40, 0, 0) == (counts["finished"], counts["steps seen twice"], counts["doubled despite the key"])
     assert (8, 2) == (counts["service kills"], counts["server kills"])
@@ -49,10 +49,19 @@ def test_one_server() -> None:
 @pytest.mark.timeout(120)
 def test_cluster() -> None:
     """The same holds on a cluster of three servers, one of which is killed halfway and restarted."""
-    counts = chaos("--runs=30", "--service-kills=4", "--node-kills=1", "--no-single")
+    counts = chaos("--runs=30", "--service-kills=4", "--node-kills=1", "--no-single", "--no-drained")
 
     assert (30, 0, 0) == (counts["finished"], counts["steps seen twice"], counts["doubled despite the key"])
     assert (4, 1) == (counts["service kills"], counts["server kills"])
+
+
+@pytest.mark.timeout(120)
+def test_drained() -> None:
+    """If the process is ended with SIGTERM instead, no body runs again."""
+    counts = chaos("--runs=30", "--service-kills=6", "--no-single", "--no-cluster")
+
+    assert (30, 0, 0) == (counts["finished"], counts["lost"], counts["started again"])
+    assert 6 == counts["service kills"]
 
 
 def nonce(number: int) -> str:
@@ -237,6 +246,18 @@ def test_exit_code(story: Story, again: int, kills: int, code: int) -> None:
     plan = Campaign("test", runs=1, service_kills=3, server_kills=1, nodes=1, seconds=1, seed=1)
 
     assert code == conclude([Result(plan, found, kills, 1, 1.0)])
+
+
+def test_drained_process_repeats_nothing(story: Story) -> None:
+    """A body that runs again after a graceful restart fails the campaign."""
+    found = story.audit()
+    plan = Campaign("test", runs=1, service_kills=1, server_kills=0, nodes=1, seconds=1, seed=1, gracefully=True)
+    codes: list[int] = []
+    for again in (0, 1):
+        found.bodies_again = again
+        codes.append(conclude([Result(plan, found, 1, 0, 1.0)]))
+
+    assert [0, 1] == codes
 
 
 def test_violation_fails(story: Story, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,76 @@
+"""A worker process of ``restate_steps.server._workers``: serve the connections that arrive through a channel."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Final
+
+from restate_steps.errors import ServerError
+from restate_steps.server._draining import guarded, leave_threads, serve_and_drain
+from restate_steps.server._failures import log_failures
+from restate_steps.server._load import load_app
+from restate_steps.server._serving import Listener
+from restate_steps.server._workers import READY, WorkerOptions
+
+__all__ = ["main"]
+
+_FAMILIES: Final = {b"4": socket.AF_INET, b"6": socket.AF_INET6}
+
+
+class _Channel(Listener):
+    """A socket that accepts the connections that another process has accepted and handed over."""
+
+    closed: Callable[[], None]
+
+    def listen(self, backlog: int = 0, /) -> None:
+        """Do nothing: the other process listens."""
+
+    def _accept_one(self) -> tuple[socket.socket, Any]:
+        data, descriptors, _, _ = socket.recv_fds(self, 1, 1)
+        if not data:
+            self.closed()
+            raise BlockingIOError
+        # With the protocol, so that asyncio sets TCP_NODELAY.
+        connection = socket.socket(_FAMILIES[data], socket.SOCK_STREAM, socket.IPPROTO_TCP, descriptors[0])
+        return connection, None
+
+
+def main(channel: int, options: WorkerOptions) -> None:
+    """Serve an application until a signal, or until the other process ends."""
+    app = guarded(log_failures(load_app(options.target).app), http1=options.http1, identity_keys=options.identity_keys)
+    listener = _Channel(fileno=channel)
+    listener.setblocking(False)
+    asyncio.run(_serve(app, listener, options))
+    leave_threads()
+
+
+async def _serve(app: Any, listener: _Channel, options: WorkerOptions) -> None:
+    def ready() -> None:
+        listener.send(READY)
+
+    stopping = asyncio.Event()
+    listener.closed = stopping.set
+    await serve_and_drain(
+        app,
+        listener,
+        grace=options.grace,
+        ready=ready,
+        streams=options.streams,
+        stopping=stopping,
+    )
+
+
+if __name__ == "__main__":
+    # The other process gets the signals of the terminal, and passes SIGTERM on.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        main(int(sys.argv[1]), WorkerOptions(**json.loads(sys.argv[2])))
+    except ServerError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
