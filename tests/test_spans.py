@@ -21,10 +21,10 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from pydantic_ai import Agent
 from pydantic_ai.capabilities import Instrumentation
 from restate.vm import VMWrapper
-from restate_steps.testing._simulation.wire import encode, make
 
 import restate_steps
 from restate_steps import RetryPolicy, _sdk, durable_step
+from restate_steps._protocol.wire import encode, make
 from restate_steps._spans import current_tracer
 from restate_steps.agents import RestateAgent
 from restate_steps.server import AppServer, RestateServer

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from restate_steps.errors import ServerError
-from restate_steps.server._draining import guarded, leave_threads, serve_and_drain
+from restate_steps.server._draining import guarded, leave_threads, serve_and_drain, warn_if_open
 from restate_steps.server._failures import log_failures
 from restate_steps.server._load import load_app
 from restate_steps.server._serving import Listener
@@ -42,10 +42,12 @@ class _Channel(Listener):
 
 def main(channel: int, options: WorkerOptions) -> None:
     """Serve an application until a signal, or until the other process ends."""
-    app = guarded(log_failures(load_app(options.target).app), http1=options.http1, identity_keys=options.identity_keys)
+    app = load_app(options.target).app
+    warn_if_open(app, options.host, options.identity_keys)
+    served = guarded(log_failures(app), http1=options.http1, identity_keys=options.identity_keys)
     listener = _Channel(fileno=channel)
     listener.setblocking(False)
-    asyncio.run(_serve(app, listener, options))
+    asyncio.run(_serve(served, listener, options))
     leave_threads()
 
 

@@ -44,6 +44,7 @@ class WorkerOptions:
 
     Attributes:
         target: The application, as ``module:app``.
+        host: The address that the other process listens on.
         http1: Whether to reject requests over HTTP/2.
         grace: The grace period, in seconds.
         identity_keys: Public keys of Restate, or nothing to accept every request.
@@ -51,6 +52,7 @@ class WorkerOptions:
     """
 
     target: str
+    host: str
     http1: bool
     grace: float
     identity_keys: Sequence[str]
@@ -84,7 +86,7 @@ def run_workers(
         ServerError: If the port is in use, or a worker ends before it serves.
     """
     listener = listen(host, port)
-    options = WorkerOptions(target, http1, grace, list(identity_keys), _STREAMS)
+    options = WorkerOptions(target, host, http1, grace, list(identity_keys), _STREAMS)
     url = url_of(listener)
     with listener:
         asyncio.run(_Crew(options, listener).run(workers, lambda: ready(url)))
