@@ -178,7 +178,7 @@ def test_suspending_at_every_wait_still_works(replay_harness: Harness) -> None:
     "wrong", [0, -1, timedelta(0), float("nan"), float("inf"), 1e300, True, "1h", None, timedelta.max]
 )
 def test_a_wrong_longest_step_is_refused(wrong: Any) -> None:
-    with pytest.raises(StepDefinitionError, match="longest_step (must|is longer)"):
+    with pytest.raises(StepDefinitionError, match=r"longest_step (must|is longer)"):
         restate_steps.app([], longest_step=wrong)
 
 
