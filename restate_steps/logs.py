@@ -17,8 +17,9 @@ class ReplayFilter(logging.Filter):
     of steps' bodies, of new code, and of code outside handlers pass. Add it to a logger or, to cover all loggers of a
     process, to a handler of the root logger. ``restate-steps dev`` adds it to all handlers.
 
-    A handler that fails after its last recorded step runs that part of its code again, not as a replay, so the lines
-    that it logs there do appear in each attempt.
+    No record is lost, so some are repeated: those that a handler logs after the last entry that it has made in the
+    journal, because the attempt before may have crashed there. An entry is made by a step, a durable sleep or a call,
+    for example, but not by the wait for an awakeable.
 
     Example:
         ```python
@@ -37,7 +38,7 @@ def get_logger(name: str | None = None) -> logging.Logger:
     """Return a logger that does not repeat what a handler logged before.
 
     It is the logger that :func:`logging.getLogger` returns, with a :class:`ReplayFilter`. Use it in place of
-    ``restate.getLogger``, whose filter does not know the handler's event loop.
+    ``restate.getLogger``, whose filter loses records of a task that has waited for other tasks.
 
     Args:
         name: The logger's name; the root logger by default.

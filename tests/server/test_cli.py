@@ -117,6 +117,25 @@ class TestServe:
         # The SDK installs its handler for SIGTERM at the first request, so stop only after one.
         assert serve.end(end) == 0
 
+    def test_a_failed_attempt_costs_one_line(self, run: Run, tmp_path: Path, normal_server: RestateServer) -> None:
+        """The log has the user's lines the first time, and no traceback of the SDK."""
+        write(tmp_path, "CliBuggy", "")
+        code = (tmp_path / "main.py").read_text().replace("return", 'raise ValueError("no\\nthing"); return')
+        (tmp_path / "main.py").write_text(code)
+        serve = run("serve", "main.py", "--port", "0")
+        url = serve.wait_for(r"serving main\.py at (http://127\.0\.0\.1:\d+)\n")[1]
+        normal_server.admin.register(url)
+        sent = httpx.post(f"{normal_server.ingress_url}/CliBuggy/answer/send", timeout=30).json()["invocationId"]
+
+        failed = rf"CliBuggy/answer {sent} attempt \d failed: ValueError: no \(main\.py:9\)\n"
+        serve.wait_for(failed, times=3)
+        normal_server.admin.kill(sent)
+
+        assert serve.said.count("    thing\n    main.py:9 in answer: raise ValueError") == 1
+        assert "Traceback" not in serve.said
+        assert len(serve.said.splitlines()) == 1 + len(re.findall(failed, serve.said)) + 2
+        assert serve.end(signal.SIGTERM) == 0
+
     def test_a_port_that_is_taken(self, run: Run, tmp_path: Path) -> None:
         """The error names the port."""
         write(tmp_path, "CliTaken", "")
