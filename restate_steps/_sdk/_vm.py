@@ -22,7 +22,10 @@ def progress_of(vm: Any, awaited: Any) -> Any:
     try:
         progress = vm.do_progress(awaited)
     except native.VMException as error:
-        logger.warning("the attempt failed, Restate will retry it: %s", error)
+        reason, _, details = str(error).partition("\nStacktrace:")
+        command = details.rpartition("\nRelated command: ")[2] if details else ""
+        # One line an attempt: the server has the stack trace.
+        logger.warning("the attempt failed, Restate will retry it: %s%s", reason, f" in {command}" if command else "")
         raise SdkInternalException from error
     if isinstance(progress, native.PySuspended):
         raise SuspendedException

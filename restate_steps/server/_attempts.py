@@ -5,22 +5,27 @@ An ASGI middleware sees what the server sees: it needs no hooks in handlers, and
 
 from __future__ import annotations
 
-import logging
+import struct
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from restate_steps._protocol.types import MessageType
-from restate_steps._protocol.wire import Frame, FrameReader, decode
+from restate_steps._protocol.wire import Frame, decode
 from restate_steps.server._serving import ASGIApp
 
-__all__ = ["AttemptEnd", "watch_attempts"]
+__all__ = ["AttemptEnd", "Scanner", "watch_attempts"]
 
 Outcome: TypeAlias = Literal["succeeded", "failed", "retried", "suspended", "rejected", "cut"]
 
 _INVOKE = "/invoke/"
-_logger = logging.getLogger("restate_steps.server")
+
+_HEADER = struct.Struct(">HHI")
+_READ = frozenset({MessageType.START, MessageType.OUTPUT, MessageType.ERROR})
+_OF_INTEREST = _READ | {MessageType.RUN, MessageType.END, MessageType.SUSPENSION}
+# A longer output is a result, which may have many megabytes.
+_LONGEST_FAILURE = 100_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,35 +100,61 @@ def watch_attempts(app: ASGIApp, ended: Callable[[AttemptEnd], None]) -> ASGIApp
     return watched
 
 
+class Scanner:
+    """Finds the messages of interest in a stream of bytes, without copying or decoding the others."""
+
+    def __init__(self) -> None:
+        self._header = b""
+        # The type and the rest of the body that is being received; the body is None if it is of no interest.
+        self._kind = 0
+        self._left = 0
+        self._body: list[bytes] | None = None
+
+    def feed(self, data: bytes) -> Iterator[Frame]:
+        """Yield the messages that the next bytes complete; those of no interest have an empty body."""
+        at = 0
+        while at < len(data):
+            if self._left == 0:
+                missing = _HEADER.size - len(self._header)
+                self._header += data[at : at + missing]
+                at += missing
+                if len(self._header) < _HEADER.size:
+                    return
+                self._kind, _, self._left = _HEADER.unpack(self._header)
+                self._header = b""
+                self._body = [] if self._is_read() else None
+            if self._left:
+                part = data[at : at + self._left] if self._body is not None else b""
+                taken = min(self._left, len(data) - at)
+                self._left -= taken
+                at += taken
+                if self._body is not None:
+                    self._body.append(part)
+            if self._left == 0 and self._kind in _OF_INTEREST:
+                yield Frame(MessageType(self._kind), b"".join(self._body or ()))
+
+    def _is_read(self) -> bool:
+        return self._kind in _READ and (self._kind != MessageType.OUTPUT or self._left <= _LONGEST_FAILURE)
+
+
 class _Attempt:
     def __init__(self, target: str) -> None:
         self.status = 200
         self._target = target
         self._started = time.monotonic()
-        self._incoming: FrameReader | None = FrameReader()
-        self._outgoing: FrameReader | None = FrameReader()
+        self._incoming, self._outgoing = Scanner(), Scanner()
         self._start: dict[str, Any] = {}
         self._steps = 0
         self._last: dict[str, Any] = {}
         self._outcome: Outcome = "cut"
 
     def received(self, data: bytes) -> None:
-        self._incoming = self._read(self._incoming, data)
+        for frame in self._incoming.feed(data):
+            self._take(frame)
 
     def sent(self, data: bytes) -> None:
-        self._outgoing = self._read(self._outgoing, data)
-
-    def _read(self, reader: FrameReader | None, data: bytes) -> FrameReader | None:
-        if reader is None or not data:
-            return reader
-        try:
-            for frame in reader.feed(data):
-                self._take(frame)
-        except ValueError as error:
-            # A later version of the protocol. The attempt itself is not affected.
-            _logger.debug("cannot read the messages of an attempt: %s", error)
-            return None
-        return reader
+        for frame in self._outgoing.feed(data):
+            self._take(frame)
 
     def _take(self, frame: Frame) -> None:
         kind = frame.type
