@@ -57,6 +57,17 @@ async def test_each_attempt_ends_once() -> None:
     assert (refused.outcome, refused.code, refused.message, refused.steps) == ("failed", 410, "no", 0)
 
 
+async def test_a_failed_body_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    """The SDK logs nothing about it, and the server has the stack trace."""
+    async with simulate(restate_steps.app([svc]), disable_retries=True) as sim:
+        invocation = await sim.send(works, -3)
+        await sim.resolve_awakeable(await sim.awakeable(invocation))
+        await sim.run_until_idle()
+
+    [record] = [each for each in caplog.records if each.name == "restate_steps"]
+    assert record.getMessage() == "the attempt failed, Restate will retry it: (500) ValueError('no -3') in run [double]"
+
+
 @pytest.mark.parametrize("size", [1, 7, 8, 9, 1000, 10**9], ids=str)
 async def test_messages_arrive_in_any_parts(size: int) -> None:
     """The borders of chunks are not those of messages."""
