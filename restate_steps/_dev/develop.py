@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from restate_steps._dev import screen
-from restate_steps._dev.app_process import AppProcess
 from restate_steps._dev.data import prepare, remember_port, remembered_port
 from restate_steps._dev.events import (
     AppEvent,
@@ -28,6 +27,7 @@ from restate_steps._dev.events import (
     Looked,
 )
 from restate_steps._dev.follow import Follower, Seen
+from restate_steps._dev.worker_process import WorkerProcess
 from restate_steps.errors import ServerError
 from restate_steps.server import RestateServer
 from restate_steps.server._attempts import AttemptEnd
@@ -103,7 +103,7 @@ def develop(options: DevOptions, say: Callable[[str], None]) -> None:
     with suppress(KeyboardInterrupt), ended_by_signals(), ExitStack() as stack:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         listener = stack.enter_context(_listener(options, say))
-        app = AppProcess(
+        app = WorkerProcess(
             options.target,
             listener,
             http1=options.http1,
@@ -217,7 +217,7 @@ class _Session:
         options: DevOptions,
         say: Callable[[str], None],
         server: RestateServer,
-        app: AppProcess,
+        app: WorkerProcess,
         listener: Listener,
         lookups: ThreadPoolExecutor,
         events: queue.SimpleQueue[Event],

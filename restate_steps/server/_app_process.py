@@ -26,25 +26,14 @@ class AppProcess:
     Args:
         target: The application, as ``module:app``.
         http1: Whether to serve over HTTP/1.1, so that Restate uses its request/response mode.
-        port: The port to listen on; a free one by default.
         own_path: Whether the process also searches for modules in ``sys.path`` of this process.
-        grace: The time that bodies have to end after :meth:`stop`, in seconds; the default of ``serve`` if None.
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        http1: bool = False,
-        port: int | None = None,
-        own_path: bool = False,
-        grace: float | None = None,
-    ) -> None:
+    def __init__(self, target: str, *, http1: bool = False, own_path: bool = False) -> None:
         self._target = target
         self._http1 = http1
-        self._port = port
+        self._port: int | None = None
         self._own_path = own_path
-        self._grace = grace
         self._process: Child | None = None
 
     @property
@@ -69,7 +58,6 @@ class AppProcess:
                 *(sys.executable, "-m", "restate_steps", "serve", self._target),
                 *("--host", LOOPBACK, "--port", str(port), "--quiet"),
                 *(["--http1"] if self._http1 else []),
-                *([] if self._grace is None else ["--grace", str(self._grace)]),
             ],
             env=self._environment(),
         )
@@ -88,13 +76,6 @@ class AppProcess:
         raise ServerError(
             f"the process that should serve {self._target!r} did not accept connections within {_START_WITHIN:g} s."
         )
-
-    def failure(self) -> int | None:
-        """Return the exit code of a process that failed, once; otherwise None."""
-        if self._process is None or (code := self._process.poll()) is None:
-            return None
-        self.kill()
-        return code or None
 
     def stop(self) -> None:
         """End the process and all processes that it started, after a chance to shut down cleanly."""

@@ -16,12 +16,12 @@ from restate_steps._dev.worker import WorkerOptions
 from restate_steps.server._child import Child
 from restate_steps.server._serving import Listener
 
-__all__ = ["AppProcess"]
+__all__ = ["WorkerProcess"]
 
 _STOP_WITHIN = 5.0
 
 
-class AppProcess:
+class WorkerProcess:
     """A process that serves an application on a socket of this one, and can be restarted.
 
     Args:
