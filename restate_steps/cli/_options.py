@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
@@ -15,10 +17,12 @@ __all__ = [
     "FOLDER",
     "INGRESS_PORT",
     "PORT",
-    "admin_option",
+    "URL",
+    "admin_options",
     "app_argument",
     "http1_option",
-    "ingress_option",
+    "ingress_options",
+    "json_option",
     "server_options",
 ]
 
@@ -35,23 +39,83 @@ FOLDER: Final = click.Path(path_type=Path, file_okay=False)
 
 http1_option: Final = click.option("--http1", is_flag=True, help="Use HTTP/1.1, in request/response mode.")
 
-admin_option: Final = click.option(
-    "--admin",
-    metavar="URL",
-    envvar="RESTATE_ADMIN_URL",
-    default=f"http://127.0.0.1:{ADMIN_PORT}",
-    show_default=True,
-    help="URL of the server's admin API.",
-)
 
-ingress_option: Final = click.option(
-    "--ingress",
-    metavar="URL",
-    envvar="RESTATE_INGRESS_URL",
-    default=f"http://127.0.0.1:{INGRESS_PORT}",
-    show_default=True,
-    help="URL of the server's ingress.",
-)
+class UrlType(click.ParamType[str]):
+    """The URL of something that speaks HTTP."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            parts = urlsplit(value)
+            # Reading the port checks it.
+            known = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+        except ValueError:
+            known = False
+        if not known:
+            self.fail(f"{value!r} is not a URL. Write it as http://127.0.0.1:{ADMIN_PORT}.", param, ctx)
+        return str(value)
+
+
+URL: Final = UrlType()
+
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+_TOKEN_VARIABLE: Final = "RESTATE_AUTH_TOKEN"
+
+
+def admin_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that reach the admin API, and pass a client for it as ``admin``."""
+
+    @click.option(
+        "--admin",
+        type=URL,
+        metavar="URL",
+        envvar="RESTATE_ADMIN_URL",
+        default=f"http://127.0.0.1:{ADMIN_PORT}",
+        show_default=True,
+        show_envvar=True,
+        help="URL of the server's admin API.",
+    )
+    @click.option(
+        "--admin-token",
+        metavar="TOKEN",
+        envvar=_TOKEN_VARIABLE,
+        show_envvar=True,
+        help="Bearer token for the admin API, as Restate Cloud requires.",
+    )
+    @functools.wraps(command)
+    def with_client(*args: Any, admin: str, admin_token: str | None, **options: Any) -> None:
+        from restate_steps.server import AdminClient
+
+        command(*args, admin=AdminClient(admin, token=admin_token), **options)
+
+    return with_client
+
+
+def ingress_options(command: F) -> F:
+    """Add the options that reach the ingress."""
+    for option in (
+        click.option(
+            "--ingress-token",
+            metavar="TOKEN",
+            envvar=_TOKEN_VARIABLE,
+            show_envvar=True,
+            help="Bearer token for the ingress, as Restate Cloud requires.",
+        ),
+        click.option(
+            "--ingress",
+            type=URL,
+            metavar="URL",
+            envvar="RESTATE_INGRESS_URL",
+            default=f"http://127.0.0.1:{INGRESS_PORT}",
+            show_default=True,
+            show_envvar=True,
+            help="URL of the server's ingress.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def app_argument(*, required: bool) -> Callable[[F], F]:
