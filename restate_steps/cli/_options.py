@@ -15,6 +15,7 @@ __all__ = [
     "APP_PORT",
     "FILE",
     "FOLDER",
+    "HEADER",
     "INGRESS_PORT",
     "PORT",
     "URL",
@@ -58,6 +59,21 @@ class UrlType(click.ParamType[str]):
 
 
 URL: Final = UrlType()
+
+
+class _HeaderType(click.ParamType[tuple[str, str]]):
+    """The name and the value of a header."""
+
+    name = "header"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, colon, text = str(value).partition(":")
+        if not colon or not name.strip():
+            self.fail(f"{value!r} is not a header. Write it as NAME:VALUE.", param, ctx)
+        return name.strip(), text.strip()
+
+
+HEADER: Final = _HeaderType()
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -122,9 +123,7 @@ def short_ids(admin: AdminClient, ids: Sequence[str]) -> dict[str, str]:
 
 def _shared(one: str, other: str) -> int:
     """Return the number of characters at the beginning that two texts share."""
-    return next(
-        (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
-    )
+    return len(os.path.commonprefix([one, other]))
 
 
 def _has_status(names: Sequence[str]) -> str:
