@@ -11,12 +11,12 @@ import click
 from restate_steps.cli._options import (
     ADMIN_PORT,
     APP_PORT,
+    APP_URL,
     FILE,
     FOLDER,
     HEADER,
     INGRESS_PORT,
     PORT,
-    URL,
     admin_options,
     app_argument,
     http1_option,
@@ -168,7 +168,7 @@ def serve(
 
 
 @click.command()
-@click.argument("url", metavar="URL")
+@click.argument("url", type=APP_URL, metavar="URL")
 @click.option("--force", is_flag=True, help="Replace an existing deployment with the same URL.")
 @click.option(
     "--header",
@@ -198,27 +198,26 @@ def register(
     """Register the app at URL with a server. URL is also the ARN of a version of a Lambda function."""
     from restate_steps.server import _sql
 
-    if not url.startswith("arn:"):
-        URL.convert(url, None, click.get_current_context())
-        if assume_role is not None:
-            raise click.UsageError("--assume-role applies to the ARN of a Lambda function only.")
-    elif http1:
-        raise click.UsageError("--http1 applies to URLs only, not to Lambda functions.")
+    if url.startswith("arn:"):
+        if http1:
+            raise click.UsageError("--http1 applies to URLs only, not to Lambda functions.")
+    elif assume_role is not None:
+        raise click.UsageError("--assume-role applies to the ARN of a Lambda function only.")
     added = {**dict(headers), **({"authorization": f"Bearer {bearer}"} if bearer else {})}
+    known = {row["id"] for row in admin.query(_sql.deployments())}
     if dry_run:
         found = admin.discover(url, force=force, http1=http1, headers=added, assume_role=assume_role)
     else:
-        known = {row["id"] for row in admin.query(_sql.deployments())}
         deployment = admin.register(url, force=force, http1=http1, headers=added, assume_role=assume_role)
         found = admin.deployment(deployment)
     if as_json:
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))
         return
-    names = [f"{each['name']} (revision {each['revision']})" for each in found["services"]] or ["no services"]
-    if dry_run:
-        click.echo(f"would register {', '.join(sorted(names))}")
-    elif found["id"] in known and not force:
-        click.echo(f"already registered as {found['id']}: {', '.join(sorted(names))}")
-        click.echo("the server has not read the application again; to replace the deployment, add --force", err=True)
+    names = sorted(f"{each['name']} (revision {each['revision']})" for each in found["services"]) or ["no services"]
+    if found["id"] in known and not force:
+        click.echo(f"already registered as {found['id']}: {', '.join(names)}")
+        click.echo("the server has not read the app again; to replace the deployment, add --force", err=True)
+    elif dry_run:
+        click.echo(f"would register {', '.join(names)}")
     else:
-        click.echo(f"registered {', '.join(sorted(names))} as {found['id']}")
+        click.echo(f"registered {', '.join(names)} as {found['id']}")

@@ -134,7 +134,8 @@ def _verb(name: str, done: str, among: Sequence[str], help_text: str) -> None:
         if bool(ids) == bool(filters):
             raise click.UsageError("Give either the ids of invocations, or filters.", context)
         found = _named(admin, ids) if ids else _confirmed(admin, filters, among, name, yes)
-        if not all([_changed(admin, name, done, *each) for each in found]):
+        changed = [_changed(admin, name, done, *each) for each in found]
+        if not all(changed):
             context.exit(1)
 
 

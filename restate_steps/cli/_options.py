@@ -13,12 +13,12 @@ import click
 __all__ = [
     "ADMIN_PORT",
     "APP_PORT",
+    "APP_URL",
     "FILE",
     "FOLDER",
     "HEADER",
     "INGRESS_PORT",
     "PORT",
-    "URL",
     "admin_options",
     "app_argument",
     "http1_option",
@@ -41,24 +41,36 @@ FOLDER: Final = click.Path(path_type=Path, file_okay=False)
 http1_option: Final = click.option("--http1", is_flag=True, help="Use HTTP/1.1, in request/response mode.")
 
 
-class UrlType(click.ParamType[str]):
-    """The URL of something that speaks HTTP."""
+class _UrlType(click.ParamType[str]):
+    """The URL of something that speaks HTTP.
+
+    Args:
+        example: A URL for the error.
+        arn: Whether the ARN of a Lambda function is allowed too.
+    """
 
     name = "url"
 
+    def __init__(self, example: str, *, arn: bool = False) -> None:
+        self._example = example
+        self._arn = arn
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if self._arn and str(value).startswith("arn:"):
+            return str(value)
         try:
             parts = urlsplit(value)
             # Reading the port checks it.
-            known = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+            is_url = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
         except ValueError:
-            known = False
-        if not known:
-            self.fail(f"{value!r} is not a URL. Write it as http://127.0.0.1:{ADMIN_PORT}.", param, ctx)
+            is_url = False
+        if not is_url:
+            self.fail(f"{value!r} is not a URL. Write it like {self._example}", param, ctx)
         return str(value)
 
 
-URL: Final = UrlType()
+_SERVER_URL: Final = _UrlType(f"http://127.0.0.1:{ADMIN_PORT}")
+APP_URL: Final = _UrlType(f"http://127.0.0.1:{APP_PORT}", arn=True)
 
 
 class _HeaderType(click.ParamType[tuple[str, str]]):
@@ -85,7 +97,7 @@ def admin_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option(
         "--admin",
-        type=URL,
+        type=_SERVER_URL,
         metavar="URL",
         envvar="RESTATE_ADMIN_URL",
         default=f"http://127.0.0.1:{ADMIN_PORT}",
@@ -121,7 +133,7 @@ def ingress_options(command: F) -> F:
         ),
         click.option(
             "--ingress",
-            type=URL,
+            type=_SERVER_URL,
             metavar="URL",
             envvar="RESTATE_INGRESS_URL",
             default=f"http://127.0.0.1:{INGRESS_PORT}",

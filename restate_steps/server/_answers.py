@@ -11,7 +11,7 @@ import re
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, cast
 
-__all__ = ["explained"]
+__all__ = ["explained", "reason"]
 
 _VERSIONS: Final = "use another version of restate-sdk or of the server; `restate-steps doctor` names those tested."
 
@@ -70,6 +70,15 @@ def explained(status: int, body: str) -> str:
     if answer.code in _ADVICE and _PROTOCOL not in answer.reason:
         advice = _LAMBDA_ADVICE if "'arn:" in answer.reason else _ADVICE[answer.code]
     return f"{said.rstrip('.')}. {advice}" if advice else said
+
+
+def reason(body: str) -> str:
+    """Return the reason that the server gave.
+
+    Args:
+        body: The text of the answer.
+    """
+    return _read(body).reason
 
 
 def _read(body: str) -> _Answer:

@@ -17,6 +17,7 @@ from restate_steps._ids import FIRST_AWAKEABLE, awakeable_of, raw_id
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
+from restate_steps.server._answers import reason
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import JournalEntry
 from restate_steps.server._process import admin_of
@@ -268,7 +269,7 @@ def _answer(ingress: Ingress, path: str, *, headers: Mapping[str, str] | None = 
             "is running, and that this is the URL of its ingress."
         ) from error
     if not answer.is_success:
-        raise ServerError(f"cannot send the answer: the server answered {answer.status_code}: {answer.text.strip()}")
+        raise ServerError(f"cannot send the answer: the server answered {answer.status_code}: {reason(answer.text)}")
 
 
 def _pending_in(admin: AdminClient, row: Mapping[str, Any]) -> list[PendingRequest]:

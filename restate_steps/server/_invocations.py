@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -123,7 +123,8 @@ def short_ids(admin: AdminClient, ids: Sequence[str]) -> dict[str, str]:
 
 def _shared(one: str, other: str) -> int:
     """Return the number of characters at the beginning that two texts share."""
-    return len(os.path.commonprefix([one, other]))
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _has_status(names: Sequence[str]) -> str:
