@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO, cast
 
 import click
 
@@ -45,7 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reconfigure(errors="backslashreplace")
     try:
         code: int | None = program.main(arguments, prog_name=_NAME, standalone_mode=False)
-        sys.stdout.flush()
+        # A process may have none, for example a daemon.
+        if (stdout := cast("TextIO | None", sys.stdout)) is not None:
+            stdout.flush()
     except click.ClickException as error:
         return _usage_error(error)
     except (KeyboardInterrupt, click.Abort):

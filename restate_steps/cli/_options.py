@@ -59,7 +59,7 @@ class _UrlType(click.ParamType[str]):
         if self._arn and str(value).startswith("arn:"):
             return str(value)
         try:
-            parts = urlsplit(value)
+            parts = urlsplit(str(value))
             # Reading the port checks it.
             is_url = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
         except ValueError:

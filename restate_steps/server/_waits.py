@@ -117,16 +117,16 @@ def _signals(row: Mapping[str, Any]) -> Iterator[Wait]:
         yield Wait("signal", f"signal {name!r}")
 
 
-def _named_signals(found: Any) -> Iterator[str]:
+def _named_signals(found: object) -> Iterator[str]:
     """Find the names of signals in a tree of futures: objects with one key, and lists."""
     if isinstance(found, dict):
-        for key, value in cast("dict[str, Any]", found).items():
+        for key, value in cast("dict[str, object]", found).items():
             if key == "SignalName":
                 yield str(value)
             else:
                 yield from _named_signals(value)
     elif isinstance(found, list):
-        for each in cast("list[Any]", found):
+        for each in cast("list[object]", found):
             yield from _named_signals(each)
 
 

@@ -445,7 +445,11 @@ def _restate_steps(args: list[str]) -> None:
     try:
         while isinstance(command, click.Group) and args and not args[0].startswith("-"):
             context = click.Context(command, parent=context, info_name=name)
-            name, command, args = command.resolve_command(context, args)
+            name, args = args[0], args[1:]
+            found = command.get_command(context, name)
+            if found is None:
+                raise ValueError(f"there is no command {name!r}")
+            command = found
         with contextlib.redirect_stdout(io.StringIO()):
             command.make_context(name, list(args), parent=context)
     except click.exceptions.Exit:
