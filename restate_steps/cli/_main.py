@@ -78,12 +78,12 @@ for _command in (init, dev, serve, register, server, invocations, approvals, jou
 def _usage_error(error: click.ClickException) -> int:
     """Report a mistake in the command line in the form of this program's other errors."""
     message = " ".join(error.format_message().split())
-    said = f"{message[0].lower()}{message[1:]}".rstrip(".")
     # click puts a suggestion in parentheses if it has several.
-    said = said.replace(" (Did you mean", ". Did you mean").removesuffix(")") if "(Did you mean" in said else said
+    message = message.replace("?)", "?").replace("(Did you mean", "Did you mean").rstrip(".")
     context = error.ctx if isinstance(error, click.UsageError) else None
     where = f" For help, run: {context.command_path} --help" if context is not None else ""
-    _fail(f"{said}{'' if said.endswith('?') else '.'}{where}")
+    end = "" if message.endswith("?") else "."
+    _fail(f"{message[0].lower()}{message[1:]}{end}{where}")
     return error.exit_code
 
 

@@ -154,20 +154,27 @@ def pending_named(server: AdminClient | str, name: str) -> PendingRequest:
 
     Args:
         server: A client for the server's admin API, or its URL.
-        name: The request's token, or the id of an invocation that waits for one answer only.
+        name: The request's token, or the id of an invocation that waits for one answer only, or the beginning of one.
 
     Raises:
         ServerError: If no request matches, or several do, or the server cannot be reached.
     """
-    found = [each for each in find_pending(server) if name in (each.token, each.invocation)]
+    beginning = name.rstrip("….")
+    found = [each for each in find_pending(server) if _has_name(each, beginning)]
     if len(found) == 1:
         return found[0]
     if found:
         tokens = ", ".join(each.token for each in found)
-        raise ServerError(f"{name} waits for {len(found)} answers. Give one of their tokens: {tokens}.")
+        raise ServerError(f"{name} stands for {len(found)} requests. Give one of their tokens: {tokens}.")
     raise ServerError(
-        f"no request waits for an answer under {name}. It may have been answered already. To see what waits, run: "
-        "restate-steps approvals list"
+        f"no request of an agent waits for an answer under {name}. It may have been answered already. To see what waits, "
+        "run: restate-steps approvals list. To answer the awakeable of another handler: restate-steps approvals resolve"
+    )
+
+
+def _has_name(request: PendingRequest, beginning: str) -> bool:
+    return beginning.startswith(("inv_", "sign_")) and any(
+        each.startswith(beginning) for each in (request.token, request.invocation)
     )
 
 
