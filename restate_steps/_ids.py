@@ -8,7 +8,7 @@ from typing import Final
 
 from restate_steps.errors import ServerError
 
-__all__ = ["FIRST_AWAKEABLE", "awakeable_id", "awakeable_of", "raw_id", "seed_of"]
+__all__ = ["FIRST_AWAKEABLE", "awakeable_id", "awakeable_of", "is_invocation_id", "raw_id", "seed_of"]
 
 FIRST_AWAKEABLE: Final = 17
 """The number of the signal that completes the first awakeable of an invocation."""
@@ -45,6 +45,11 @@ def awakeable_of(awakeable_id: str) -> tuple[bytes, int]:
             f"{awakeable_id!r} is not the id of an awakeable. An id starts with {_AWAKEABLE_PREFIX!r}."
         ) from None
     return raw[:-4], int.from_bytes(raw[-4:], "big")
+
+
+def is_invocation_id(text: str) -> bool:
+    """Return whether a text is the whole id of an invocation."""
+    return _ID.fullmatch(text) is not None
 
 
 def raw_id(invocation_id: str) -> bytes:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from restate_steps.cli._options import (
     ADMIN_PORT,
     APP_PORT,
+    APP_URL,
     FILE,
     FOLDER,
+    HEADER,
     INGRESS_PORT,
     PORT,
-    admin_option,
+    admin_options,
     app_argument,
     http1_option,
+    json_option,
     server_options,
 )
+
+if TYPE_CHECKING:
+    from restate_steps.server import AdminClient
 
 __all__ = ["dev", "register", "serve"]
 
@@ -160,14 +168,56 @@ def serve(
 
 
 @click.command()
-@click.argument("url")
+@click.argument("url", type=APP_URL, metavar="URL")
 @click.option("--force", is_flag=True, help="Replace an existing deployment with the same URL.")
+@click.option(
+    "--header",
+    "headers",
+    type=HEADER,
+    multiple=True,
+    metavar="NAME:VALUE",
+    help="Header that Restate adds to each request to the app; can be repeated.",
+)
+@click.option("--bearer", metavar="TOKEN", help="Bearer token that Restate adds to each request to the app.")
+@click.option("--assume-role", metavar="ARN", help="Role with which Restate calls a Lambda function.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be registered.")
 @http1_option
-@admin_option
-def register(url: str, force: bool, http1: bool, admin: str) -> None:
-    """Register the app at URL with a server."""
-    from restate_steps.server import AdminClient
+@json_option
+@admin_options
+def register(
+    url: str,
+    force: bool,
+    headers: tuple[tuple[str, str], ...],
+    bearer: str | None,
+    assume_role: str | None,
+    dry_run: bool,
+    http1: bool,
+    as_json: bool,
+    admin: AdminClient,
+) -> None:
+    """Register the app at URL with a server. URL is also the ARN of a version of a Lambda function."""
+    from restate_steps.server import _sql
 
-    client = AdminClient(admin)
-    deployment = client.register(url, force=force, http1=http1)
-    click.echo(f"registered {', '.join(client.services(deployment)) or 'no services'} as {deployment}")
+    if url.startswith("arn:"):
+        if http1:
+            raise click.UsageError("--http1 applies to URLs only, not to Lambda functions.")
+    elif assume_role is not None:
+        raise click.UsageError("--assume-role applies to the ARN of a Lambda function only.")
+    added = {**dict(headers), **({"authorization": f"Bearer {bearer}"} if bearer else {})}
+    known = {row["id"] for row in admin.query(_sql.deployments())}
+    if dry_run:
+        found = admin.discover(url, force=force, http1=http1, headers=added, assume_role=assume_role)
+    else:
+        deployment = admin.register(url, force=force, http1=http1, headers=added, assume_role=assume_role)
+        found = admin.deployment(deployment)
+    if as_json:
+        click.echo(json.dumps(found, indent=2, ensure_ascii=False))
+        return
+    names = sorted(f"{each['name']} (revision {each['revision']})" for each in found["services"]) or ["no services"]
+    if found["id"] in known and not force:
+        click.echo(f"already registered as {found['id']}: {', '.join(names)}")
+        click.echo("the server has not read the app again; to replace the deployment, add --force", err=True)
+    elif dry_run:
+        click.echo(f"would register {', '.join(names)}")
+    else:
+        click.echo(f"registered {', '.join(names)} as {found['id']}")

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from restate_steps.cli._options import FILE, admin_option, app_argument
+from restate_steps.cli._group import Group
+from restate_steps.cli._options import FILE, admin_options, app_argument
+
+if TYPE_CHECKING:
+    from restate_steps.server import AdminClient
 
 __all__ = ["journal"]
 
 
-@click.group()
+@click.group(cls=Group)
 def journal() -> None:
     """Export journals, and replay them with the current code."""
 
@@ -19,12 +24,13 @@ def journal() -> None:
 @journal.command()
 @click.argument("invocation")
 @click.option("-o", "--output", type=FILE, metavar="FILE", help="File to write.  [default: standard output]")
-@admin_option
-def export(invocation: str, output: Path | None, admin: str) -> None:
-    """Write the journal of INVOCATION, an id that starts with inv_, to a file."""
+@admin_options
+def export(invocation: str, output: Path | None, admin: AdminClient) -> None:
+    """Write the journal of INVOCATION to a file. The beginning of an id is enough."""
+    from restate_steps.server._invocations import id_of
     from restate_steps.testing import export_journal
 
-    recorded = export_journal(admin, invocation)
+    recorded = export_journal(admin, id_of(admin, invocation))
     if output is None:
         click.echo(recorded.to_text(), nl=False)
         return

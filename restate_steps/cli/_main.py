@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from typing import TextIO, cast
 
 import click
 
 from restate_steps.cli._app import dev, register, serve
 from restate_steps.cli._approvals import approvals
+from restate_steps.cli._completion import completion
+from restate_steps.cli._group import Group
+from restate_steps.cli._init import init
+from restate_steps.cli._invocations import invocations
 from restate_steps.cli._journal import journal
 from restate_steps.cli._machine import doctor, server
 
@@ -41,10 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             reconfigure(errors="backslashreplace")
     try:
         code: int | None = program.main(arguments, prog_name=_NAME, standalone_mode=False)
-        sys.stdout.flush()
+        # A process may have none, for example a daemon.
+        if (stdout := cast("TextIO | None", sys.stdout)) is not None:
+            stdout.flush()
     except click.ClickException as error:
-        error.show()
-        return error.exit_code
+        return _usage_error(error)
     except (KeyboardInterrupt, click.Abort):
         return _INTERRUPTED
     except BrokenPipeError:
@@ -56,19 +62,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-@click.group(name=_NAME, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(name=_NAME, cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="restate-steps", message="restate-steps %(version)s")
 @click.pass_context
 def program(context: click.Context) -> None:
     """Develop, serve and operate durable handlers for Restate."""
     # None stands for colours on a terminal. See https://no-color.org.
     context.color = False if os.environ.get("NO_COLOR") else None
-    if context.invoked_subcommand is None:
-        click.echo(context.get_help())
 
 
-for _command in (dev, serve, register, server, approvals, journal, doctor):
+for _command in (init, dev, serve, register, server, invocations, approvals, journal, doctor, completion):
     program.add_command(_command)
+
+
+def _usage_error(error: click.ClickException) -> int:
+    """Report a mistake in the command line in the form of this program's other errors."""
+    message = " ".join(error.format_message().split())
+    # click puts a suggestion in parentheses if it has several.
+    message = message.replace("?)", "?").replace("(Did you mean", "Did you mean").rstrip(".")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    where = f" For help, run: {context.command_path} --help" if context is not None else ""
+    end = "" if message.endswith("?") else "."
+    _fail(f"{message[0].lower()}{message[1:]}{end}{where}")
+    return error.exit_code
 
 
 def _code_of(error: Exception) -> int:

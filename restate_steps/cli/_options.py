@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import click
 
 __all__ = [
     "ADMIN_PORT",
     "APP_PORT",
+    "APP_URL",
     "FILE",
     "FOLDER",
+    "HEADER",
     "INGRESS_PORT",
     "PORT",
-    "admin_option",
+    "admin_options",
     "app_argument",
     "http1_option",
-    "ingress_option",
+    "ingress_options",
+    "json_option",
     "server_options",
 ]
 
@@ -35,23 +40,110 @@ FOLDER: Final = click.Path(path_type=Path, file_okay=False)
 
 http1_option: Final = click.option("--http1", is_flag=True, help="Use HTTP/1.1, in request/response mode.")
 
-admin_option: Final = click.option(
-    "--admin",
-    metavar="URL",
-    envvar="RESTATE_ADMIN_URL",
-    default=f"http://127.0.0.1:{ADMIN_PORT}",
-    show_default=True,
-    help="URL of the server's admin API.",
-)
 
-ingress_option: Final = click.option(
-    "--ingress",
-    metavar="URL",
-    envvar="RESTATE_INGRESS_URL",
-    default=f"http://127.0.0.1:{INGRESS_PORT}",
-    show_default=True,
-    help="URL of the server's ingress.",
-)
+class _UrlType(click.ParamType[str]):
+    """The URL of something that speaks HTTP.
+
+    Args:
+        example: A URL for the error.
+        arn: Whether the ARN of a Lambda function is allowed too.
+    """
+
+    name = "url"
+
+    def __init__(self, example: str, *, arn: bool = False) -> None:
+        self._example = example
+        self._arn = arn
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if self._arn and str(value).startswith("arn:"):
+            return str(value)
+        try:
+            parts = urlsplit(str(value))
+            # Reading the port checks it.
+            is_url = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+        except ValueError:
+            is_url = False
+        if not is_url:
+            self.fail(f"{value!r} is not a URL. Write it like {self._example}", param, ctx)
+        return str(value)
+
+
+_SERVER_URL: Final = _UrlType(f"http://127.0.0.1:{ADMIN_PORT}")
+APP_URL: Final = _UrlType(f"http://127.0.0.1:{APP_PORT}", arn=True)
+
+
+class _HeaderType(click.ParamType[tuple[str, str]]):
+    """The name and the value of a header."""
+
+    name = "header"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        name, colon, text = str(value).partition(":")
+        if not colon or not name.strip():
+            self.fail(f"{value!r} is not a header. Write it as NAME:VALUE.", param, ctx)
+        return name.strip(), text.strip()
+
+
+HEADER: Final = _HeaderType()
+
+json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+_TOKEN_VARIABLE: Final = "RESTATE_AUTH_TOKEN"
+
+
+def admin_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that reach the admin API, and pass a client for it as ``admin``."""
+
+    @click.option(
+        "--admin",
+        type=_SERVER_URL,
+        metavar="URL",
+        envvar="RESTATE_ADMIN_URL",
+        default=f"http://127.0.0.1:{ADMIN_PORT}",
+        show_default=True,
+        show_envvar=True,
+        help="URL of the server's admin API.",
+    )
+    @click.option(
+        "--admin-token",
+        metavar="TOKEN",
+        envvar=_TOKEN_VARIABLE,
+        show_envvar=True,
+        help="Bearer token for the admin API, as Restate Cloud requires.",
+    )
+    @functools.wraps(command)
+    def with_client(*args: Any, admin: str, admin_token: str | None, **options: Any) -> None:
+        from restate_steps.server import AdminClient
+
+        command(*args, admin=AdminClient(admin, token=admin_token), **options)
+
+    return with_client
+
+
+def ingress_options(command: F) -> F:
+    """Add the options that reach the ingress."""
+    for option in (
+        click.option(
+            "--ingress-token",
+            metavar="TOKEN",
+            envvar=_TOKEN_VARIABLE,
+            show_envvar=True,
+            help="Bearer token for the ingress, as Restate Cloud requires.",
+        ),
+        click.option(
+            "--ingress",
+            type=_SERVER_URL,
+            metavar="URL",
+            envvar="RESTATE_INGRESS_URL",
+            default=f"http://127.0.0.1:{INGRESS_PORT}",
+            show_default=True,
+            show_envvar=True,
+            help="URL of the server's ingress.",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def app_argument(*, required: bool) -> Callable[[F], F]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +11,7 @@ from restate_steps._durations import to_seconds
 from restate_steps._versions import warn_about_server
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
+from restate_steps.server._answers import explained
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import JournalEntry, read_journal
 
@@ -28,6 +29,7 @@ class AdminClient:
     Args:
         admin_url: The URL of the API, for example ``http://127.0.0.1:9070``.
         timeout: The maximum time to wait for an answer, in seconds or as a timedelta.
+        token: A bearer token for the API, as Restate Cloud and most proxies require.
 
     Example:
         >>> admin = AdminClient("http://127.0.0.1:9070")
@@ -35,9 +37,10 @@ class AdminClient:
         'http://127.0.0.1:9070'
     """
 
-    def __init__(self, admin_url: str, *, timeout: timedelta | float = _TIMEOUT) -> None:
+    def __init__(self, admin_url: str, *, timeout: timedelta | float = _TIMEOUT, token: str | None = None) -> None:
         self._admin_url = admin_url.rstrip("/")
         self._timeout = to_seconds("timeout", timeout)
+        self._token = token
 
     @property
     def admin_url(self) -> str:
@@ -56,15 +59,25 @@ class AdminClient:
         answer = self._request("GET", "/version", doing="get the version")
         return cast("dict[str, Any]", answer.json())
 
-    def register(self, uri: str, *, force: bool = True, http1: bool = False) -> str:
+    def register(
+        self,
+        uri: str,
+        *,
+        force: bool = True,
+        http1: bool = False,
+        headers: Mapping[str, str] | None = None,
+        assume_role: str | None = None,
+    ) -> str:
         """Register the application at a URL, so that its handlers can be called.
 
         It warns, with an :class:`UntestedVersionWarning`, if this package was not tested with the server's version.
 
         Args:
-            uri: The URL of the application.
+            uri: The URL of the application, or the ARN of a version of an AWS Lambda function.
             force: Whether to replace an existing deployment with the same URL.
             http1: Whether the application is served over HTTP/1.1, in request/response mode.
+            headers: Headers that Restate adds to each request to the application, for example ``authorization``.
+            assume_role: The ARN of the role with which Restate calls the Lambda function.
 
         Returns:
             The deployment's id.
@@ -72,12 +85,55 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached, or cannot discover the application.
         """
-        body = {"uri": uri, "force": force, "use_http_11": http1}
-        answer = self._request("POST", "/deployments", json=body, doing=f"register {uri}")
+        deployment = self._deploy(uri, f"register {uri}", force, http1, headers, assume_role)
         # The application is registered, so this must not fail.
         with contextlib.suppress(ServerError):
             warn_about_server(str(self.version()["version"]))
-        return str(answer.json()["id"])
+        return str(deployment["id"])
+
+    def discover(
+        self,
+        uri: str,
+        *,
+        force: bool = True,
+        http1: bool = False,
+        headers: Mapping[str, str] | None = None,
+        assume_role: str | None = None,
+    ) -> dict[str, Any]:
+        """Return what :meth:`register` would register, and change nothing.
+
+        Args:
+            uri: The URL of the application, or the ARN of a version of an AWS Lambda function.
+            force: Whether to replace an existing deployment with the same URL.
+            http1: Whether the application is served over HTTP/1.1, in request/response mode.
+            headers: Headers that Restate adds to each request to the application, for example ``authorization``.
+            assume_role: The ARN of the role with which Restate calls the Lambda function.
+
+        Returns:
+            The server's description of the deployment: its ``services``, each with its ``name`` and ``revision``, and
+            more.
+
+        Raises:
+            ServerError: If the server cannot be reached, cannot discover the application, or would not register it.
+        """
+        return self._deploy(uri, f"discover {uri}", force, http1, headers, assume_role, dry_run=True)
+
+    def deployment(self, deployment_id: str) -> dict[str, Any]:
+        """Look up a deployment.
+
+        Args:
+            deployment_id: The id that :meth:`register` returned.
+
+        Returns:
+            The server's description: its ``services``, each with its ``name`` and ``revision``, and more.
+
+        Raises:
+            ServerError: If the server cannot be reached, or does not know the deployment.
+        """
+        answer = self._request(
+            "GET", f"/deployments/{deployment_id}", doing=f"look up the deployment {deployment_id!r}"
+        )
+        return cast("dict[str, Any]", answer.json())
 
     def services(self, deployment_id: str) -> list[str]:
         """List the services that a deployment currently serves.
@@ -208,6 +264,19 @@ class AdminClient:
         """
         self._change(invocation_id, "kill")
 
+    def pause(self, invocation_id: str) -> None:
+        """Pause a running invocation, or one that is waiting for its next attempt, until it is resumed.
+
+        The server cuts a running attempt at once. A step that was running in it runs again later.
+
+        Args:
+            invocation_id: The invocation's id, which starts with ``inv_``.
+
+        Raises:
+            ServerError: If the server cannot be reached, or rejects the request.
+        """
+        self._change(invocation_id, "pause")
+
     def purge(self, invocation_id: str) -> None:
         """Remove a completed invocation with its result and its journal.
 
@@ -232,6 +301,26 @@ class AdminClient:
         """
         self._change(invocation_id, "resume", **({"deployment": deployment} if deployment else {}))
 
+    def _deploy(
+        self,
+        uri: str,
+        doing: str,
+        force: bool,
+        http1: bool,
+        headers: Mapping[str, str] | None,
+        assume_role: str | None,
+        *,
+        dry_run: bool = False,
+    ) -> dict[str, Any]:
+        body: dict[str, Any] = {"force": force, "dry_run": dry_run}
+        if uri.startswith("arn:"):
+            body |= {"arn": uri} | ({"assume_role_arn": assume_role} if assume_role else {})
+        else:
+            body |= {"uri": uri, "use_http_11": http1}
+        if headers:
+            body["additional_headers"] = dict(headers)
+        return cast("dict[str, Any]", self._request("POST", "/deployments", json=body, doing=doing).json())
+
     def _rows(self, sql: str, *, doing: str) -> list[dict[str, Any]]:
         headers = {"accept": "application/json"}
         answer = self._request("POST", "/query", json={"query": sql}, headers=headers, doing=doing)
@@ -241,30 +330,28 @@ class AdminClient:
         path = f"/invocations/{invocation_id}/{verb}"
         self._request("PATCH", path, params=parameters, doing=f"{verb} the invocation {invocation_id!r}")
 
-    def _request(self, method: str, path: str, *, doing: str, **options: Any) -> httpx.Response:
+    def _request(
+        self, method: str, path: str, *, doing: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> httpx.Response:
         try:
             import httpx
         except ImportError as error:
             raise missing_extra("httpx", "talk to the server") from error
 
         url = self.admin_url + path
+        headers = {**(headers or {}), **({"authorization": f"Bearer {self._token}"} if self._token else {})}
         # Loading certificates takes longer than all the rest, and plain HTTP needs none.
         verify = not url.lower().startswith("http:")
         try:
             # Ignore proxies from the environment: they must not handle requests to loopback.
-            answer = httpx.request(method, url, timeout=self._timeout, trust_env=False, verify=verify, **options)
-        except httpx.HTTPError as error:
+            answer = httpx.request(
+                method, url, timeout=self._timeout, trust_env=False, verify=verify, headers=headers, **options
+            )
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ServerError(
                 f"cannot {doing}: no answer from the server at {self.admin_url} ({error!r}). Check that the server is "
                 "running, and that this is the URL of its admin API."
             ) from error
         if not answer.is_success:
-            raise ServerError(f"cannot {doing}: the server answered {answer.status_code}: {_reason(answer.text)}")
+            raise ServerError(f"cannot {doing}: {explained(answer.status_code, answer.text)}")
         return answer
-
-
-def _reason(body: str) -> str:
-    try:
-        return str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
-        return body.strip() or "(no reason given)"

@@ -13,7 +13,7 @@ from restate_steps._user_code import is_user_code
 from restate_steps.server._attempts import AttemptEnd, watch_attempts
 from restate_steps.server._serving import ASGIApp
 
-__all__ = ["CodeFrame", "Failure", "cut", "failure_of", "hide_tracebacks", "log_failures"]
+__all__ = ["CodeFrame", "Failure", "cut", "described", "failure_of", "hide_tracebacks", "log_failures"]
 
 _FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
 # The error itself is in the first line without indentation after the last frame.
@@ -69,15 +69,26 @@ class Failure:
 
 def failure_of(attempt: AttemptEnd) -> Failure:
     """Return the failure of an attempt that Restate retries or pauses."""
-    *_, last = re.split(r"^Traceback \(most recent call last\):\n", attempt.traceback, flags=re.MULTILINE)
+    return described(attempt.message, attempt.traceback, attempt.step)
+
+
+def described(message: str, traceback: str, step: str) -> Failure:
+    """Return a failure, given what the SDK reports about it.
+
+    Args:
+        message: The error's text.
+        traceback: The traceback, if the SDK has sent one.
+        step: The name of the step that failed, if one did.
+    """
+    *_, last = re.split(r"^Traceback \(most recent call last\):\n", traceback, flags=re.MULTILINE)
     frames = list(_FRAME.finditer(last))
-    error, _, details = attempt.message.partition("\n")
+    error, _, details = message.partition("\n")
     if frames and (said := _ERROR.search(last, frames[-1].end())):
         error, _, details = last[said.start() :].rstrip().partition("\n")
     if len(error) > _WIDTH:
         details = f"{error}\n{details}".rstrip()
     # The cause of an error that a library raised may be the only part in the user's code.
-    return Failure(error, details, _own_frames(last) or _own_frames(attempt.traceback), attempt.step)
+    return Failure(error, details, _own_frames(last) or _own_frames(traceback), step)
 
 
 def log_failures(app: ASGIApp) -> ASGIApp:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, cast
 
-__all__ = ["JournalEntry", "JournalFailure", "Message", "decoded", "linked", "read_journal"]
+__all__ = ["JournalEntry", "JournalFailure", "Message", "body_of", "decoded", "linked", "read_journal"]
 
 _Body: TypeAlias = Mapping[str, Any]
 
@@ -138,7 +138,7 @@ def read_journal(rows: Sequence[Mapping[str, Any]]) -> list[JournalEntry]:
 
 
 def _message(row: Mapping[str, Any]) -> Message:
-    body = _body(row)
+    body = body_of(row)
     ids = [body[tie] for tie in _TIES if tie in body]
     return Message(str(row["entry_type"]), row.get("name") or _signal_name(body), ids, *_outcome(body))
 
@@ -148,8 +148,8 @@ def _signal_name(body: _Body) -> str | None:
     return cast("Mapping[str, Any]", signal).get("Name") if isinstance(signal, dict) else None
 
 
-def _body(row: Mapping[str, Any]) -> _Body:
-    """Remove the wrappers around an entry's body. Each wrapper is an object with a single key."""
+def body_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the body of an entry, without its wrappers. Each wrapper is an object with a single key."""
     entry: Any = json.loads(row.get("entry_json") or "{}")
     for wrapping in ("Command", "Notification", "Completion", "Signal", str(row["entry_type"]).rpartition(": ")[2]):
         if isinstance(entry, dict) and wrapping in entry:

@@ -10,7 +10,10 @@ from typing import Final
 
 __all__ = [
     "ANY_INVOCATION",
+    "deployments",
+    "endpoint_of",
     "entries_of",
+    "holder_of",
     "invocation_of",
     "invocations",
     "messages_of",
@@ -18,7 +21,9 @@ __all__ = [
     "select",
     "services_of",
     "signals_of",
+    "starting_with",
     "state_of",
+    "waiting_for_signals",
     "with_steps_named",
 ]
 
@@ -38,7 +43,12 @@ def quoted(text: str) -> str:
 
 
 def select(
-    columns: str, table: str, *conditions: str, order_by: str = "", **values: str | Collection[str] | None
+    columns: str,
+    table: str,
+    *conditions: str,
+    order_by: str = "",
+    limit: int | None = None,
+    **values: str | Collection[str] | None,
 ) -> str:
     """Return a query for the rows that meet all conditions.
 
@@ -47,6 +57,7 @@ def select(
         table: The table, or a join of tables.
         conditions: Conditions, as SQL.
         order_by: The columns to sort by.
+        limit: The maximum number of rows.
         values: The value of a column, or a collection of possible values. None stands for any value.
 
     Example:
@@ -55,7 +66,8 @@ def select(
     """
     where = [*conditions, *(_matches(column, value) for column, value in values.items() if value is not None)]
     parts = [f"SELECT {columns} FROM {table}", *([f"WHERE {' AND '.join(where)}"] if where else [])]
-    return " ".join([*parts, *([f"ORDER BY {order_by}"] if order_by else [])])
+    parts += [f"ORDER BY {order_by}"] if order_by else []
+    return " ".join([*parts, *([f"LIMIT {limit}"] if limit is not None else [])])
 
 
 def _matches(column: str, value: str | Collection[str]) -> str:
@@ -76,13 +88,15 @@ def invocations(
     handler: str | None = None,
     key: str | None = None,
     status: str | Collection[str] | None = None,
+    limit: int | None = None,
 ) -> str:
-    """Return a query for invocations, the oldest first."""
+    """Return a query for invocations: all of them, the oldest first; with a limit, the newest, the newest first."""
     return select(
         columns,
         "sys_invocation",
         *conditions,
-        order_by="created_at, id",
+        order_by="created_at, id" if limit is None else "created_at DESC, id DESC",
+        limit=limit,
         target_service_name=service,
         target_handler_name=handler,
         target_service_key=key,
@@ -93,6 +107,35 @@ def invocations(
 def entries_of(invocation_id: str) -> str:
     """Return a query for the rows that :func:`restate_steps.server._journal.read_journal` converts."""
     return select('"index", entry_type, name, entry_json', "sys_journal", id=invocation_id, order_by='"index"')
+
+
+def starting_with(beginnings: Collection[str]) -> str:
+    """Return a condition for ids that start with one of several texts."""
+    return f"({' OR '.join(f'starts_with(id, {quoted(each)})' for each in beginnings)})"
+
+
+def holder_of(service: str, key: str) -> str:
+    """Return a query for the invocation that runs exclusively on a key."""
+    return select("invocation_id", "sys_keyed_service_status", service_name=service, service_key=key)
+
+
+def endpoint_of(deployment_id: str) -> str:
+    """Return a query for the address of a deployment."""
+    return select("endpoint", "sys_deployment", id=deployment_id)
+
+
+def deployments() -> str:
+    """Return a query for the ids of all deployments."""
+    return select("id", "sys_deployment")
+
+
+def waiting_for_signals(first: int) -> str:
+    """Return a query for invocations that wait for signals with a number, the oldest first."""
+    return invocations(
+        "id, target, suspended_waiting_for_signals",
+        f"array_max(suspended_waiting_for_signals) >= {first}",
+        status="suspended",
+    )
 
 
 def messages_of(invocation_id: str | Collection[str]) -> str:

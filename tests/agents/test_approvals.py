@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -18,11 +17,13 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 from pydantic_ai.tools import DeferredToolRequests, DeferredToolResults, ToolDenied
 
+import restate_steps
+from restate_steps._ids import awakeable_id
 from restate_steps.agents import RestateAgent, answer_request
 from restate_steps.agents._external_events import ASK_STEP
 from restate_steps.cli import main
 from restate_steps.server import _approvals
-from tests.support.harness import Env, InvocationFailed, eventually
+from tests.support.harness import Env, Harness, InvocationFailed, eventually
 
 Serve = Callable[..., Env]
 
@@ -87,6 +88,11 @@ def command(env: Env, *words: str) -> int:
     return main(["approvals", words[0], *urls, *words[1:]])
 
 
+def answered(env: Env, *words: str) -> int:
+    """Run a command that reaches the ingress only."""
+    return main(["approvals", words[0], "--ingress", env.server.ingress_url, *words[1:]])
+
+
 def test_both_sides_write_the_step_in_the_same_way() -> None:
     """The list of pending approvals looks for the step name that the agents record."""
     assert ASK_STEP == _approvals._MARK
@@ -144,6 +150,15 @@ def test_deny_tells_the_model_why(env_factory: Serve) -> None:
 
     assert 0 == command(env, "deny", request.token, "--message", "not today")
     assert "not today; not today" == env.attach(invocation)
+
+
+def test_the_beginning_of_an_id_is_enough(env_factory: Serve) -> None:
+    """The short ids that other commands print name a request too."""
+    env = env_factory(paying_service("ShortPayments"))
+    invocation, _ = waiting(env, "ShortPayments")
+
+    assert 0 == command(env, "approve", f"{invocation[:20]}…")
+    assert "paid 5; paid 60" == env.attach(invocation)
 
 
 def test_handler_answers(env_factory: Serve) -> None:
@@ -206,7 +221,7 @@ def test_cancelled_while_it_waits(env_factory: Serve) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("approve", "sign_1nothing"), "no request waits for an answer under sign_1nothing"),
+        (("approve", "sign_1nothing"), "no request of an agent waits for an answer under sign_1nothing"),
         (("approve", "{token}", "--call", "pay-7"), "the request has no call 'pay-7'; it has: 'pay-5', 'pay-60'"),
         (("approve", "{token}", "--args", '{"amount": 1}'), "--args applies to a single call, and 2 would be approved"),
     ],
@@ -225,7 +240,7 @@ def test_mistakes_are_explained(
 
 
 def test_result_from_outside_is_not_an_approval(env_factory: Serve, capsys: pytest.CaptureFixture[str]) -> None:
-    """A call that waits for a result cannot be approved; the error says where the result goes."""
+    """A call that waits for a result cannot be approved; the error has the command that sends it."""
     agent = Agent(
         FunctionModel(respond, model_name="script"),
         name="payer",
@@ -246,10 +261,10 @@ def test_result_from_outside_is_not_an_approval(env_factory: Serve, capsys: pyte
     invocation, request = waiting(env, "OutsidePayments")
 
     assert 1 == command(env, "approve", request.token)
-    [url] = re.findall(r"http://\S+/resolve", capsys.readouterr().err)
-    path = url.removeprefix(env.server.ingress_url)
-    body = json.dumps({"calls": {"pay-5": "by cash", "pay-60": "by card"}}).encode()
-    post(env, path, body)
+    assert f"restate-steps approvals resolve {request.token} JSON\n" in capsys.readouterr().err
+    assert 0 == answered(
+        env, "resolve", request.token, json.dumps({"calls": {"pay-5": "by cash", "pay-60": "by card"}})
+    )
     assert "by cash; by card" == env.attach(invocation)
 
 
@@ -282,3 +297,91 @@ def test_calls_that_others_decide_are_not_asked_about(env_factory: Serve) -> Non
     assert ["pay-60"] == [call.id for call in request.calls]
     assert 0 == command(env, "approve", request.token)
     assert "paid 5; paid 60" == env.attach(invocation)
+
+
+def awaiting_service(name: str) -> restate.Service:
+    """A handler that waits for an awakeable, without an agent."""
+    service = restate.Service(name)
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> Any:
+        _, answer = ctx.awakeable(type_hint=dict)
+        return await answer
+
+    return service
+
+
+def awaited(env: Env, invocation: str) -> str:
+    """Wait until an invocation is listed with an awakeable, and return its id."""
+    found = eventually(
+        lambda: [each for each in _approvals.find_awakeables(env.server.admin_url) if each.invocation == invocation]
+    )
+    return found[0].id
+
+
+def test_plain_awakeables(replay_harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    """Awakeables of other handlers are listed when the handler is suspended, and can be resolved and rejected."""
+    with replay_harness.serve(restate_steps.app([awaiting_service("PlainAwaited")])) as env:
+        resolved, rejected = env.send("PlainAwaited", "run"), env.send("PlainAwaited", "run")
+        token, other = awaited(env, resolved), awaited(env, rejected)
+
+        assert 0 == command(env, "list")
+        assert f"{token}  awakeable, awaited in PlainAwaited/run ({resolved})\n" in capsys.readouterr().out
+
+        assert 0 == answered(env, "resolve", token, '{"paid": 5}')
+        assert {"paid": 5} == env.attach(resolved)
+        assert 0 == answered(env, "reject", other, "--message", "not today")
+        with pytest.raises(InvocationFailed, match="not today"):
+            env.attach(rejected)
+
+
+def test_the_awakeable_of_an_agent_is_listed_once(replay_harness: Harness) -> None:
+    """It is a request, not a plain awakeable too."""
+    with replay_harness.serve(restate_steps.app([paying_service("OncePayments")])) as env:
+        invocation, _ = waiting(env, "OncePayments")
+        eventually(lambda: env.server.admin.invocation(invocation)["status"] == "suspended")
+
+        assert invocation not in [each.invocation for each in _approvals.find_awakeables(env.server.admin_url)]
+
+
+def test_an_awakeable_that_is_wrong(env_factory: Serve, capsys: pytest.CaptureFixture[str]) -> None:
+    """The ingress says why, in one line."""
+    env = env_factory(paying_service("WrongAwakeable"))
+
+    assert 1 == answered(env, "resolve", "sign_1nothing", "1")
+    assert "error: cannot send the answer: the server answered 400: bad awakeable id" in capsys.readouterr().err
+    assert 2 == answered(env, "resolve", "sign_1nothing", "{")
+    assert "error: invalid value for '[JSON]': not JSON: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"token": "order-1", "calls": []},
+        {"token": awakeable_id(bytes(24), 17), "calls": []},
+        {"token": 5},
+        {"calls": []},
+        {"token": "{own}", "calls": [{"x": 1}]},
+        "text",
+    ],
+    ids=["another text", "of another invocation", "a number", "none", "other calls", "not an object"],
+)
+def test_a_step_with_such_a_name_is_not_a_request(
+    env_factory: Serve, capsys: pytest.CaptureFixture[str], value: Any
+) -> None:
+    """A handler may name a step like that of an agent. What it records does not break the list."""
+    service = restate.Service("ForeignAsks")
+
+    @service.handler()
+    async def run(ctx: restate.Context) -> None:
+        own, answer = ctx.awakeable()
+        recorded = {**value, "token": own} if isinstance(value, dict) and value.get("token") == "{own}" else value
+        await ctx.run_typed(f"shop{ASK_STEP}pay.ask", lambda: recorded)
+        await answer
+
+    env = env_factory(service)
+    invocation = env.send("ForeignAsks", "run")
+    eventually(lambda: [each for each in env.server.admin.journal(invocation) if each.type == "Notification: Run"])
+
+    assert 0 == command(env, "list")
+    assert "shop" not in capsys.readouterr().out

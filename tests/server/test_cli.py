@@ -17,6 +17,7 @@ from restate_steps.cli import main
 from restate_steps.server import SERVER_VERSION, RestateServer
 from restate_steps.server._doctor import examine
 from restate_steps.server._ports import free_ports
+from tests.support import ROOT
 from tests.support.commands import Run, alive, answer, children, write
 from tests.support.harness import eventually
 
@@ -81,14 +82,167 @@ class TestErrors:
         assert "importlib" not in said
 
     def test_usage_errors_have_their_own_exit_code(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """The exit code of a usage error is 2."""
+        """The exit code of a usage error is 2, and the error looks like all others, in one line."""
         assert main(["serve"]) == 2
-        assert "Missing argument 'APP'" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert said == "error: missing argument 'APP'. For help, run: restate-steps serve --help\n"
+
+    @pytest.mark.parametrize(
+        ("words", "suggestion"),
+        [
+            (["regster", "http://127.0.0.1"], "no such command 'regster'. Did you mean 'register'?"),
+            (["invocations", "kil", "inv_1"], "no such command 'kil'. Did you mean 'kill'?"),
+            (["server", "--admin-prt", "1"], "no such option '--admin-prt'. Did you mean one of: '--admin-port', "),
+            (["serve", "main", "--wokers", "2"], "no such option '--wokers'. Did you mean '--workers'?"),
+        ],
+    )
+    def test_typing_errors(self, words: list[str], suggestion: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """The error suggests the command or the option that was meant."""
+        assert main(words) == 2
+        assert capsys.readouterr().err.startswith(f"error: {suggestion}")
+
+    @pytest.mark.parametrize(
+        ("words", "reason"),
+        [
+            (["serve", "main", "--port", "99999"], "'--port': 99999 is not in the range 0<=x<=65535."),
+            (
+                ["register", "http://127.0.0.1:99999"],
+                "'URL': 'http://127.0.0.1:99999' is not a URL. Write it like http",
+            ),
+            (["register", "localhost:9080"], "'URL': 'localhost:9080' is not a URL."),
+            (["invocations", "list", "--admin", "localhost:9070"], "'--admin'"),
+            (
+                ["register", "http://127.0.0.1", "--header", "x"],
+                "'--header': 'x' is not a header. Write it as NAME:VAL",
+            ),
+        ],
+    )
+    def test_values_that_cannot_work(self, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+        """They are usage errors, which name the option."""
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: invalid value for {reason}")
+        assert len(said.splitlines()) == 1
+
+    @pytest.mark.parametrize("words", [[], ["invocations"], ["approvals"], ["journal"]], ids=" ".join)
+    def test_without_a_verb(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """The help is shown, and the exit code is 0."""
+        assert main(words) == 0
+        assert capsys.readouterr().out.startswith(" ".join(["Usage: restate-steps", *words, "[OPTIONS]"]))
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["init", "{place}/new"],
+            ["server", "--base-dir", "{place}/data"],
+            ["dev", "main.py", "--port", "0", "--base-dir", "{place}/data"],
+            ["dev", "main.py", "--env-file", "{place}/variables"],
+            ["journal", "replay", "main.py", "{place}/journals"],
+            ["journal", "export", "inv_1", "-o", "{place}/journal"],
+        ],
+        ids=lambda words: "-".join(word.strip("-") for word in words if "{" not in word),
+    )
+    @pytest.mark.parametrize("place", ["/proc", "a-file"])
+    def test_a_place_that_cannot_be_used(self, words: list[str], place: str, run: Run, tmp_path: Path) -> None:
+        """A folder that cannot be written, or a file in the place of a folder, is an error in one line."""
+        write(tmp_path, "CliPlace", "")
+        (tmp_path / "a-file").touch()
+
+        command = run(*[word.format(place=place) for word in words])
+
+        assert command.process.wait(60) in (1, 2)
+        command.end()
+        assert re.fullmatch(r"error: [^\n]+\n", command.said), command.said
+
+    def test_an_ascii_terminal(self, run: Run, tmp_path: Path) -> None:
+        """Characters that the terminal cannot show are escaped."""
+        folder = tmp_path / "ü"
+        folder.mkdir()
+        ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+
+        command = run("init", str(folder), env=ascii_only)
+
+        assert command.process.wait(60) == 2
+        command.end()
+        assert re.match(r"error: invalid value for NAME: '(\\\w+)+' cannot be the name of a project\.", command.said)
+
+    @pytest.mark.parametrize("words", [["--help"], ["completion", "bash"], ["invocations"], ["serve", "no.py"]])
+    @pytest.mark.parametrize("ends", ["closed", "gone"])
+    def test_output_that_cannot_be_written(self, words: list[str], ends: str, tmp_path: Path) -> None:
+        """A reader that leaves, as ``head`` does, or output that is closed: no traceback."""
+        python = [sys.executable, "-m", "restate_steps", *words]
+        # The shell waits until the reader has gone.
+        script = {"closed": 'exec "$@" >&-', "gone": '{ sleep 0.2; exec "$@"; } | true'}[ends]
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", *python],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) <= 1
 
     def test_a_server_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The error names the server's URL."""
         assert main(["register", "http://127.0.0.1:1", "--admin", "http://127.0.0.1:1"]) == 1
-        assert "error: cannot register http://127.0.0.1:1: no answer from the server at" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert said.startswith("error: cannot ")
+        assert ": no answer from the server at http://127.0.0.1:1 (" in said
+
+
+class TestHelp:
+    """Help and completion."""
+
+    def test_help_imports_no_command(self) -> None:
+        """The program shows help without importing the SDK, the client, or the testing kit."""
+        code = (
+            "import sys\nfrom restate_steps.cli import main\nmain(['invocations', '--help'])\n"
+            "slow = {'restate', 'httpx', 'pydantic', 'asyncio', 'restate_steps.server', 'restate_steps.testing'}\n"
+            "print(sorted(slow & set(sys.modules)), file=sys.stderr)\n"
+        )
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+
+        assert done.stderr == "[]\n"
+
+    @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+    def test_completion(self, shell: str, run: Run) -> None:
+        """The script of a shell asks the program, which completes commands, options and choices."""
+        script = run("completion", shell)
+        assert script.process.wait(60) == 0
+        script.end()
+        assert f"_RESTATE_STEPS_COMPLETE={shell}_complete" in script.said
+
+    @pytest.mark.parametrize(
+        ("words", "found"),
+        [
+            (["restate-steps", "inv"], "plain,invocations\n"),
+            (["restate-steps", "invocations", "re"], "plain,resume\n"),
+            (["restate-steps", "register", "--dr"], "plain,--dry-run\n"),
+            (["restate-steps", "invocations", "list", "--status", "fail"], "plain,failing\nplain,failed\n"),
+        ],
+    )
+    def test_completed_words(self, words: list[str], found: str, run: Run) -> None:
+        """The program completes the last word."""
+        asked = {
+            "_RESTATE_STEPS_COMPLETE": "bash_complete",
+            "COMP_WORDS": " ".join(words),
+            "COMP_CWORD": str(len(words) - 1),
+        }
+        command = run(env=asked)
+        assert command.process.wait(60) == 0
+        command.end()
+        assert command.said == found
+
+    def test_how_to_install_completion(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """The help has the line for each shell."""
+        assert main(["completion", "--help"]) == 0
+        said = capsys.readouterr().out
+        assert '~/.bashrc  eval "$(restate-steps completion bash)"\n' in said
+        assert '~/.zshrc   eval "$(restate-steps completion zsh)"\n' in said
+        assert "restate-steps completion fish > ~/.config/fish" in said
 
 
 class TestServe:
@@ -112,7 +266,7 @@ class TestServe:
 
         # With --force, because an earlier test may have registered an application on the same port.
         assert main(["register", url, "--admin", normal_server.admin_url, "--force", *more]) == 0
-        assert "registered CliServe as dp_" in capsys.readouterr().out
+        assert re.match(r"registered CliServe \(revision \d+\) as dp_\w+\n", capsys.readouterr().out)
         assert answer(normal_server.ingress_url, "CliServe") == "served"
         # The SDK installs its handler for SIGTERM at the first request, so stop only after one.
         assert serve.end(end) == 0

@@ -59,10 +59,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import click
 from markdown_it import MarkdownIt
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
+from restate_steps.cli._main import program
 from tests.support import ROOT
 
 # Directives of MyST that hold no code of ours.
@@ -436,15 +438,24 @@ def _make(args: list[str]) -> None:
 
 
 def _restate_steps(args: list[str]) -> None:
-    from restate_steps.cli import build_parser
-
-    output = io.StringIO()
+    """Parse a command line as the program does, without running the command."""
+    command: click.Command = program
+    context: click.Context | None = None
+    name = "restate-steps"
     try:
-        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
-            build_parser().parse_args(args)
-    except SystemExit as error:
-        if error.code:
-            raise ValueError(output.getvalue().strip().splitlines()[-1]) from error
+        while isinstance(command, click.Group) and args and not args[0].startswith("-"):
+            context = click.Context(command, parent=context, info_name=name)
+            name, args = args[0], args[1:]
+            found = command.get_command(context, name)
+            if found is None:
+                raise ValueError(f"there is no command {name!r}")
+            command = found
+        with contextlib.redirect_stdout(io.StringIO()):
+            command.make_context(name, list(args), parent=context)
+    except click.exceptions.Exit:
+        pass
+    except click.UsageError as error:
+        raise ValueError(error.format_message()) from error
 
 
 def _install(args: list[str]) -> None:
