@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -364,13 +364,20 @@ class _Session:
             show_code = failure.line not in self._shown
             self._shown.add(failure.line)
             show_ways_out, seen.explained = not seen.explained, True
-            self._look(
-                lambda: self._follower.failed(
+            previous = seen.lookup
+
+            def find() -> Sequence[str]:
+                lines = self._follower.failed(
                     attempt, failure, changed=changed, show_code=show_code, show_ways_out=show_ways_out
                 )
-            )
+                # The lines of an invocation stay in order.
+                if previous is not None:
+                    wait([previous])
+                return lines
 
-    def _look(self, find: Callable[[], Sequence[str]]) -> None:
+            seen.lookup = self._look(find)
+
+    def _look(self, find: Callable[[], Sequence[str]]) -> Future[None]:
         """Find lines to print in a thread, because it takes a question to the server."""
 
         def look() -> None:
@@ -380,7 +387,7 @@ class _Session:
                 lines = [screen.error(str(error))]
             self._events.put(Looked(lines))
 
-        self._lookups.submit(look)
+        return self._lookups.submit(look)
 
     # --- time ---------------------------------------------------------------------------------------------------
 

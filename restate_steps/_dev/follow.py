@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Collection, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,6 +40,7 @@ class Seen:
         began_here: Whether it began in this session.
         failing: Whether its last attempt failed.
         explained: Whether the advice about its failure was given.
+        lookup: The lookup for its latest failed attempt, whose lines come first.
     """
 
     target: str
@@ -47,6 +49,7 @@ class Seen:
     began_here: bool
     failing: bool = False
     explained: bool = False
+    lookup: Future[None] | None = None
 
 
 class Follower:

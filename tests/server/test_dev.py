@@ -144,7 +144,8 @@ class TestOneSees:
         )
         for invocation in invocations:
             dev.wait_for(
-                rf"{invocation[:16]}…  attempt 1 failed.*\n(    shop.*\n)*    Its caller waits until an attempt succeeds\. "
+                rf"{invocation[:16]}…  attempt 1 failed.*\n(    shop.*\n)*"
+                r"    Its caller waits until an attempt succeeds\. "
                 rf"Save a fix, or give up on it:\n    restate-steps invocations kill {invocation} --admin http\S+\n"
             )
         dev.wait_for(failed, times=5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import subprocess
 import sys
@@ -936,3 +937,29 @@ def test_nothing_but_journal_messages_is_kept() -> None:
     frames = [*ran(recorded).frames, Frame(MessageType.END, b"")]
 
     assert MessageType.END not in [frame.type for frame in as_recorded(Journal(frames, ran(recorded).origin)).frames]
+
+
+async def test_the_line_of_a_sleep() -> None:
+    """A timer is made by the event loop; the report shows the line that waits for it."""
+    svc = restate.Service("SleepLine")
+    changed = False
+
+    @durable_step
+    async def first() -> None: ...
+
+    @svc.handler()
+    async def wait(ctx: restate.Context) -> None:
+        if not changed:
+            await first()
+        await asyncio.sleep(5)
+
+    app = restate_steps.app([svc])
+    async with simulate(app) as sim:
+        invocation = await sim.send(wait)
+    changed = True
+
+    with pytest.raises(ReplayDifferenceError, match=r"and today's code issues +sleep") as caught:
+        replay(invocation, app)
+
+    line = inspect.unwrap(wait).__code__.co_firstlineno + 4
+    assert caught.value.line.endswith(f"test_recorded.py:{line}")

@@ -147,7 +147,12 @@ class _ObservedConnection(Connection, CommandObserver):
 
     def _place(self) -> tuple[CodeLine, ...]:
         """Return the place of the running branch; for a branch that is only a step, where the handler awaits it."""
-        return _own_places() or tuple(_places(reversed(frames_above()))) or _waiting_in(self.handler)
+        found = _own_places() or tuple(_places(reversed(frames_above()))) or _waiting_in(self.handler)
+        if found:
+            return found
+        # The event loop makes timers when nothing runs. If the handler waits in a single place, it is for that.
+        waiting = self._waiting()
+        return waiting[0] if len(waiting) == 1 else ()
 
     def _waiting(self) -> list[tuple[CodeLine, ...]]:
         tasks = {*asyncio.all_tasks(self._loop), *handler_tasks(self._loop)}
