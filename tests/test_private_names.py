@@ -62,6 +62,9 @@ def test_a_renamed_attribute_of_an_instance_is_reported(monkeypatch: pytest.Monk
         def enqueue_restate_event(self) -> None:
             pass
 
+        def notify_shutdown(self) -> None:
+            pass
+
     monkeypatch.setattr("restate.server_types.ReceiveChannel", ReceiveChannel)
     monkeypatch.setattr("restate.server_context.ReceiveChannel", ReceiveChannel)
 

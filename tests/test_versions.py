@@ -26,10 +26,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
 def use(tmp_path: Path, installed: str, program: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a program that finds the installed SDK, with the metadata of another version of it."""
-    metadata = tmp_path / f"restate_sdk-{installed}.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: restate-sdk\nVersion: {installed}\n")
+    """Run a program with an SDK that says it is another version."""
+    (tmp_path / "sitecustomize.py").write_text(f"import restate._internal as sdk\nsdk.SDK_VERSION = {installed!r}\n")
     path = tmp_path / "program.py"
     path.write_text(program)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}

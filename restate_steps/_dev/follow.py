@@ -110,7 +110,7 @@ class Follower:
                 "Find the cause with restate_steps.testing.check_deterministic, or give up on it:",
                 give_up,
             ]
-        return ["Its caller waits until a fix is saved. To give up on it:", give_up]
+        return ["Its caller waits until an attempt succeeds. Save a fix, or give up on it:", give_up]
 
     def _next_try(self, attempt: AttemptEnd) -> str:
         """Return what the server does next with an invocation, which it knows shortly after the attempt."""

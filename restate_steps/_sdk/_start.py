@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from restate.server_context import ServerInvocationContext
 from restate.vm import VMWrapper
@@ -25,11 +25,13 @@ def note_starts() -> None:
 
     def notify_input(self: VMWrapper, input_buf: bytes) -> None:
         state = vars(self)
-        start = state.get(_START, b"")
-        if isinstance(start, bytes):
+        found = state.setdefault(_START, [])
+        if isinstance(found, list):
             # The message has the state of a Virtual Object, and may arrive in parts.
-            start += input_buf
-            state[_START] = _parse(start) if _is_complete(start) else start
+            parts = cast("list[bytes]", found)
+            parts.append(input_buf)
+            if _is_complete(parts):
+                state[_START] = _parse(b"".join(parts))
         original(self, input_buf)
 
     notify_input.notes_start = True  # type: ignore[attr-defined]
@@ -53,8 +55,9 @@ def invocation_target(context: ServerInvocationContext) -> str:
     return f"{service}/{key}/{handler}" if key else f"{service}/{handler}"
 
 
-def _is_complete(start: bytes) -> bool:
-    return len(start) >= _FRAME.size and len(start) >= _FRAME.size + _FRAME.unpack_from(start)[2]
+def _is_complete(parts: list[bytes]) -> bool:
+    head = parts[0] if len(parts[0]) >= _FRAME.size else b"".join(parts)
+    return len(head) >= _FRAME.size and sum(map(len, parts)) >= _FRAME.size + _FRAME.unpack_from(head)[2]
 
 
 def _parse(start: bytes) -> int | None:

@@ -34,7 +34,7 @@ class AttemptEnd:
 
     Attributes:
         invocation: The invocation's id; empty if the attempt was rejected before it began.
-        target: The service and the handler, for example ``Orders/place``.
+        target: The handler as Restate writes it: ``Orders/place``, or ``Cart/alice/add`` with a key.
         attempt: The number of the attempt since the journal last grew, from 1.
         known_entries: The number of entries that the journal had before. A new invocation has one, its input.
         steps: The number of steps in the journal.
@@ -176,7 +176,7 @@ class _Attempt:
         rejected = self.status != 200
         return AttemptEnd(
             invocation=self._start.get("debug_id", ""),
-            target=self._target,
+            target=self._full_target(),
             attempt=self._start.get("retry_count", 0) + 1,
             known_entries=self._start.get("known_entries", 0),
             steps=self._steps,
@@ -188,3 +188,8 @@ class _Attempt:
             step=self._last.get("command_name", ""),
             will_pause=self._last.get("behavior", 0) == 1,
         )
+
+    def _full_target(self) -> str:
+        service, _, handler = self._target.rpartition("/")
+        key = self._start.get("key")
+        return f"{service}/{key}/{handler}" if key else self._target

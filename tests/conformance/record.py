@@ -29,7 +29,7 @@ from restate_steps._protocol.types import MessageType
 from restate_steps._protocol.wire import decode
 from restate_steps.errors import ServerError
 from restate_steps.server import RestateServer, _sql, ensure_server, server_version
-from restate_steps.server._serving import Listener, http1_only, listen
+from restate_steps.server._serving import UNLIMITED, Listener, http1_only, listen
 from restate_steps.server._serving import _config as hypercorn_config
 from restate_steps.testing._recording.export import frames_of_rows
 from restate_steps.testing._simulation.application import ASGIApp
@@ -306,7 +306,7 @@ async def recording(server: RestateServer, variant: str, application: ASGIApp) -
             url = f"http://127.0.0.1:{listener.getsockname()[1]}"
             serve_app: Any = http1_only(found.serve) if is_http1 else found.serve
             serving = asyncio.ensure_future(
-                serve(serve_app, hypercorn_config(listener), shutdown_trigger=until_stopped, mode="asgi")
+                serve(serve_app, hypercorn_config(listener, UNLIMITED), shutdown_trigger=until_stopped, mode="asgi")
             )
             await ready.wait()
             await asyncio.to_thread(server.admin.register, url, http1=is_http1)

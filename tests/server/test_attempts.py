@@ -78,11 +78,12 @@ async def test_messages_arrive_in_any_parts(size: int) -> None:
         make(MessageType.OUTPUT, failure={"code": 418, "message": "tea"}),
         make(MessageType.END),
     ]
-    start = make(MessageType.START, debug_id="inv_1", known_entries=1, retry_count=4, state_map=[{"key": b"k" * 300}])
+    state = [{"key": b"k" * 300}]
+    start = make(MessageType.START, debug_id="inv_1", known_entries=1, retry_count=4, state_map=state, key="alice")
 
     [end] = await watched(size, b"".join(map(encode, [start])), b"".join(map(encode, sent)))
 
-    assert (end.invocation, end.attempt, end.steps) == ("inv_1", 5, 2)
+    assert (end.invocation, end.target, end.attempt, end.steps) == ("inv_1", "Watched/alice/works", 5, 2)
     assert (end.outcome, end.code, end.message) == ("failed", 418, "tea")
 
 

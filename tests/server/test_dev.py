@@ -144,14 +144,14 @@ class TestOneSees:
         )
         for invocation in invocations:
             dev.wait_for(
-                rf"{invocation[:16]}…  attempt 1 failed.*\n(    shop.*\n)*    Its caller waits until a fix is saved\. "
-                rf"To give up on it:\n    restate-steps invocations kill {invocation} --admin http\S+\n"
+                rf"{invocation[:16]}…  attempt 1 failed.*\n(    shop.*\n)*    Its caller waits until an attempt succeeds\. "
+                rf"Save a fix, or give up on it:\n    restate-steps invocations kill {invocation} --admin http\S+\n"
             )
         dev.wait_for(failed, times=5)
 
         assert dev.said.count("    shop.py:") == 2
         assert dev.said.count(f"    shop.py:{line} in total: return order.total\n") == 1
-        assert dev.said.count("Its caller waits until a fix is saved") == 2
+        assert dev.said.count("Its caller waits until an attempt succeeds") == 2
         assert "Traceback" not in dev.said
         lines = dev.said.partition("(ready in")[2].splitlines()[1:]
         assert len(lines) == len(re.findall(failed, dev.said)) + 2 + 2 * 2

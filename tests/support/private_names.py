@@ -29,6 +29,7 @@ MODULES: Final = {
         "restate._internal",
         "restate.handler",
         "restate.service",
+        "restate",
     ),
     "asyncio": ("asyncio",),
     "anyio": ("anyio._backends._asyncio",),
