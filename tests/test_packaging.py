@@ -202,6 +202,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.Path:
 def test_wheel_is_complete(wheel: zipfile.Path) -> None:
     """The wheel has every module, the marker of a typed package and the license, and installs only the package."""
     names = wheel.root.namelist()
+    assert {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.template")} <= {*names}
     folders = {name.split("/")[0] for name in names}
 
     assert {"restate_steps", f"restate_steps-{PROJECT['version']}.dist-info"} == folders

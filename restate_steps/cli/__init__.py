@@ -6,6 +6,39 @@
 3. The exit code is 0 for success, 1 for an error, 2 for a usage error and 130 for an interrupt.
 """
 
-from restate_steps.cli._main import main
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
 
 __all__ = ["main"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        arguments: The arguments after the program's name; those of this process by default.
+
+    Returns:
+        The exit code: 0 for success, 1 for an error, 2 for a usage error, 130 for an interrupt.
+
+    Example:
+        >>> main(["register", "--help"])
+        Usage: restate-steps register [OPTIONS] URL
+        ...
+        0
+    """
+    try:
+        from restate_steps.cli._main import run
+    except ModuleNotFoundError as error:
+        if error.name != "click":
+            raise
+        # Without the extra there is no command, but pip installs the program.
+        print(
+            "error: the package 'click' is not installed, but it is required to run commands. "
+            "Install it with: pip install 'restate-steps[cli]'",
+            file=sys.stderr,
+        )
+        return 1
+    return run(arguments)

@@ -101,7 +101,7 @@ def dev(
     )
 
 
-@click.command()
+@click.command(short_help="Serve APP.")
 @app_argument(required=True)
 @click.option("--host", default="127.0.0.1", show_default=True, metavar="HOST", help="Address to listen on.")
 @click.option(
@@ -167,7 +167,7 @@ def serve(
         run_app(loaded, host=host, port=port, http1=http1, ready=ready, grace=grace, identity_keys=identity_keys)
 
 
-@click.command()
+@click.command(short_help="Register the app at URL with a server.")
 @click.argument("url", type=APP_URL, metavar="URL")
 @click.option("--force", is_flag=True, help="Replace an existing deployment with the same URL.")
 @click.option(

@@ -45,12 +45,12 @@ class _Json(click.ParamType[Any]):
             self.fail(f"not JSON: {error}", param, ctx)
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, short_help="List and answer requests of agents, and awakeables.")
 def approvals() -> None:
     """List and answer what waits for an answer from outside: agents and awakeables."""
 
 
-@approvals.command("list")
+@approvals.command("list", short_help="List what waits for an answer.")
 @admin_options
 def list_pending(admin: AdminClient) -> None:
     """List the requests of agents, and the awakeables of other handlers, oldest invocation first.
@@ -73,7 +73,7 @@ def list_pending(admin: AdminClient) -> None:
         click.echo("nothing waits for an answer")
 
 
-@approvals.command()
+@approvals.command(short_help="Approve the tool calls of a request.")
 @click.argument("request")
 @click.option(
     "--call",
@@ -101,7 +101,7 @@ def approve(
     click.echo(f"approved: {_calls_of(found, calls or None)}")
 
 
-@approvals.command()
+@approvals.command(short_help="Deny the tool calls of a request.")
 @click.argument("request")
 @click.option(
     "--message", default="The tool call was denied.", show_default=True, metavar="TEXT", help="Message for the model."
@@ -117,7 +117,7 @@ def deny(request: str, message: str, ingress: str, ingress_token: str | None, ad
     click.echo(f"denied: {_calls_of(found, None)}")
 
 
-@approvals.command()
+@approvals.command(short_help="Resolve an awakeable.")
 @click.argument("awakeable")
 @click.argument("value", metavar="[JSON]", type=_Json(), default="null")
 @ingress_options
@@ -129,7 +129,7 @@ def resolve(awakeable: str, value: Any, ingress: str, ingress_token: str | None)
     click.echo(f"resolved {awakeable}")
 
 
-@approvals.command()
+@approvals.command(short_help="Reject an awakeable.")
 @click.argument("awakeable")
 @click.option(
     "--message", default="rejected", show_default=True, metavar="TEXT", help="Message of the handler's terminal error."

@@ -16,7 +16,7 @@ _SUFFIX: Final = ".template"
 _NAME: Final = re.compile(r"[a-z0-9]|[a-z0-9][a-z0-9._-]*[a-z0-9]", re.IGNORECASE)
 
 
-@click.command()
+@click.command(short_help="Write a small project with tests.")
 @click.argument("name", metavar="[NAME]", default=".")
 @click.option("--agent", is_flag=True, help="Write an agent instead of a service.")
 def init(name: str, agent: bool) -> None:

@@ -62,7 +62,7 @@ def invocations() -> None:
     """Find, inspect and change invocations. The beginning of an id is enough."""
 
 
-@invocations.command("list")
+@invocations.command("list", short_help="List invocations, the newest last.")
 @filter_options
 @click.option("-a", "--all", "completed_too", is_flag=True, help="List completed invocations too.")
 @click.option(
@@ -95,7 +95,7 @@ def list_invocations(filters: Filters, completed_too: bool, limit: int, as_json:
         click.echo(f"there are older ones; these are the {limit} newest (--limit)", err=True)
 
 
-@invocations.command()
+@invocations.command(short_help="Show the journal, the last failure and the waits.")
 @click.argument("invocation")
 @click.option("--full", is_flag=True, help="Print whole values, and the whole traceback of the last failure.")
 @json_option

@@ -18,28 +18,15 @@ from restate_steps.cli._invocations import invocations
 from restate_steps.cli._journal import journal
 from restate_steps.cli._machine import doctor, server
 
-__all__ = ["main", "program"]
+__all__ = ["program", "run"]
 
 _NAME = "restate-steps"
 _USAGE_ERROR = 2
 _INTERRUPTED = 130
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command.
-
-    Args:
-        arguments: The arguments after the program's name; those of this process by default.
-
-    Returns:
-        The exit code: 0 for success, 1 for an error, 2 for a usage error, 130 for an interrupt.
-
-    Example:
-        >>> main(["register", "--help"])
-        Usage: restate-steps register [OPTIONS] URL
-        ...
-        0
-    """
+def run(arguments: Sequence[str] | None) -> int:
+    """Run a command, and return its exit code. See :func:`restate_steps.cli.main`."""
     # A file name or a value may have characters that a terminal or a pipe cannot show.
     for stream in (sys.stdout, sys.stderr):
         if (reconfigure := getattr(stream, "reconfigure", None)) is not None:

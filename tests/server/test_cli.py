@@ -185,6 +185,15 @@ class TestErrors:
         assert "Traceback" not in done.stderr
         assert len(done.stderr.splitlines()) <= 1
 
+    def test_without_the_extra(self) -> None:
+        """Without click, the program says what to install."""
+        code = "import sys; sys.modules['click'] = None; from restate_steps.cli import main; sys.exit(main(['dev']))"
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+
+        assert done.returncode == 1
+        assert done.stderr.endswith("Install it with: pip install 'restate-steps[cli]'\n")
+        assert len(done.stderr.splitlines()) == 1
+
     def test_a_server_that_is_not_there(self, capsys: pytest.CaptureFixture[str]) -> None:
         """The error names the server's URL."""
         assert main(["register", "http://127.0.0.1:1", "--admin", "http://127.0.0.1:1"]) == 1

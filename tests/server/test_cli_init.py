@@ -65,10 +65,9 @@ def test_its_tests_pass(project: Path, key: dict[str, str]) -> None:
 
 
 def test_style_and_types(project: Path) -> None:
-    """Ruff, strict mypy and strict pyright have nothing to say."""
+    """Ruff and strict pyright have nothing to say."""
     check(project, "ruff", "check", "--no-cache", "--config", str(ROOT / "pyproject.toml"), "--ignore", "D", ".")
     check(project, "ruff", "format", "--no-cache", "--check", "--config", str(ROOT / "pyproject.toml"), ".")
-    check(project, "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), ".")
     (project / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict"}))
     check(project, "pyright", "--pythonpath", sys.executable)
 
