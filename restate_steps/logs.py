@@ -23,6 +23,10 @@ class ReplayFilter(logging.Filter):
 
     Example:
         ```python
+        import logging
+
+        import restate_steps
+
         logging.basicConfig(level=logging.INFO)
         for handler in logging.getLogger().handlers:
             handler.addFilter(restate_steps.ReplayFilter())

@@ -408,7 +408,7 @@ class _Session:
     def _report_old(self, old: int) -> None:
         failing = sum(seen.failing and not seen.began_here for seen in self._open.values())
         fail = f"{failing} fail{'s' if failing == 1 else ''}"
-        going = f"{old - failing} go{'es' if old - failing == 1 else ''} on"
+        going = f"{old - failing} continue{'s' if old - failing == 1 else ''}"
         how = going if not failing else fail if failing >= old else f"{going}, {fail}"
         self._say(
             f"{screen.plural(old, 'invocation')} of an earlier run: {how}. "

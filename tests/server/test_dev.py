@@ -237,7 +237,7 @@ class TestRunsInFlight:
 
         again = run("dev", "shop.py", *ports)
         again.wait_for(
-            r"2 invocations of an earlier run: 1 goes on, 1 fails\. To list them: restate-steps invocations list\. "
+            r"2 invocations of an earlier run: 1 continues, 1 fails\. To list them: restate-steps invocations list\. "
             r"To start empty: restate-steps dev --fresh\.\n"
         )
         assert again.end() == 0
