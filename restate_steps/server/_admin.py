@@ -265,9 +265,9 @@ class AdminClient:
         self._change(invocation_id, "kill")
 
     def pause(self, invocation_id: str) -> None:
-        """Pause a running invocation, or one that is waiting for its next attempt, until it is resumed.
+        """Pause an invocation that has started, until it is resumed.
 
-        The server cuts a running attempt at once. A step that was running in it runs again later.
+        A step that is running ends first, and its result is recorded.
 
         Args:
             invocation_id: The invocation's id, which starts with ``inv_``.

@@ -136,7 +136,7 @@ class TestErrors:
             ["init", "{place}/new"],
             ["server", "--base-dir", "{place}/data"],
             ["dev", "main.py", "--port", "0", "--base-dir", "{place}/data"],
-            ["dev", "main.py", "--env-file", "{place}/variables"],
+            ["dev", "main.py", "--port", "0", "--env-file", "{place}/variables"],
             ["journal", "replay", "main.py", "{place}/journals"],
             ["journal", "export", "inv_1", "-o", "{place}/journal"],
         ],

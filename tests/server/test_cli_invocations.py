@@ -9,6 +9,7 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -36,6 +37,15 @@ async def quote(item: str) -> dict[str, Any]:
 @durable_step
 async def refuse(item: str) -> str:
     raise restate.TerminalError(f"no {item}", status_code=409)
+
+
+gate = threading.Event()
+
+
+@durable_step
+def pass_gate() -> str:
+    gate.wait(60)
+    return "passed"
 
 
 @durable_step
@@ -67,6 +77,13 @@ async def declined(ctx: restate.Context, item: str) -> str:
 @shop.handler()
 async def slow(ctx: restate.Context, item: str) -> None:
     await long()
+
+
+@shop.handler()
+async def gated(ctx: restate.Context, item: str) -> str:
+    passed = await pass_gate()
+    await ctx.sleep(timedelta(milliseconds=1))
+    return passed
 
 
 @desk.handler()
@@ -323,7 +340,7 @@ class TestChange:
         """Pause, resume, cancel, kill and purge act on the real server. Several ids can be given."""
         first, second = (until(running, running.send("CliShop", "buggy", each), "backing-off") for each in "ab")
 
-        assert f"paused {first}\npaused {second}\n" == cli(running, "pause", first[:20], second)
+        assert f"pausing {first}\npausing {second}\n" == cli(running, "pause", first[:20], second)
         for each in (first, second):
             until(running, each, "paused")
         assert f"resumed {first}\n" == cli(running, "resume", first)
@@ -335,7 +352,22 @@ class TestChange:
             eventually(lambda: running.server.admin.invocation(first) is None)
 
         slow = until(running, running.send("CliShop", "slow", "c"), "running")
-        assert f"cancelled {slow}\n" == cli(running, "cancel", slow)
+        assert f"cancelling {slow}\n" == cli(running, "cancel", slow)
+
+    def test_a_step_ends_before_a_pause(self, running: Env, cli: Cli) -> None:
+        """A step that is running when the invocation is paused ends, and is recorded."""
+        gate.clear()
+        invocation = running.send("CliShop", "gated", "a")
+        eventually(lambda: "step 'pass_gate'" in cli(running, "show", invocation))
+
+        assert f"pausing {invocation}\n" == cli(running, "pause", invocation)
+        assert "running" == status(running, invocation)
+        gate.set()
+
+        until(running, invocation, "paused")
+        assert re.search(r'Run +pass_gate +"passed"\n', cli(running, "show", invocation))
+        cli(running, "resume", invocation)
+        assert "passed" == running.attach(invocation)
 
     def test_filters(self, running: Env, cli: Cli) -> None:
         """With --yes, all that match are changed, and no others."""
