@@ -326,6 +326,34 @@ class TestSurroundings:
         dev.wait_for(r"error: the application was killed by signal 9; restarting it\.\npid \d+\nserving DevShop")
         assert call(ingress, "place", 2).json() == 2
 
+    def test_ignored_signals_stay_ignored(self, tmp_path: Path, ports: list[str]) -> None:
+        """Under nohup, the end of the terminal does not end it. SIGTERM does."""
+        (tmp_path / "shop.py").write_text(SHOP)
+        log = tmp_path / "log"
+        command = f"trap '' HUP INT; exec {sys.executable} -m restate_steps dev shop.py {' '.join(ports)}"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                ["/bin/sh", "-c", command],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            eventually(lambda: "(ready in" in log.read_text())
+            for number in (signal.SIGINT, signal.SIGHUP):
+                process.send_signal(number)
+            found = re.search(r"ingress +(http\S+)\n", log.read_text())
+            assert found is not None
+            assert call(found[1], "place", 2).json() == 2
+
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+            process.wait()
+
     def test_a_wrong_name_ends_it_before_a_server_starts(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
         """The exit code is that of a usage error, and nothing is left behind."""
         (tmp_path / "shop.py").write_text(SHOP)
