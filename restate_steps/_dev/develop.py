@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum, auto
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -48,6 +49,7 @@ _ASK_EVERY: Final = 2.0
 # After the start, the server needs a moment to retry the invocations of an earlier run.
 _REPORT_OLD_AFTER: Final = 2.0
 _STABLE_AFTER: Final = 5.0
+_SLOW_AFTER: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +211,15 @@ def _watched(options: DevOptions, events: queue.SimpleQueue[Event]) -> Generator
         stopping.set()
 
 
+class _State(Enum):
+    """The state of the application's process."""
+
+    STARTING = auto()
+    SLOW = auto()
+    SERVING = auto()
+    FAILED = auto()
+
+
 class _Session:
     """The state of a running ``dev``: the application, the invocations in flight, and what was said already."""
 
@@ -236,7 +247,7 @@ class _Session:
         self._follower = Follower(server.admin, options.target, admin, fail_fast=options.fail_fast)
         self._open: dict[str, Seen] = {}
         self._shown: set[str] = set()
-        self._serving = False
+        self._state = _State.STARTING
         self._exited_at = -_STABLE_AFTER
         self._old = 0
         self._report_old_at: float | None = None
@@ -299,6 +310,7 @@ class _Session:
             case Loaded():
                 self._loaded()
             case LoadFailed(message=message):
+                self._state = _State.FAILED
                 self._say(screen.error(message))
                 self._say("The application will restart after the next change.")
             case AppExited(code=code):
@@ -308,7 +320,7 @@ class _Session:
 
     def _restart(self) -> None:
         self._started = time.monotonic()
-        self._serving = False
+        self._state = _State.STARTING
         self._shown.clear()
         self._app.start()
 
@@ -320,7 +332,7 @@ class _Session:
             self._say(screen.error(str(error)))
             return
         now = time.monotonic()
-        self._serving = True
+        self._state = _State.SERVING
         self._say(f"serving {', '.join(services) or 'no services'} (ready in {now - self._started:.1f} s)")
         if self._old and self._report_old_at is None:
             self._report_old_at = now + _REPORT_OLD_AFTER
@@ -330,14 +342,17 @@ class _Session:
             self._lookups.submit(self._follower.retry, failing)
 
     def _exited(self, code: int) -> None:
-        serving, self._serving = self._serving, False
-        if not serving:
-            # It has reported why, or was not imported at all, which its output shows.
+        before, self._state = self._state, _State.FAILED
+        if before is _State.FAILED:
+            # It has said why.
             return
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         now = time.monotonic()
         soon, self._exited_at = now - self._exited_at < _STABLE_AFTER, now
-        if soon:
+        if before is not _State.SERVING:
+            self._say(screen.error(f"the application {how} while it was imported."))
+            self._say("The application will restart after the next change.")
+        elif soon:
             self._say(screen.error(f"the application {how} again. It will restart after the next change."))
         else:
             self._say(screen.error(f"the application {how}; restarting it."))
@@ -393,6 +408,9 @@ class _Session:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        if self._state is _State.STARTING and now - self._started > _SLOW_AFTER:
+            self._state = _State.SLOW
+            self._say("The application is still being imported. Look for code in its modules that waits.")
         if self._report_old_at is not None and now >= self._report_old_at:
             self._report_old_at, old, self._old = None, self._old, 0
             if old:

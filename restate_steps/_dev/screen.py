@@ -11,7 +11,8 @@ from restate_steps.server._failures import CodeFrame, cut
 
 __all__ = ["attempt_failed", "dim", "ended", "error", "frames", "note", "plural", "short", "urls", "wait"]
 
-_ID_LENGTH = 16
+# The first 16 characters are the same for all invocations of one key.
+_ID_LENGTH = 20
 
 
 def short(invocation: str) -> str:
@@ -19,7 +20,7 @@ def short(invocation: str) -> str:
 
     Example:
         >>> short("inv_1hE48kUaAOCi3acv1vMrexTV9iUyzGaabq")
-        'inv_1hE48kUaAOCi…'
+        'inv_1hE48kUaAOCi3acv…'
     """
     return invocation if len(invocation) <= _ID_LENGTH else f"{invocation[:_ID_LENGTH]}…"
 

@@ -122,9 +122,9 @@ class TestOneSees:
         broken = httpx.post(f"{ingress}/DevShop/place", content="{", headers={"content-type": "application/json"})
         assert broken.status_code == 500
 
-        dev.wait_for(r"\nDevShop/place  inv_\w{12}…  200  2 steps  \d\.\d\d s\n")
-        dev.wait_for(r"\nDevShop/refuse  inv_\w{12}…  410  0 steps  \d\.\d\d s  not in stock\n")
-        dev.wait_for(r"\nDevShop/place  inv_\w{12}…  500  0 steps  \d\.\d\d s  \S.*\n")
+        dev.wait_for(r"\nDevShop/place  inv_\w{16}…  200  2 steps  \d\.\d\d s\n")
+        dev.wait_for(r"\nDevShop/refuse  inv_\w{16}…  410  0 steps  \d\.\d\d s  not in stock\n")
+        dev.wait_for(r"\nDevShop/place  inv_\w{16}…  500  0 steps  \d\.\d\d s  \S.*\n")
         assert "\x1b[" not in dev.said
         # Replayed code does not log again, and a server's announcement says nothing new.
         assert dev.said.count("before the first step") == 1
@@ -139,12 +139,12 @@ class TestOneSees:
         line = 1 + SHOP.splitlines().index("    return order.total")
         invocations = [send(ingress, "bug") for _ in range(2)]
         failed = (
-            r"DevShop/bug  inv_\w{12}…  attempt (\d) failed: AttributeError: 'int' object has no attribute 'total' "
+            r"DevShop/bug  inv_\w{16}…  attempt (\d) failed: AttributeError: 'int' object has no attribute 'total' "
             rf"\(shop\.py:{line}\); (?:next try in \d+(?:\.\d)? s|Restate retries it)\n"
         )
         for invocation in invocations:
             dev.wait_for(
-                rf"{invocation[:16]}…  attempt 1 failed.*\n(    shop.*\n)*"
+                rf"{invocation[:20]}…  attempt 1 failed.*\n(    shop.*\n)*"
                 r"    Its caller waits until an attempt succeeds\. "
                 rf"Save a fix, or give up on it:\n    restate-steps invocations kill {invocation} --admin http\S+\n"
             )
@@ -213,7 +213,7 @@ class TestRunsInFlight:
         edit(tmp_path, "await reserve(count)", "await charge(count)")
 
         dev.wait_for(
-            rf"DevShop/place  {invocation[:16]}…  attempt \d failed: its code does not match its journal "
+            rf"DevShop/place  {invocation[:20]}…  attempt \d failed: its code does not match its journal "
             r"\(error 570\); next try in .*\n"
             r"    At entry 1 its journal has:  run reserve\n"
             r"    The code now does:  run charge \(shop\.py:\d+\)\n"
@@ -223,7 +223,7 @@ class TestRunsInFlight:
 
         edit(tmp_path, "await charge(count)", "await reserve(count)")
         dev.wait_for("retrying 1 invocation that failed with the old code")
-        dev.wait_for(rf"DevShop/place  {invocation[:16]}…  200  2 steps")
+        dev.wait_for(rf"DevShop/place  {invocation[:20]}…  200  2 steps")
 
     def test_those_of_an_earlier_run(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
         """The start says how many go on and how many fail. With --fresh there are none."""
@@ -268,7 +268,7 @@ class TestRunsInFlight:
 
         AdminClient(dev.wait_for(r"admin +(http\S+)\n")[1]).kill(invocation)
 
-        dev.wait_for(rf"\nDevShop/bug  {invocation[:16]}…  \[409\] killed\n")
+        dev.wait_for(rf"\nDevShop/bug  {invocation[:20]}…  \[409\] killed\n")
 
 
 class TestSurroundings:
@@ -325,6 +325,18 @@ class TestSurroundings:
         os.kill(int(dev.wait_for(r"pid (\d+)\n")[1]), signal.SIGKILL)
         dev.wait_for(r"error: the application was killed by signal 9; restarting it\.\npid \d+\nserving DevShop")
         assert call(ingress, "place", 2).json() == 2
+
+    def test_a_process_that_ends_while_it_is_imported(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
+        """That cannot be reported by the process itself. A change starts it again."""
+        (tmp_path / "shop.py").write_text("import os\nos._exit(3)\n")
+        dev = run("dev", "shop.py", *ports)
+        dev.wait_for(
+            r"error: the application exited with code 3 while it was imported\.\n"
+            r"The application will restart after the next change\.\n"
+        )
+
+        (tmp_path / "shop.py").write_text(SHOP)
+        assert call(ingress_of(dev), "place", 2).json() == 2
 
     def test_ignored_signals_stay_ignored(self, tmp_path: Path, ports: list[str]) -> None:
         """Under nohup, the end of the terminal does not end it. SIGTERM does."""
