@@ -1,8 +1,8 @@
 """Live event streams of durable handlers.
 
 A stream is an append-only log in a :class:`StreamStore`. Publishers crash and retry, so the log may contain anything
-twice, late, or from an attempt that failed. A function of the log decides what readers see, so all of them see the same,
-and whatever raced, the view ends with what the journal has recorded.
+twice, late, or from an attempt that failed. A function of the log decides what readers see, so all of them see the
+same, and whatever raced, the view ends with what the journal has recorded.
 """
 
 from restate_steps._public import publish

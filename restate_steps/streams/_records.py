@@ -7,17 +7,14 @@ A record has up to two parts, because the events of the handler travel in the re
 * :class:`BodyEvents`, the events of one attempt of one step. A sequence number counts them from 0. The first record of
   an attempt has the sequence number 0, even if it has no events of the body yet.
 
-In JSON, a record is one object with short keys. ``t`` is the time. ``h`` has the handler's part: ``p`` the run, ``s``
-the first position, ``e`` the events. The body's part is in the record itself: ``p`` the producer, ``a`` the attempt,
-``s`` the first sequence number, ``e`` the events::
+In JSON, a record is one object with short keys. ``t`` is the time, ``h`` the handler's part, and ``b`` the body's. In a
+part, ``p`` is the publisher (the run or the step), ``a`` the attempt, ``s`` the position or the sequence number of the
+first event, and ``e`` the events. A part that is missing is null::
 
     {
         "t": 1764403000123,
-        "p": "charge-1",
-        "a": "5f0c…",
-        "s": 2,
-        "e": [{"text": "Hel"}, {"text": "lo"}],
         "h": {"p": "run-1", "s": 4, "e": [{"event": {"tool": "charge"}}]},
+        "b": {"p": "charge-1", "a": "5f0c…", "s": 0, "e": [{"text": "Hel"}, {"text": "lo"}]},
     }
 
 Each of the handler's events has a key that says what it is: ``event``, ``request``, ``commit`` or ``end``.
@@ -167,12 +164,12 @@ def encode(record: Record) -> bytes:
         ValueError: An event contains NaN or an infinity, which readers in a browser could not parse.
         TypeError: An event is not JSON.
     """
-    value: dict[str, Any] = {"t": record.time}
-    if (handler := record.handler) is not None:
-        events = [_event_to_json(event) for event in handler.events]
-        value["h"] = {"p": handler.run, "s": handler.position, "e": events}
-    if (body := record.body) is not None:
-        value |= {"p": body.producer, "a": body.attempt, "s": body.seq, "e": body.events}
+    handler, body = record.handler, record.body
+    value = {
+        "t": record.time,
+        "h": handler and {"p": handler.run, "s": handler.position, "e": [*map(_event_to_json, handler.events)]},
+        "b": body and {"p": body.producer, "a": body.attempt, "s": body.seq, "e": body.events},
+    }
     try:
         return _to_json(value, ascii_only=False).encode()
     except UnicodeEncodeError:
@@ -191,8 +188,7 @@ def _event_to_json(event: HandlerEvent) -> dict[str, Any]:
         case Request(name, token, data):
             return {"request": name, "token": token, "data": data}
         case Commit(producer, attempt, count, parts):
-            value = {"commit": producer, "attempt": attempt, "count": count}
-            return value if parts is None else {**value, "parts": parts}
+            return {"commit": producer, "attempt": attempt, "count": count, "parts": parts}
         case End(status, data):
             return {"end": status, "data": data}
 
@@ -208,24 +204,26 @@ def decode(data: bytes) -> Record:
     except ValueError as error:
         raise StreamRecordError(f"it is not JSON: {error}") from None
     match value:
-        case {"t": int(time), "h": handler, **rest}:
-            return Record(time, _handler(handler), _body(rest) if rest else None)
-        case {"t": int(time), **rest}:
-            return Record(time, None, _body(rest))
+        case {"t": int(time), "h": handler, "b": body, **rest} if not rest:
+            return Record(time, _handler(handler), _body(body))
         case _:
             raise _unexpected("a record", value)
 
 
-def _body(value: JsonValue) -> BodyEvents:
+def _body(value: JsonValue) -> BodyEvents | None:
     match value:
+        case None:
+            return None
         case {"p": str(producer), "a": str(attempt), "s": int(seq), "e": list(events), **rest} if seq >= 0 and not rest:
             return BodyEvents(producer, attempt, seq, tuple(events))
         case _:
             raise _unexpected("events of a body", value)
 
 
-def _handler(value: JsonValue) -> HandlerEvents:
+def _handler(value: JsonValue) -> HandlerEvents | None:
     match value:
+        case None:
+            return None
         case {"p": str(run), "s": int(position), "e": list(events), **rest} if position >= 0 and not rest:
             return HandlerEvents(run, position, tuple(map(_event, events)))
         case _:
@@ -238,22 +236,28 @@ def _event(value: JsonValue) -> HandlerEvent:
             return Native(data)
         case {"request": str(name), "token": str(token), "data": data, **rest} if not rest:
             return Request(name, token, data)
-        case {"commit": str(producer), "attempt": str() | None as attempt, "count": int(count), **rest} if count >= 0:
-            return Commit(producer, attempt, count, _parts(rest))
+        case {
+            "commit": str(producer),
+            "attempt": str() | None as attempt,
+            "count": int(count),
+            "parts": parts,
+            **rest,
+        } if count >= 0 and not rest:
+            return Commit(producer, attempt, count, _parts(parts))
         case {"end": str(status), "data": data, **rest} if status in _STATUSES and not rest:
             return End(cast(EndStatus, status), data)
         case _:
             raise _unexpected("an event of a handler", value)
 
 
-def _parts(rest: dict[str, JsonValue]) -> tuple[JsonValue, ...] | None:
-    match rest:
-        case {"parts": list(parts), **others} if not others:
-            return tuple(parts)
-        case _ if not rest:
+def _parts(value: JsonValue) -> tuple[JsonValue, ...] | None:
+    match value:
+        case None:
             return None
+        case list(parts):
+            return tuple(parts)
         case _:
-            raise _unexpected("the finished parts of a commit", rest)
+            raise _unexpected("finished parts", value)
 
 
 def _unexpected(expected: str, value: JsonValue) -> StreamRecordError:
