@@ -5,8 +5,8 @@ and continue after others have replaced them. This module decides what readers s
 
 * **F1** What a reader sees is a function of the records, in the order of their numbers (R3, R6). A record determines
   what it shows and its ids, ``record.index``, together with the records before it. Later records change neither.
-* **F2** Each event of the handler is shown once, in the order of positions (R2). A record whose first position comes
-  too early waits as a whole, because its body began after those positions.
+* **F2** Each event of the handler is shown once, in the order of positions (R2). Those after a gap wait. So do the
+  body's events in a record until the handler's events in it are shown, because the body began after them.
 * **F3** One attempt of a step is visible at a time (R4). An attempt begins with the record that has its sequence number
   0; then it replaces the visible one, whose events are taken back. An attempt that was replaced shows nothing more.
 * **F4** The events of the visible attempt are shown once, in the order of their sequence numbers (R4). Those after a
@@ -32,7 +32,7 @@ from pydantic import JsonValue
 
 from restate_steps.streams._envelope import EventId, StreamEnd, StreamEvent, StreamReset, StreamView
 from restate_steps.streams._errors import StreamGoneError
-from restate_steps.streams._records import BodyEvents, Commit, End, HandlerEvents, Native, Record, Request
+from restate_steps.streams._records import BodyEvents, Commit, End, HandlerEvent, HandlerEvents, Native, Record, Request
 
 __all__ = ["Fold", "resume"]
 
@@ -130,6 +130,32 @@ class _Step:
             self.attempts, self.visible = {}, None
 
 
+class _Run:
+    """The events of one run of the handler.
+
+    Attributes:
+        position: The position of the next event.
+        early: Events at this position and later.
+    """
+
+    def __init__(self) -> None:
+        self.position = 0
+        self.early: dict[int, HandlerEvent] = {}
+
+    def add(self, handler: HandlerEvents) -> None:
+        for position, event in enumerate(handler.events, handler.position):
+            if position >= self.position:
+                self.early.setdefault(position, event)
+
+    def take(self) -> HandlerEvent | None:
+        """Take the next event, if it is there (F2); before the end, any positions may be missing (F6)."""
+        if self.position not in self.early and any(isinstance(event, End) for event in self.early.values()):
+            self.position = min(self.early)
+        event = self.early.pop(self.position, None)
+        self.position += event is not None
+        return event
+
+
 class Fold:
     """The state of a log's view.
 
@@ -149,9 +175,9 @@ class Fold:
     def __init__(self) -> None:
         self.records = 0
         self.has_ended = False
-        self._positions: dict[str, int] = {}
-        self._waiting: list[Record] = []
+        self._runs: dict[str, _Run] = {}
         self._steps: dict[str, _Step] = {}
+        self._waiting: list[Record] = []
 
     def add(self, record: Record) -> list[StreamView]:
         """Return what a record shows (F1).
@@ -161,45 +187,45 @@ class Fold:
         """
         out = _Shown(self.records)
         self.records += 1
+        if record.handler is not None:
+            self._runs.setdefault(record.handler.run, _Run()).add(record.handler)
         self._waiting.append(record)
-        is_last = record.handler is not None and any(isinstance(event, End) for event in record.handler.events)
-        while not self.has_ended and (ready := self._next(is_last)) is not None:
-            if ready.handler is not None:
-                self._add_handler(ready.handler, out)
-            if ready.body is not None and not self.has_ended:
-                self._step(ready.body.producer).add(ready.body, out)
+        while not self.has_ended and (self._add_body(out) or self._add_event(out)):
+            pass
         return out.views
 
-    def _next(self, is_last: bool) -> Record | None:
-        """Take the next record: the one with the fewest positions missing before it (F2)."""
-        index = min(range(len(self._waiting)), key=lambda index: self._missing(self._waiting[index]), default=None)
-        if index is None or (self._missing(self._waiting[index]) and not is_last):
-            return None
-        return self._waiting.pop(index)
+    def _add_body(self, out: _Shown) -> bool:
+        """Add the first body that waits for nothing, and return whether there was one (F2)."""
+        for index, record in enumerate(self._waiting):
+            handler, body = record.handler, record.body
+            if handler is None or handler.position + len(handler.events) <= self._runs[handler.run].position:
+                del self._waiting[index]
+                if body is not None:
+                    self._step(body.producer).add(body, out)
+                return True
+        return False
 
-    def _missing(self, record: Record) -> int:
-        if record.handler is None:
-            return 0
-        return max(0, record.handler.position - self._positions.get(record.handler.run, 0))
+    def _add_event(self, out: _Shown) -> bool:
+        """Add the next event of a handler, and return whether there was one (F2)."""
+        for name, run in self._runs.items():
+            if (event := run.take()) is not None:
+                self._show(name, event, out)
+                return True
+        return False
 
-    def _add_handler(self, handler: HandlerEvents, out: _Shown) -> None:
-        for position, event in enumerate(handler.events, handler.position):
-            if position < self._positions.get(handler.run, 0):
-                continue
-            self._positions[handler.run] = position + 1
-            match event:
-                case Native(data):
-                    out.event(handler.run, 0, data)
-                case Request():
-                    out.event(handler.run, 0, event.data, event)
-                case Commit():
-                    self._step(event.producer).commit(event, out)
-                case End():
-                    for step in self._steps.values():
-                        step.end(out)
-                    out.end(event)
-                    self.has_ended = True
-                    return
+    def _show(self, run: str, event: HandlerEvent, out: _Shown) -> None:
+        match event:
+            case Native(data):
+                out.event(run, 0, data)
+            case Request():
+                out.event(run, 0, event.data, event)
+            case Commit():
+                self._step(event.producer).commit(event, out)
+            case End():
+                for step in self._steps.values():
+                    step.end(out)
+                out.end(event)
+                self.has_ended = True
 
     def _step(self, name: str) -> _Step:
         if name not in self._steps:

@@ -1,0 +1,205 @@
+"""Every small log, and many random ones: readers end with what was recorded, wherever they resume."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from itertools import product
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from restate_steps.streams import EventId, StreamView, _fold
+from restate_steps.streams._records import Commit, Record
+from tests.streams.logs import Attempt, Plan, Reader, Step, by_producer, interleavings, random_log, read
+
+Resume = Callable[[list[Record], EventId | None], tuple[Any, list[StreamView]]]
+
+# --- all interleavings ------------------------------------------------------------------------------------------------
+
+ONE, BOTH = Attempt(landed=(0,)), Attempt(landed=(0, 1))
+CRASHES: list[tuple[Attempt, ...]] = [(), (ONE,), (BOTH,), (ONE, ONE), (ONE, BOTH), (BOTH, ONE), (BOTH, BOTH)]
+"""The attempts that crashed before the one that was recorded, each after one record or after both."""
+
+LOST = [Attempt(landed=landed) for landed in [(), (0,), (1,), (0, 1)]]
+"""The records of a recorded attempt that got to the log although the store did not acknowledge them in time."""
+
+
+def small_plans() -> Iterator[Plan]:
+    """Yield runs of two steps, with up to three attempts of one of them."""
+    simple = Step("b")
+    for dead in CRASHES:
+        yield Plan([[Step("a", dead)], [Step("b", (ONE,))]])
+        yield Plan([[Step("a", (ONE,))], [Step("b", dead)]])
+        yield Plan([[Step("a", dead, winner=None)], [simple]])
+        yield Plan([[simple], [Step("a", dead, is_open=True)]], ends="cancelled")
+        yield Plan([[simple], [Step("a", dead)]], is_killed=True)
+        for winner in LOST:
+            yield Plan([[Step("a", dead, winner, is_acknowledged=False)], [simple]])
+    for first, second in product(CRASHES[:3], CRASHES[:2]):
+        yield Plan([[Step("a", first), Step("b", second)]])
+    yield from repeated_plans()
+
+
+def repeated_plans() -> Iterator[Plan]:
+    """Yield runs in which one record is appended twice."""
+    for dead in CRASHES[:3]:
+        for number in range(len(Plan([[Step("a", dead)], [Step("b")]]).items)):
+            plan = Plan([[Step("a", dead)], [Step("b")]])
+            plan.repeat(number)
+            yield plan
+
+
+class Truth:
+    """What a reader must see at each moment, said in other words than the fold's.
+
+    Args:
+        plan: The run, in which no record comes too early.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.steps = {step.name: step for group in plan.groups for step in group}
+        self.latest: dict[str, str] = {}
+        self.begun: set[str] = set()
+        self.settled: set[str] = set()
+
+    def add(self, record: Record) -> None:
+        for event in record.handler.events if record.handler else ():
+            if isinstance(event, Commit):
+                self.settled.add(event.producer)
+        if record.body and record.body.seq == 0 and record.body.attempt not in self.begun:
+            self.begun.add(record.body.attempt)
+            self.latest[record.body.producer] = record.body.attempt
+
+    def check(self, reader: Reader) -> None:
+        shown, simple = by_producer(reader.view), by_producer(self.plan.simplify(reader.view))
+        for name, step in self.steps.items():
+            if name in self.settled:
+                # R5: from the commit on, it is what was recorded.
+                assert [data for _, data in step.recorded()] == simple.get(name, [])
+            elif reader.end is None:
+                # R4: before, it is the attempt that was the last one to begin.
+                assert all(data.startswith(f"{self.latest[name]}.") for data in shown.get(name, []))
+
+
+def check_every_moment(plan: Plan, log: list[Record], fold: Any) -> list[StreamView]:
+    """Check the view after each record, and return all views."""
+    reader, truth, views = Reader(), Truth(plan), list[StreamView]()
+    for record in log:
+        if reader.end is None:
+            truth.add(record)
+        for view in (added := fold.add(record)):
+            reader.see(view)
+        views += added
+        truth.check(reader)
+    check_final_view(plan, reader, is_in_order=len(plan.groups) == 2)
+    return views
+
+
+def check_final_view(plan: Plan, reader: Reader, *, is_in_order: bool) -> None:
+    """Check that a reader ends with what the plan says."""
+    assert reader.end is not None
+    assert ("killed" if plan.is_killed else plan.ends) == reader.end.status
+    view = plan.simplify(reader.view)
+    assert by_producer(plan.order) == by_producer(view)
+    if is_in_order:
+        assert plan.order == view
+
+
+def test_every_small_log() -> None:
+    """R2, R4, R5, R9: all interleavings of crashes, zombies, repeated appends and late records of two steps."""
+    count = 0
+    for plan in small_plans():
+        for log in interleavings(plan.items):
+            check_every_moment(plan, log, _fold.Fold())
+            count += 1
+
+    assert 30_000 < count
+
+
+def test_resume_at_every_id_of_every_small_log() -> None:
+    """R7: what a reader has seen, and what it gets after it resumes, are the whole, at any time and any id."""
+    for plan in repeated_plans():
+        for log in interleavings(plan.items):
+            _, views = _fold.resume(log, None)
+            for cut in range(len(log) + 1):
+                seen = [view for view in views if view.id.record < cut]
+                for number, view in enumerate(seen):
+                    fold, missed = _fold.resume(log[:cut], view.id)
+                    later = [each for record in log[cut:] for each in fold.add(record)]
+                    assert views == seen[: number + 1] + missed + later
+
+
+# --- random logs ------------------------------------------------------------------------------------------------------
+
+
+def random_plan(rng: random.Random) -> Plan:
+    """Return a run of up to three groups of up to two steps, or two such runs in one stream."""
+    plan = random_run(rng, "run")
+    if not plan.is_killed and rng.random() < 0.15:
+        plan.include(random_run(rng, "other"))
+    for _ in range(rng.choice((0, 0, 1, 2))):
+        plan.repeat(rng.randrange(len(plan.items)))
+    return plan
+
+
+def random_run(rng: random.Random, run: str) -> Plan:
+    is_killed = run == "run" and rng.random() < 0.1
+    is_open = rng.random() < 0.15
+    groups: list[list[Step]] = []
+    for number in range(count := rng.choice((1, 1, 1, 2, 2, 3))):
+        is_last = number == count - 1
+        steps = [
+            random_step(rng, f"{run}-{number}-{index}", is_open=is_last and is_open and not is_killed)
+            for index in range(rng.choice((1, 1, 2)))
+        ]
+        if is_killed and is_last:
+            # The handler has started it, or nothing would tell readers about the steps before.
+            steps[0] = Step(steps[0].name, steps[0].dead)
+        groups.append(steps)
+    ends = None if run != "run" else rng.choice(("success", "failure", "cancelled", "timeout"))
+    return Plan(groups, run, is_lean=rng.random() < 0.3, ends=ends, is_killed=is_killed)
+
+
+def random_step(rng: random.Random, name: str, *, is_open: bool) -> Step:
+    dead = tuple(random_attempt(rng, is_dead=True) for _ in range(rng.choice((0, 0, 1, 1, 2))))
+    if rng.random() < 0.1:
+        return Step(name, dead, winner=None)
+    if rng.random() < 0.7:
+        return Step(name, dead, random_attempt(rng), is_open=is_open)
+    winner = random_attempt(rng)
+    landed = tuple(number for number in winner.landed if rng.random() < 0.6)
+    return Step(name, dead, Attempt(winner.sizes, landed), is_acknowledged=False, is_open=is_open)
+
+
+def random_attempt(rng: random.Random, *, is_dead: bool = False) -> Attempt:
+    sizes = tuple(rng.choice((0, 1, 1, 2)) for _ in range(rng.choice((1, 1, 2))))
+    return Attempt(sizes, tuple(range(rng.randint(0, len(sizes)) if is_dead else len(sizes))))
+
+
+def check_random_log(rng: random.Random, resume: Resume) -> None:
+    """Check the final view of a random log, and resume at each of its ids."""
+    plan = random_plan(rng)
+    log = random_log(rng, plan.items)
+    _, views = resume(log, None)
+    is_in_order = plan.is_killed is False and all(len(group) == 1 for group in plan.groups) and "other" not in (
+        producer for producer, _ in plan.order
+    )
+    check_final_view(plan, read(views), is_in_order=is_in_order)
+    for number, view in enumerate(views):
+        assert views[number + 1 :] == resume(log, view.id)[1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_logs(seed: int) -> None:
+    """R2 to R7, R9: 50,000 random logs, and every id of each."""
+    for number in range(10_000):
+        rng = random.Random(f"{seed}-{number}")
+        try:
+            check_random_log(rng, _fold.resume)
+        except AssertionError as error:
+            error.add_note(f"random.Random('{seed}-{number}')")
+            raise
