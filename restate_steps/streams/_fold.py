@@ -149,11 +149,12 @@ class _Run:
 
     def take(self) -> HandlerEvent | None:
         """Take the next event, if it is there (F2); before the end, any positions may be missing (F6)."""
-        if self.position not in self.early and any(isinstance(event, End) for event in self.early.values()):
+        if self.position not in self.early:
+            if not any(isinstance(event, End) for event in self.early.values()):
+                return None
             self.position = min(self.early)
-        event = self.early.pop(self.position, None)
-        self.position += event is not None
-        return event
+        self.position += 1
+        return self.early.pop(self.position - 1)
 
 
 class Fold:
@@ -177,7 +178,7 @@ class Fold:
         self.has_ended = False
         self._runs: dict[str, _Run] = {}
         self._steps: dict[str, _Step] = {}
-        self._waiting: list[Record] = []
+        self._waiting: list[tuple[BodyEvents, HandlerEvents | None]] = []
 
     def add(self, record: Record) -> list[StreamView]:
         """Return what a record shows (F1).
@@ -187,21 +188,22 @@ class Fold:
         """
         out = _Shown(self.records)
         self.records += 1
+        if self.has_ended:
+            return []
         if record.handler is not None:
             self._runs.setdefault(record.handler.run, _Run()).add(record.handler)
-        self._waiting.append(record)
+        if record.body is not None:
+            self._waiting.append((record.body, record.handler))
         while not self.has_ended and (self._add_body(out) or self._add_event(out)):
             pass
         return out.views
 
     def _add_body(self, out: _Shown) -> bool:
         """Add the first body that waits for nothing, and return whether there was one (F2)."""
-        for index, record in enumerate(self._waiting):
-            handler, body = record.handler, record.body
+        for index, (body, handler) in enumerate(self._waiting):
             if handler is None or handler.position + len(handler.events) <= self._runs[handler.run].position:
                 del self._waiting[index]
-                if body is not None:
-                    self._step(body.producer).add(body, out)
+                self._step(body.producer).add(body, out)
                 return True
         return False
 

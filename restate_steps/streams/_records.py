@@ -4,8 +4,9 @@ A record has up to two parts, because the events of the handler travel in the re
 
 * :class:`HandlerEvents`, the events that a handler sees. A position numbers each of them, counted for each run from 0.
   The journal determines positions and events, so every attempt of the handler publishes the same.
-* :class:`BodyEvents`, the events of one attempt of one step. A sequence number counts them from 0. The first record of
-  an attempt has the sequence number 0, even if it has no events of the body yet.
+* :class:`BodyEvents`, the events of one attempt of one step. A sequence number counts them from 0. An attempt begins
+  with a record that has the sequence number 0, even if it has no events of the body yet. Every such record has the
+  events of the handler that precede the body, or the position after them.
 
 In JSON, a record is one object with short keys. ``t`` is the time, ``h`` the handler's part, and ``b`` the body's. In a
 part, ``p`` is the publisher (the run or the step), ``a`` the attempt, ``s`` the position or the sequence number of the

@@ -177,7 +177,7 @@ class Plan:
             body = BodyEvents(step.name, f"{step.name}.{number}", seq, data)
             if index in attempt.landed:
                 before = frozenset(causes) | (added if in_order else set())
-                added.add(self._add(Record(0, head if index == 0 else None, body), before))
+                added.add(self._add(Record(0, head if seq == 0 else None, body), before))
             seq += size
         return added
 

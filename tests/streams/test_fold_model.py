@@ -150,11 +150,11 @@ def random_run(rng: random.Random, run: str) -> Plan:
     is_killed = run == "run" and rng.random() < 0.1
     is_open = rng.random() < 0.15
     groups: list[list[Step]] = []
-    for number in range(count := rng.choice((1, 1, 1, 2, 2, 3))):
+    for number in range(count := rng.choice((1, 1, 1, 1, 2, 3))):
         is_last = number == count - 1
         steps = [
             random_step(rng, f"{run}-{number}-{index}", is_open=is_last and is_open and not is_killed)
-            for index in range(rng.choice((1, 1, 2)))
+            for index in range(rng.choice((1, 1, 1, 2)))
         ]
         if is_killed and is_last:
             # The handler has started it, or nothing would tell readers about the steps before.
@@ -185,8 +185,10 @@ def check_random_log(rng: random.Random, resume: Resume) -> None:
     plan = random_plan(rng)
     log = random_log(rng, plan.items)
     _, views = resume(log, None)
-    is_in_order = plan.is_killed is False and all(len(group) == 1 for group in plan.groups) and "other" not in (
-        producer for producer, _ in plan.order
+    is_in_order = (
+        plan.is_killed is False
+        and all(len(group) == 1 for group in plan.groups)
+        and "other" not in (producer for producer, _ in plan.order)
     )
     check_final_view(plan, read(views), is_in_order=is_in_order)
     for number, view in enumerate(views):
@@ -203,3 +205,72 @@ def test_random_logs(seed: int) -> None:
         except AssertionError as error:
             error.add_note(f"random.Random('{seed}-{number}')")
             raise
+
+
+# --- known defects ----------------------------------------------------------------------------------------------------
+
+DEFECTS = {
+    "F1: an id counts from the start of the log": ("EventId(self.record, len(self.views))", "EventId(self.record, 0)"),
+    "F2: a position is shown again": ("if position >= self.position:", "if True:"),
+    "F2: events do not wait": ("if self.position not in self.early:\n", "if self.early and min(self.early):\n"),
+    "F2: bodies do not wait": ("if handler is None or", "if True or"),
+    "F3: an attempt does not replace another": ("if body.attempt != self.visible:\n", "if self.visible is None:\n"),
+    "F3: nothing is taken back": ("            out.reset(self.name, self.epoch)\n", ""),
+    "F3: a repeated record brings a zombie back": ("self.begun.add(body.attempt)", "pass"),
+    "F3: an attempt begins in its middle": ("if body.seq == 0 and", "if"),
+    "F4: repeated events are shown": (
+        "events.setdefault(seq, data)",
+        "events.setdefault(seq if seq not in events else max(events) + 1, data)",
+    ),
+    "F4: an attempt cannot have gaps": ("and self.shown in events:", "and events:"),
+    "F5: what a commit says is ignored": ("self._step(event.producer).commit(event, out)", "pass"),
+    "F5: the visible attempt stays": ("if attempt != self.visible or count < self.shown:", "if False:"),
+    "F5: a zombie is shown after the commit": (
+        "if self.limit != math.inf and body.attempt != self.visible:",
+        "if False:",
+    ),
+    "F5: parts replace nothing": ("if commit.parts is not None and any(", "if False and any("),
+    "F5: parts are shown in any case": ("any(seq not in events for seq in range(count))", "count"),
+    "F5: parts are added to the events": ("attempt, count, events = None, len", "count, events = len"),
+    "F5: events of replaced attempts are forgotten": (
+        "                self.visible = body.attempt\n",
+        "                self.attempts = {body.attempt: events}\n                self.visible = body.attempt\n",
+    ),
+    "F6: the end takes nothing back": ("                    step.end(out)\n", "                    pass\n"),
+    "F6: the end takes back what was recorded": ("if self.limit == math.inf:\n", "if True:\n"),
+    "F6: something follows the end": ("                self.has_ended = True\n", ""),
+    "F7: the last event is sent again": ("if after.precedes(view.id)]", "if view.id.record >= after.record]"),
+    "F7: a reader loses an event": ("if after.precedes(view.id)]", "if view.id.record > after.record]"),
+}
+"""Mistakes in the fold: the invariant that each violates, the code, and the wrong code."""
+
+
+def with_defect(old: str, new: str) -> ModuleType:
+    """Return the fold with a defect."""
+    source = Path(str(_fold.__file__)).read_text()
+    assert source.count(old) == 1, source.count(old)
+    module = ModuleType("_fold_with_defect")
+    exec(compile(source.replace(old, new), "_fold_with_defect", "exec"), module.__dict__)
+    return module
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_defect_is_found(defect: str) -> None:
+    """The logs above are many enough: with a mistake in the fold, some reader sees something wrong."""
+    fold = with_defect(*DEFECTS[defect])
+
+    with pytest.raises(AssertionError):
+        check_some_logs(fold)
+
+
+def check_some_logs(fold: Any) -> None:
+    for number in range(2_000):
+        check_random_log(random.Random(number), fold.resume)
+    for plan in small_plans():
+        for _, log in zip(range(50), interleavings(plan.items), strict=False):
+            check_every_moment(plan, log, fold.Fold())
+
+
+def test_without_a_defect_nothing_is_found() -> None:
+    """The same logs, and the fold as it is."""
+    check_some_logs(_fold)
