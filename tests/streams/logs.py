@@ -114,6 +114,7 @@ class Plan:
         groups: The groups.
         run: The name of the run.
         is_lean: Only one step of a group carries the events of the handler; the others depend on them.
+        is_scattered: The handler also publishes each of its events alone, in any order.
         ends: The way in which the run ends; None if another run in the stream ends it.
         is_killed: The run was killed in its last group, and a reader appended the end.
     """
@@ -121,6 +122,7 @@ class Plan:
     groups: Sequence[Sequence[Step]]
     run: str = "run"
     is_lean: bool = False
+    is_scattered: bool = False
     ends: EndStatus | None = "success"
     is_killed: bool = False
     items: list[Item] = field(default_factory=list[Item], init=False)
@@ -146,8 +148,11 @@ class Plan:
             causes |= acknowledged
             if is_delivered:
                 delivered = position
+            start = len(self.handler)
             for step in group:
                 self._commit(step)
+            for each in range(start, len(self.handler)) if self.is_scattered else ():
+                self._add(Record(0, HandlerEvents(self.run, each, (self.handler[each],))), causes)
         self._finish(delivered, causes)
 
     def _native(self) -> None:

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from pydantic import JsonValue
 
 from restate_steps.streams import EventId, StreamView, _fold
 from restate_steps.streams._records import Commit, Record
@@ -60,29 +61,32 @@ class Truth:
     """
 
     def __init__(self, plan: Plan) -> None:
-        self.plan = plan
         self.steps = {step.name: step for group in plan.groups for step in group}
-        self.latest: dict[str, str] = {}
-        self.begun: set[str] = set()
-        self.settled: set[str] = set()
+        self.begun: dict[str, list[str]] = {name: [] for name in self.steps}
+        self.events: dict[str, set[JsonValue]] = {name: set() for name in self.steps}
+        self.final: dict[str, list[str]] = {}
 
     def add(self, record: Record) -> None:
         for event in record.handler.events if record.handler else ():
-            if isinstance(event, Commit):
-                self.settled.add(event.producer)
-        if record.body and record.body.seq == 0 and record.body.attempt not in self.begun:
-            self.begun.add(record.body.attempt)
-            self.latest[record.body.producer] = record.body.attempt
+            if isinstance(event, Commit) and event.producer not in self.final:
+                step = self.steps[event.producer]
+                events = [data for _, data in step.events()]
+                is_complete = self.events[step.name].issuperset(events)
+                self.final[step.name] = events if is_complete else [data for _, data in step.recorded()]
+        if (body := record.body) is not None:
+            self.events[body.producer].update(body.events)
+            if body.seq == 0 and body.attempt not in self.begun[body.producer]:
+                self.begun[body.producer].append(body.attempt)
 
     def check(self, reader: Reader) -> None:
-        shown, simple = by_producer(reader.view), by_producer(self.plan.simplify(reader.view))
-        for name, step in self.steps.items():
-            if name in self.settled:
+        shown = by_producer(reader.view)
+        for name in self.steps:
+            if name in self.final:
                 # R5: from the commit on, it is what was recorded.
-                assert [data for _, data in step.recorded()] == simple.get(name, [])
+                assert self.final[name] == shown.get(name, [])
             elif reader.end is None:
                 # R4: before, it is the attempt that was the last one to begin.
-                assert all(data.startswith(f"{self.latest[name]}.") for data in shown.get(name, []))
+                assert all(data.startswith(f"{self.begun[name][-1]}.") for data in shown.get(name, []))
 
 
 def check_every_moment(plan: Plan, log: list[Record], fold: Any) -> list[StreamView]:
@@ -161,7 +165,8 @@ def random_run(rng: random.Random, run: str) -> Plan:
             steps[0] = Step(steps[0].name, steps[0].dead)
         groups.append(steps)
     ends = None if run != "run" else rng.choice(("success", "failure", "cancelled", "timeout"))
-    return Plan(groups, run, is_lean=rng.random() < 0.3, ends=ends, is_killed=is_killed)
+    is_lean, is_scattered = rng.random() < 0.3, rng.random() < 0.2
+    return Plan(groups, run, is_lean, is_scattered, ends, is_killed)
 
 
 def random_step(rng: random.Random, name: str, *, is_open: bool) -> Step:
@@ -211,8 +216,10 @@ def test_random_logs(seed: int) -> None:
 
 DEFECTS = {
     "F1: an id counts from the start of the log": ("EventId(self.record, len(self.views))", "EventId(self.record, 0)"),
-    "F2: a position is shown again": ("if position >= self.position:", "if True:"),
-    "F2: events do not wait": ("if self.position not in self.early:\n", "if self.early and min(self.early):\n"),
+    "F2: events do not wait": (
+        "if not any(isinstance(event, End) for event in self.early.values()):",
+        "if not self.early:",
+    ),
     "F2: bodies do not wait": ("if handler is None or", "if True or"),
     "F3: an attempt does not replace another": ("if body.attempt != self.visible:\n", "if self.visible is None:\n"),
     "F3: nothing is taken back": ("            out.reset(self.name, self.epoch)\n", ""),
@@ -225,10 +232,7 @@ DEFECTS = {
     "F4: an attempt cannot have gaps": ("and self.shown in events:", "and events:"),
     "F5: what a commit says is ignored": ("self._step(event.producer).commit(event, out)", "pass"),
     "F5: the visible attempt stays": ("if attempt != self.visible or count < self.shown:", "if False:"),
-    "F5: a zombie is shown after the commit": (
-        "if self.limit != math.inf and body.attempt != self.visible:",
-        "if False:",
-    ),
+    "F5: a zombie is shown after the commit": ("if self.limit != math.inf and body", "if False and body"),
     "F5: parts replace nothing": ("if commit.parts is not None and any(", "if False and any("),
     "F5: parts are shown in any case": ("any(seq not in events for seq in range(count))", "count"),
     "F5: parts are added to the events": ("attempt, count, events = None, len", "count, events = len"),
@@ -259,7 +263,7 @@ def test_a_defect_is_found(defect: str) -> None:
     """The logs above are many enough: with a mistake in the fold, some reader sees something wrong."""
     fold = with_defect(*DEFECTS[defect])
 
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, LookupError)):
         check_some_logs(fold)
 
 
