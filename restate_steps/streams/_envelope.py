@@ -61,21 +61,6 @@ class EventId:
         record, index, chunk = match.groups()
         return cls(int(record), int(index), None if chunk is None else int(chunk))
 
-    def precedes(self, other: EventId) -> bool:
-        """Return whether a reader that has seen this id must still see another one.
-
-        A chunk does not say whether it was the last, so an event follows the ids of its chunks.
-
-        Args:
-            other: The id of a whole event.
-
-        Example:
-            >>> EventId(1, 1).precedes(EventId(1, 1)), EventId(1, 1, chunk=0).precedes(EventId(1, 1))
-            (False, True)
-        """
-        mine, its = (self.record, self.index), (other.record, other.index)
-        return mine <= its if self.chunk is not None else mine < its
-
     def __str__(self) -> str:
         whole = f"{self.record}.{self.index}"
         return whole if self.chunk is None else f"{whole}.{self.chunk}"

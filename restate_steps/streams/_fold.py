@@ -250,6 +250,7 @@ def resume(log: Iterable[Record], after: EventId | None) -> tuple[Fold, list[Str
     views = [view for record in log for view in fold.add(record)]
     if after is None:
         return fold, views
-    if not any((view.id.record, view.id.index) == (after.record, after.index) for view in views):
-        raise StreamGoneError(f"event {str(after)!r}")
-    return fold, [view for view in views if after.precedes(view.id)]
+    for index, view in enumerate(views):
+        if (view.id.record, view.id.index) == (after.record, after.index):
+            return fold, views[index + (after.chunk is None) :]
+    raise StreamGoneError(f"event {str(after)!r}")
