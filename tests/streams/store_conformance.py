@@ -6,6 +6,7 @@ A store may live elsewhere, and streams outlive a test, so each test has streams
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from uuid import uuid4
@@ -32,15 +33,15 @@ async def read_all(store: StreamStore, stream: str, start: int = 0) -> tuple[lis
             return records, is_last
 
 
-async def follow(store: StreamStore, stream: str, start: int = 0) -> list[bytes]:
-    """Read until the stream is closed, as a reader does."""
+async def follow(store: StreamStore, stream: str, start: int = 0, *, count: float = math.inf) -> list[bytes]:
+    """Read until the stream is closed, or until there are so many records."""
     records: list[bytes] = []
     async with asyncio.timeout(PATIENCE):
-        while True:
+        is_last = False
+        while not is_last and len(records) < count:
             page, is_last = await store.read(stream, start + len(records), wait=PATIENCE)
             records += page
-            if is_last:
-                return records
+        return records
 
 
 class StoreConformance:
@@ -222,11 +223,11 @@ class StoreConformance:
         async def write(attempt: str, count: int) -> None:
             for seq in range(count):
                 await store.append(stream, encode(Record(0, body=BodyEvents("step", attempt, seq, (seq,)))))
-                await asyncio.sleep(rng.choice((0, 0.001)))
+                for _ in range(rng.randrange(3)):
+                    await asyncio.sleep(0)
 
         async def read(start: int) -> list[bytes]:
-            while len((await read_all(store, stream))[0]) < start:
-                await asyncio.sleep(0.001)
+            await follow(store, stream, count=start)
             return await follow(store, stream, start)
 
         starts = range(0, 40, 5)

@@ -13,7 +13,7 @@ import pytest
 from pydantic import JsonValue
 
 from restate_steps.streams import EventId, StreamView, _fold
-from restate_steps.streams._records import Commit, Record
+from restate_steps.streams._records import Commit, EndStatus, Record
 from tests.streams.logs import Attempt, Plan, Reader, Step, by_producer, interleavings, random_log, read
 
 Resume = Callable[[list[Record], EventId | None], tuple[Any, list[StreamView]]]
@@ -164,7 +164,8 @@ def random_run(rng: random.Random, run: str) -> Plan:
             # The handler has started it, or nothing would tell readers about the steps before.
             steps[0] = Step(steps[0].name, steps[0].dead)
         groups.append(steps)
-    ends = None if run != "run" else rng.choice(("success", "failure", "cancelled", "timeout"))
+    statuses: tuple[EndStatus, ...] = ("success", "failure", "cancelled", "timeout")
+    ends = rng.choice(statuses) if run == "run" else None
     is_lean, is_scattered = rng.random() < 0.3, rng.random() < 0.2
     return Plan(groups, run, is_lean, is_scattered, ends, is_killed)
 

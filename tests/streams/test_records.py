@@ -173,12 +173,16 @@ class TestIds:
 
     @pytest.mark.parametrize(
         "text",
-        ["", "1", "1.", ".1", "1.2.", "1.2.3.4", "-1.0", "1.-2", "01.0", "1.00", "1.0 ", "1.0\n", "a.b", "1,2", "١.٢"]
-        + ["9" * 19 + ".0", "9" * 5000],
-        ids=repr,
+        ["", "1", "1.", ".1", "1.2.", "1.2.3.4", "-1.0", "1.-2", "01.0", "1.00", "1.0 ", "1.0\n", "a.b", "1,2"],
     )
     def test_other_text_is_refused(self, text: str) -> None:
-        """R6: one event has one id, and a client may send anything."""
+        """R6: one event has one id."""
+        with pytest.raises(ValueError, match=r"is not the id of an event: expected 'record\.index'"):
+            EventId.parse(text)
+
+    @pytest.mark.parametrize("text", ["\u0661.\u0662", f"{10**18}.0", "9" * 5000], ids=["arabic", "large", "long"])
+    def test_a_client_may_send_anything(self, text: str) -> None:
+        """R6: digits of other scripts and very large numbers are not ids, and the message stays short."""
         with pytest.raises(ValueError, match="is not the id of an event") as raised:
             EventId.parse(text)
         assert len(str(raised.value)) < 200
