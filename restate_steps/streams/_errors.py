@@ -23,10 +23,10 @@ class StreamClosedError(StepsError):
 
 
 class StreamGoneError(StepsError, LookupError):
-    """A reader asked for a part of a stream that is not in the log, usually because it was deleted.
+    """A reader asked for a part of a stream that is not in the log, usually because the stream was deleted.
 
     Attributes:
-        place: The place that was asked for, for example ``record 12 of stream 'inv_1'``.
+        place: The part, for example ``record 12 of stream 'inv_1'``.
     """
 
     def __init__(self, place: str) -> None:
