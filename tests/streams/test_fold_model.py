@@ -143,7 +143,7 @@ def test_resume_at_every_id_of_every_small_log() -> None:
 def random_plan(rng: random.Random) -> Plan:
     """Return a run of up to three groups of up to two steps, or two such runs in one stream."""
     plan = random_run(rng, "run")
-    if not plan.is_killed and rng.random() < 0.15:
+    if not plan.is_killed and rng.random() < 0.1:
         plan.include(random_run(rng, "other"))
     for _ in range(rng.choice((0, 0, 1, 2))):
         plan.repeat(rng.randrange(len(plan.items)))
@@ -154,7 +154,7 @@ def random_run(rng: random.Random, run: str) -> Plan:
     is_killed = run == "run" and rng.random() < 0.1
     is_open = rng.random() < 0.15
     groups: list[list[Step]] = []
-    for number in range(count := rng.choice((1, 1, 1, 1, 2, 3))):
+    for number in range(count := rng.choice((1, 1, 1, 1, 1, 2, 2, 3))):
         is_last = number == count - 1
         steps = [
             random_step(rng, f"{run}-{number}-{index}", is_open=is_last and is_open and not is_killed)
@@ -182,7 +182,7 @@ def random_step(rng: random.Random, name: str, *, is_open: bool) -> Step:
 
 
 def random_attempt(rng: random.Random, *, is_dead: bool = False) -> Attempt:
-    sizes = tuple(rng.choice((0, 1, 1, 2)) for _ in range(rng.choice((1, 1, 2))))
+    sizes = tuple(rng.choice((0, 1, 1, 1, 2)) for _ in range(rng.choice((1, 1, 2))))
     return Attempt(sizes, tuple(range(rng.randint(0, len(sizes)) if is_dead else len(sizes))))
 
 
