@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +31,8 @@ def init(name: str, agent: bool) -> None:
         )
     templates = sorted((_TEMPLATES / ("agent" if agent else "service")).glob(f"*{_SUFFIX}"))
     texts = {folder / each.name.removesuffix(_SUFFIX): each.read_text("utf-8") for each in templates}
-    if existing := [path.name for path in texts if path.exists()]:
+    # A link to nothing is a file that exists, too.
+    if existing := [path.name for path in texts if os.path.lexists(path)]:
         raise click.UsageError(f"{folder} already has {', '.join(existing)}. Choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     for path, text in texts.items():
@@ -37,6 +40,6 @@ def init(name: str, agent: bool) -> None:
         with path.open("x", encoding="utf-8") as file:
             file.write(text.replace("{name}", project) if path.suffix != ".py" else text)
         click.echo(f"wrote {path}")
-    go_there = "" if folder.resolve() == Path.cwd() else f"cd {name} && "
+    go_there = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(name)} && "
     click.echo(f"run it:  {go_there}restate-steps dev app.py")
     click.echo(f"test it: {go_there}pytest")

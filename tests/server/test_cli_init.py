@@ -65,9 +65,10 @@ def test_its_tests_pass(project: Path, key: dict[str, str]) -> None:
 
 
 def test_style_and_types(project: Path) -> None:
-    """Ruff and strict pyright have nothing to say."""
-    check(project, "ruff", "check", "--no-cache", "--config", str(ROOT / "pyproject.toml"), "--ignore", "D", ".")
-    check(project, "ruff", "format", "--no-cache", "--check", "--config", str(ROOT / "pyproject.toml"), ".")
+    """Ruff and strict pyright have nothing to say, with ruff's own line length, which the project has."""
+    style = ["--no-cache", "--config", str(ROOT / "pyproject.toml"), "--config", "line-length = 88"]
+    check(project, "ruff", "check", *style, "--ignore", "D", ".")
+    check(project, "ruff", "format", "--no-cache", "--isolated", "--check", ".")
     (project / "pyrightconfig.json").write_text(json.dumps({"typeCheckingMode": "strict"}))
     check(project, "pyright", "--pythonpath", sys.executable)
 
@@ -99,6 +100,26 @@ def test_nothing_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"error: {tmp_path} already has app.py. Choose another folder." in capsys.readouterr().err
     assert ["app.py"] == [path.name for path in tmp_path.iterdir()]
     assert "mine" == (tmp_path / "app.py").read_text()
+
+
+def test_a_link_to_nothing_exists(tmp_path: Path) -> None:
+    """No file is written before one that cannot be."""
+    (tmp_path / "test_app.py").symlink_to("nowhere")
+
+    assert 2 == main(["init", str(tmp_path)])
+
+    assert ["test_app.py"] == [path.name for path in tmp_path.iterdir()]
+
+
+def test_the_commands_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The folder in them is quoted for a shell."""
+    folder = tmp_path / "it's mine" / "shop"
+    assert 0 == main(["init", str(folder)])
+    [there] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test it: ")]
+
+    command = there.removeprefix("test it: ").replace("pytest", "pwd -P")
+
+    assert f"{folder.resolve()}\n" == subprocess.check_output(["/bin/sh", "-c", command], text=True)
 
 
 def test_the_current_folder(
