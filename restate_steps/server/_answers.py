@@ -25,6 +25,7 @@ _ADVICE: Final = {
     "META0012": f"To fix it, {_VERSIONS}",
     "META0013": f"Check that this is the address of a Restate application. If it is, {_VERSIONS}",
     "META0014": "Register it with http1=True, or with --http1, or serve it over HTTP/2.",
+    "META0015": "Create the application without protocol=, or with protocol='request_response'.",
 }
 _LAMBDA_ADVICE: Final = (
     "Check the ARN, and that the server may call the function: with credentials of its own, or with those of a role, "

@@ -117,7 +117,7 @@ def test_the_commands_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert 0 == main(["init", str(folder)])
     [there] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("test it: ")]
 
-    command = there.removeprefix("test it: ").replace("pytest", "pwd -P")
+    command = there.removeprefix("test it: ").removesuffix("pytest") + "pwd -P"
 
     assert f"{folder.resolve()}\n" == subprocess.check_output(["/bin/sh", "-c", command], text=True)
 
