@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from restate_steps._printable import printable
 from restate_steps.cli._group import Group
 from restate_steps.cli._options import admin_options, json_option
 
@@ -163,7 +164,7 @@ def _confirmed(
             raise click.UsageError(f"This would {verb} {count}. To confirm it without a terminal, add --yes.")
         if not click.confirm(f"{verb} {count}?", err=True):
             return []
-    return [(row["id"], f"  {row['target']}") for row in rows]
+    return [(row["id"], f"  {printable(row['target'])}") for row in rows]
 
 
 def _changed(admin: AdminClient, verb: str, done: str, invocation: str, target: str) -> bool:

@@ -169,6 +169,34 @@ class TestList:
         [line] = [line for line in lines if failing.startswith(line.split("…")[0])]
         assert re.search(r"  CliShop/buggy +backing-off +\d+s +\d+ +ValueError: no luck", line), line
 
+    def test_a_key_in_wide_characters(self, waiting: Env, cli: Cli) -> None:
+        """A terminal shows some characters in two columns, and the columns of the table align all the same."""
+        invocation = until(waiting, waiting.send("CliDesk", "wait", "tea", key="東京" * 12), "suspended")
+
+        head, *lines = cli(waiting, "list", "--service", "CliDesk", "--status", "suspended").splitlines()
+
+        [line] = [line for line in lines if invocation.startswith(line.split("…")[0])]
+        assert re.search(r"  CliDesk/[東京]+…[東京]+/wait  suspended ", line)
+        assert head.index("STATUS") == line.index("suspended") + len(re.findall("[東京]", line))
+
+    def test_control_characters(self, waiting: Env, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+        """A key from outside can neither break lines nor send commands to the terminal."""
+        key = "a\nb\x1b[31m\x9b31m"
+        shown = r"CliDesk/a\nb\x1b[31m\x9b31m/wait"
+        invocation = until(waiting, waiting.send("CliDesk", "wait", f"c{key}", key=key), "suspended")
+        second = waiting.send("CliDesk", "wait", "tea", key=key)
+
+        [_, *lines] = cli(waiting, "list", "--key", key).splitlines()
+        assert 2 == len(lines)
+        assert all(line.startswith("inv_1") and line.isprintable() for line in lines)
+        said = cli(waiting, "show", invocation)
+        assert said.startswith(f"{shown}  {invocation}\n")
+        assert all(line.isprintable() for line in said.splitlines())
+        assert f"\n  {second}  {shown}  pending" in cli(waiting, "show", second[:16], code=1)
+        assert 0 == main(["approvals", "list", "--admin", waiting.server.admin_url])
+        assert f"awaited in {shown} ({invocation})\n" in capsys.readouterr().out
+        assert f"killed {invocation}  {shown}\n" in cli(waiting, "kill", "--key", key, "--yes")
+
     def test_filters(self, waiting: Env, cli: Cli) -> None:
         """Handler, key and status filter, also together."""
         ann = until(waiting, waiting.send("CliDesk", "wait", "tea", key="Ann & 'Bo'"), "suspended")
@@ -221,6 +249,14 @@ class TestIds:
 
         assert 5 == len(set(shorts.values()))
         assert ids == [id_of(admin, short) for short in shorts.values()]
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+    def test_an_ellipsis_is_dropped(self, waiting: Env, encoding: str) -> None:
+        """It is dropped in each form in which Python reads it, which depends on the encoding of the terminal."""
+        invocation = waiting.send("CliDesk", "wait", "tea", key="Gil")
+        pasted = f"{invocation[:30]}…".encode().decode(encoding, "surrogateescape")
+
+        assert invocation == id_of(waiting.server.admin, pasted)
 
     def test_several_matches_are_listed(self, waiting: Env, cli: Cli) -> None:
         """The error names each match with its target and status."""
