@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -342,6 +343,21 @@ def test_the_awakeable_of_an_agent_is_listed_once(replay_harness: Harness) -> No
         eventually(lambda: env.server.admin.invocation(invocation)["status"] == "suspended")
 
         assert invocation not in [each.invocation for each in _approvals.find_awakeables(env.server.admin_url)]
+
+
+def test_an_id_is_not_a_path(replay_harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    """A text with slashes in the place of an id reaches no handler."""
+    called = threading.Event()
+    service = restate.Service("NotAPath")
+
+    @service.handler()
+    async def resolve(ctx: restate.Context, value: int) -> None:
+        called.set()
+
+    with replay_harness.serve(restate_steps.app([service])) as env:
+        assert 1 == answered(env, "resolve", "../../NotAPath", "1")
+        assert "the server answered 400: bad awakeable id" in capsys.readouterr().err
+        assert not called.is_set()
 
 
 def test_an_awakeable_that_is_wrong(env_factory: Serve, capsys: pytest.CaptureFixture[str]) -> None:

@@ -416,8 +416,13 @@ class TestChange:
         until(running, failing, "completed")
         assert "running" == status(running, slow)
 
-    def test_filters_need_a_confirmation(self, running: Env, cli: Cli) -> None:
+    @pytest.mark.parametrize("stdin", ["not a terminal", "closed"])
+    def test_filters_need_a_confirmation(
+        self, running: Env, cli: Cli, stdin: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Without a terminal and --yes, nothing is changed, and the error names the number."""
+        if stdin == "closed":
+            monkeypatch.setattr(sys, "stdin", None)
         slow = until(running, running.send("CliShop", "slow", "a"), "running")
 
         said = cli(running, "kill", "--service", "CliShop", code=2)
