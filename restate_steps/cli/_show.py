@@ -22,7 +22,7 @@ __all__ = ["json_text", "report_lines", "table"]
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _COLOURS: Final = {"backing-off": "red", "paused": "red", "running": "green", "failed": "red", "succeeded": "green"}
 _GAP: Final = "  "
-_TARGET_WIDTH: Final = 28
+_NAME_WIDTH: Final = 28
 _NARROWEST: Final = 80
 
 
@@ -47,25 +47,28 @@ def table(rows: Sequence[Mapping[str, Any]], shorts: Mapping[str, str]) -> Itera
         rows: Rows of ``sys_invocation``.
         shorts: The short form of each id.
     """
-    heads = ("ID", "TARGET", "STATUS", "AGE", "TRY")
-    cells = [
-        (
-            shorts[row["id"]],
-            middle_cut(printable(row["target"]), _TARGET_WIDTH),
-            _status(row),
-            _age(row["created_at"]),
-            str(row.get("retry_count") or ""),
-        )
-        for row in rows
-    ]
-    widths = [max(columns(line[column]) for line in (heads, *cells)) for column in range(len(heads))]
-    rest = max(10, _width() - sum(widths) - len(_GAP) * len(heads))
-    yield _GAP.join([*(head.ljust(width) for head, width in zip(heads, widths, strict=True)), "LAST FAILURE"])
-    for row, line in zip(rows, cells, strict=True):
-        padded = [pad(*each) for each in zip(line, widths, strict=True)]
-        padded[2] = click.style(padded[2], fg=_COLOURS.get(line[2]))
-        failure = failure_in(row)[1]
-        yield _GAP.join([*padded, cut(printable(failure.error) if failure else "", rest)]).rstrip()
+    heads = ("ID", "TARGET", "STATUS", "AGE", "TRY", "LAST FAILURE")
+    lines = [heads, *((shorts[row["id"]], *_cells(row)) for row in rows)]
+    widths = [max(columns(line[column]) for line in lines) for column in range(len(heads))]
+    free = _width() - sum(widths[column] for column in (0, 2, 3, 4)) - len(_GAP) * (len(heads) - 1)
+    # A target names the invocation, so it gets more of the line than a failure.
+    widths[1] = min(widths[1], max(free - widths[5], free * 3 // 5))
+    widths[5] = free - widths[1]
+    for line in lines:
+        fitted = [pad(middle_cut(text, width), width) for text, width in zip(line[:5], widths, strict=False)]
+        fitted[2] = click.style(fitted[2], fg=_COLOURS.get(line[2]))
+        yield _GAP.join([*fitted, cut(line[5], widths[5])]).rstrip()
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    failure = failure_in(row)[1]
+    return (
+        printable(row["target"]),
+        _status(row),
+        _age(row["created_at"]),
+        str(row.get("retry_count") or ""),
+        printable(failure.error) if failure else "",
+    )
 
 
 def report_lines(report: InvocationReport, *, full: bool) -> Iterator[str]:
@@ -84,8 +87,8 @@ def report_lines(report: InvocationReport, *, full: bool) -> Iterator[str]:
     if not report.journal:
         return
     all_names = [printable(each.name or "") for each in report.journal]
-    names = all_names if full else [middle_cut(each, _TARGET_WIDTH) for each in all_names]
-    name_width = min(max(map(columns, names)), _TARGET_WIDTH)
+    names = all_names if full else [middle_cut(each, _NAME_WIDTH) for each in all_names]
+    name_width = min(max(map(columns, names)), _NAME_WIDTH)
     types = max(len(each.type) for each in report.journal)
     number = len(str(report.journal[-1].index))
     yield "  " + click.style("journal", dim=True)

@@ -168,7 +168,7 @@ def pending_named(server: AdminClient | str, name: str) -> PendingRequest:
         tokens = ", ".join(each.token for each in found)
         raise ServerError(f"{name} stands for {len(found)} requests. Give one of their tokens: {tokens}.")
     raise ServerError(
-        f"no request of an agent waits for an answer under {name}. It may have been answered already. To see what "
+        f"no request of an agent waits for an answer under {name!r}. It may have been answered already. To see what "
         "waits, run: restate-steps approvals list. To answer the awakeable of another handler, run: restate-steps "
         "approvals resolve"
     )

@@ -222,7 +222,7 @@ def test_cancelled_while_it_waits(env_factory: Serve) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("approve", "sign_1nothing"), "no request of an agent waits for an answer under sign_1nothing"),
+        (("approve", "sign_1nothing"), "no request of an agent waits for an answer under 'sign_1nothing'"),
         (("approve", "{token}", "--call", "pay-7"), "the request has no call 'pay-7'; it has: 'pay-5', 'pay-60'"),
         (("approve", "{token}", "--args", '{"amount": 1}'), "--args applies to a single call, and 2 would be approved"),
     ],

@@ -95,6 +95,11 @@ async def wait(ctx: restate.ObjectContext, item: str) -> str:
 
 
 @desk.handler()
+async def break_down(ctx: restate.ObjectContext, item: str) -> None:
+    raise ValueError(f"no luck with {item}")
+
+
+@desk.handler()
 async def ask(ctx: restate.ObjectContext, key: str) -> str:
     return await ctx.object_call(wait, key=key, arg="tea")
 
@@ -169,6 +174,19 @@ class TestList:
         [line] = [line for line in lines if failing.startswith(line.split("…")[0])]
         assert re.search(r"  CliShop/buggy +backing-off +\d+s +\d+ +ValueError: no luck", line), line
 
+    def test_a_long_target(self, running: Env, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It leaves room for the failure, and is whole if the terminal has room for it."""
+        monkeypatch.setenv("COLUMNS", "80")
+        key = "a-key-of-29-characters-exactly"
+        until(running, running.send("CliDesk", "break_down", "tea", key=key), "backing-off")
+
+        lines = cli(running, "list", "--key", key).splitlines()
+        assert all(len(line) <= 80 for line in lines), lines
+        assert re.search(r"  Cli\S*…\S*down  backing-off .*  ValueError", lines[1]), lines
+
+        monkeypatch.setenv("COLUMNS", "160")
+        assert f"  CliDesk/{key}/break_down  backing-off" in cli(running, "list", "--key", key)
+
     def test_a_key_in_wide_characters(self, waiting: Env, cli: Cli) -> None:
         """A terminal shows some characters in two columns, and the columns of the table align all the same."""
         invocation = until(waiting, waiting.send("CliDesk", "wait", "tea", key="東京" * 12), "suspended")
@@ -176,7 +194,7 @@ class TestList:
         head, *lines = cli(waiting, "list", "--service", "CliDesk", "--status", "suspended").splitlines()
 
         [line] = [line for line in lines if invocation.startswith(line.split("…")[0])]
-        assert re.search(r"  CliDesk/[東京]+…[東京]+/wait  suspended ", line)
+        assert re.search(r"  CliDesk/[東京]+…[東京]*/wait  suspended ", line)
         assert head.index("STATUS") == line.index("suspended") + len(re.findall("[東京]", line))
 
     def test_control_characters(self, waiting: Env, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
