@@ -10,7 +10,7 @@ from typing import Any, Final
 from restate_steps._ids import is_invocation_id
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
-from restate_steps.server._admin import AdminClient
+from restate_steps.server._admin import AdminClient, add_reasons_of_pauses
 
 __all__ = ["OPEN", "STATUSES", "Filters", "find_invocations", "id_of", "short_ids"]
 
@@ -66,6 +66,7 @@ def find_invocations(
         "*", *conditions, service=filters.service, handler=filters.handler, key=filters.key, limit=limit
     )
     rows = admin.query(query)
+    add_reasons_of_pauses(admin, rows)
     return rows if limit is None else rows[::-1]
 
 
