@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,7 +19,7 @@ from restate_steps.server._journal import JournalEntry, read_journal
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["AdminClient"]
+__all__ = ["AdminClient", "add_reasons_of_pauses"]
 
 _TIMEOUT = 30.0
 
@@ -191,6 +192,7 @@ class AdminClient:
                 f"the server at {self.admin_url} does not know the invocation {invocation_id!r}. Either the id is "
                 "wrong, or the invocation has completed and the server no longer retains it."
             )
+        add_reasons_of_pauses(self, rows)
         return rows[0]
 
     def journal(self, invocation_id: str) -> list[JournalEntry]:
@@ -368,3 +370,23 @@ class AdminClient:
         if not answer.is_success:
             raise ServerError(f"cannot {doing}: {explained(answer.status_code, answer.text)}")
         return answer
+
+
+def add_reasons_of_pauses(admin: AdminClient, rows: Sequence[dict[str, Any]]) -> None:
+    """Add their last failure to the rows of paused invocations: the server has it only among the events.
+
+    Args:
+        admin: A client for the server.
+        rows: Rows of ``sys_invocation``, which are changed.
+
+    Raises:
+        ServerError: If the server cannot be reached.
+    """
+    paused = {row["id"]: row for row in rows if row.get("status") == "paused" and not row.get("last_failure")}
+    if not paused:
+        return
+    for event in admin.query(_sql.pauses_of(list(paused))):
+        if failure := json.loads(event["event_json"]).get("last_failure"):
+            row, trace = paused[event["id"]], failure.get("error_stacktrace") or ""
+            row["last_failure"] = f"[{failure['error_code']}] {failure['error_message']}\n{trace}".rstrip()
+            row["last_failure_related_command_name"] = failure.get("related_command_name")

@@ -11,7 +11,7 @@ from restate_steps._ids import beginning_of, is_invocation_id
 from restate_steps._printable import printable
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
-from restate_steps.server._admin import AdminClient
+from restate_steps.server._admin import AdminClient, add_reasons_of_pauses
 
 __all__ = ["OPEN", "STATUSES", "Filters", "find_invocations", "id_of", "short_ids"]
 
@@ -67,6 +67,7 @@ def find_invocations(
         "*", *conditions, service=filters.service, handler=filters.handler, key=filters.key, limit=limit
     )
     rows = admin.query(query)
+    add_reasons_of_pauses(admin, rows)
     return rows if limit is None else rows[::-1]
 
 

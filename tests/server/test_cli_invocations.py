@@ -54,6 +54,11 @@ async def long() -> None:
 
 
 @shop.handler()
+async def misuse(ctx: restate.Context, item: str) -> None:
+    await asyncio.get_running_loop().create_server(asyncio.Protocol)
+
+
+@shop.handler()
 async def buggy(ctx: restate.Context, item: str) -> str:
     await quote(item)
     raise ValueError(f"no luck with {item}")
@@ -316,6 +321,16 @@ class TestShow:
         assert '{"item": "tea", "price": 950, "note": "üx' in line
         assert line.endswith("x…")
         assert 80 == len(line)
+
+    def test_a_paused_one(self, running: Env, cli: Cli) -> None:
+        """The server has its failure only among the events of the journal."""
+        invocation = until(running, running.send("CliShop", "misuse", "tea"), "paused")
+
+        said = cli(running, "show", invocation)
+
+        assert re.search(r"  last failure +\[500\] ConcurrencyError: create_server was called outside of a step", said)
+        assert re.search(r"test_cli_invocations\.py:\d+ in misuse: await asyncio", said)
+        assert "ConcurrencyError" in cli(running, "list", "--status", "paused")
 
     def test_full(self, running: Env, cli: Cli) -> None:
         """With --full, nothing is cut."""
