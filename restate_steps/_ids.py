@@ -8,7 +8,7 @@ from typing import Final
 
 from restate_steps.errors import ServerError
 
-__all__ = ["FIRST_AWAKEABLE", "awakeable_id", "awakeable_of", "is_invocation_id", "raw_id", "seed_of"]
+__all__ = ["FIRST_AWAKEABLE", "awakeable_id", "awakeable_of", "beginning_of", "is_invocation_id", "raw_id", "seed_of"]
 
 FIRST_AWAKEABLE: Final = 17
 """The number of the signal that completes the first awakeable of an invocation."""
@@ -16,6 +16,7 @@ FIRST_AWAKEABLE: Final = 17
 _AWAKEABLE_PREFIX: Final = "sign_1"
 _DIGITS: Final = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ID: Final = re.compile(r"inv_1([0-9a-zA-Z]{11})([0-9a-zA-Z]{22})")
+_ELLIPSIS: Final = re.compile(r"[^\w-]+\Z", re.ASCII)
 _MASK: Final = 2**64 - 1
 
 
@@ -45,6 +46,18 @@ def awakeable_of(awakeable_id: str) -> tuple[bytes, int]:
             f"{awakeable_id!r} is not the id of an awakeable. An id starts with {_AWAKEABLE_PREFIX!r}."
         ) from None
     return raw[:-4], int.from_bytes(raw[-4:], "big")
+
+
+def beginning_of(shown: str) -> str:
+    """Return an id, or the beginning of one, without the ellipsis that a shortened id ends with.
+
+    The ellipsis may be several other characters if the terminal's encoding is not UTF-8.
+
+    Example:
+        >>> beginning_of("inv_1hE48kUaAOCi…")
+        'inv_1hE48kUaAOCi'
+    """
+    return _ELLIPSIS.sub("", shown)
 
 
 def is_invocation_id(text: str) -> bool:

@@ -17,6 +17,7 @@ from restate_steps.cli._options import (
     HEADER,
     INGRESS_PORT,
     PORT,
+    TOKEN,
     admin_options,
     app_argument,
     http1_option,
@@ -178,7 +179,9 @@ def serve(
     metavar="NAME:VALUE",
     help="Header that Restate adds to each request to the app; can be repeated.",
 )
-@click.option("--bearer", metavar="TOKEN", help="Bearer token that Restate adds to each request to the app.")
+@click.option(
+    "--bearer", type=TOKEN, metavar="TOKEN", help="Bearer token that Restate adds to each request to the app."
+)
 @click.option("--assume-role", metavar="ARN", help="Role with which Restate calls a Lambda function.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be registered.")
 @http1_option

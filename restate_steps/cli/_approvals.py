@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from restate_steps._printable import printable
 from restate_steps.cli._group import Group
 from restate_steps.cli._options import admin_options, ingress_options
 
@@ -18,21 +19,6 @@ if TYPE_CHECKING:
 __all__ = ["approvals"]
 
 
-class _JsonObject(click.ParamType[dict[str, Any]]):
-    """A JSON object."""
-
-    name = "json"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        try:
-            found = json.loads(value)
-        except ValueError as error:
-            self.fail(f"not JSON: {error}", param, ctx)
-        if not isinstance(found, dict):
-            self.fail(f"expected a JSON object of arguments by name, got {value}", param, ctx)
-        return cast("dict[str, Any]", found)
-
-
 class _Json(click.ParamType[Any]):
     """Any JSON."""
 
@@ -40,9 +26,23 @@ class _Json(click.ParamType[Any]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         try:
-            return json.loads(value)
+            return json.loads(value, parse_constant=_refuse)
         except ValueError as error:
             self.fail(f"not JSON: {error}", param, ctx)
+
+
+class _JsonObject(_Json):
+    """A JSON object."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        found = super().convert(value, param, ctx)
+        if not isinstance(found, dict):
+            self.fail(f"expected a JSON object of arguments by name, got {value}", param, ctx)
+        return cast("dict[str, Any]", found)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not a JSON value")
 
 
 @click.group(cls=Group, short_help="List and answer requests of agents, and awakeables.")
@@ -61,14 +61,13 @@ def list_pending(admin: AdminClient) -> None:
 
     requests, awakeables = find_pending(admin), find_awakeables(admin)
     for request in requests:
-        click.echo(
-            f"{request.token}  {request.name} of {request.agent}, asked in {request.target} ({request.invocation})"
-        )
+        asked = printable(f"{request.name} of {request.agent}, asked in {request.target}")
+        click.echo(f"{request.token}  {asked} ({request.invocation})")
         for call in request.calls:
             note = "" if call.kind == "approval" else "  waits for a result"
-            click.echo(f"  {call.id}  {call.tool}({json.dumps(call.args)}){note}")
+            click.echo(printable(f"  {call.id}  {call.tool}({json.dumps(call.args)}){note}"))
     for each in awakeables:
-        click.echo(f"{each.id}  awakeable, awaited in {each.target} ({each.invocation})")
+        click.echo(f"{each.id}  awakeable, awaited in {printable(each.target)} ({each.invocation})")
     if not requests and not awakeables:
         click.echo("nothing waits for an answer")
 

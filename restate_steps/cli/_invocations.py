@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 import click
 
+from restate_steps._printable import printable
 from restate_steps.cli._group import Group
 from restate_steps.cli._options import admin_options, json_option
 
@@ -159,11 +160,13 @@ def _confirmed(
         return []
     if not yes:
         count = "1 invocation" if len(rows) == 1 else f"{len(rows)} invocations"
-        if not sys.stdin.isatty():
+        # A process may have no stdin, for example a daemon.
+        stdin = cast("TextIO | None", sys.stdin)
+        if stdin is None or not stdin.isatty():
             raise click.UsageError(f"This would {verb} {count}. To confirm it without a terminal, add --yes.")
         if not click.confirm(f"{verb} {count}?", err=True):
             return []
-    return [(row["id"], f"  {row['target']}") for row in rows]
+    return [(row["id"], f"  {printable(row['target'])}") for row in rows]
 
 
 def _changed(admin: AdminClient, verb: str, done: str, invocation: str, target: str) -> bool:

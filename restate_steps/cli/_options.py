@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -19,6 +20,7 @@ __all__ = [
     "HEADER",
     "INGRESS_PORT",
     "PORT",
+    "TOKEN",
     "admin_options",
     "app_argument",
     "http1_option",
@@ -73,19 +75,39 @@ _SERVER_URL: Final = _UrlType(f"http://127.0.0.1:{ADMIN_PORT}")
 APP_URL: Final = _UrlType(f"http://127.0.0.1:{APP_PORT}", arn=True)
 
 
+# A token in https://www.rfc-editor.org/rfc/rfc9110#name-tokens.
+_HEADER_NAME: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
+
+
 class _HeaderType(click.ParamType[tuple[str, str]]):
     """The name and the value of a header."""
 
     name = "header"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        name, colon, text = str(value).partition(":")
-        if not colon or not name.strip():
+        name, colon, text = (part.strip() for part in str(value).partition(":"))
+        if not colon or _HEADER_NAME.fullmatch(name) is None:
             self.fail(f"{value!r} is not a header. Write it as NAME:VALUE.", param, ctx)
-        return name.strip(), text.strip()
+        if not text.isascii() or not text.isprintable():
+            self.fail(f"the value of {name!r} has characters that are not printable ASCII.", param, ctx)
+        return name, text
+
+
+class _TokenType(click.ParamType[str]):
+    """A bearer token. Errors do not show it."""
+
+    name = "token"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        # A variable that was read from a file may end with a line break.
+        token = str(value).strip()
+        if not token.isascii() or not token.isprintable() or " " in token:
+            self.fail("the token has characters that are not visible ASCII.", param, ctx)
+        return token
 
 
 HEADER: Final = _HeaderType()
+TOKEN: Final = _TokenType()
 
 json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -107,6 +129,7 @@ def admin_options(command: Callable[..., None]) -> Callable[..., None]:
     )
     @click.option(
         "--admin-token",
+        type=TOKEN,
         metavar="TOKEN",
         envvar=_TOKEN_VARIABLE,
         show_envvar=True,
@@ -126,6 +149,7 @@ def ingress_options(command: F) -> F:
     for option in (
         click.option(
             "--ingress-token",
+            type=TOKEN,
             metavar="TOKEN",
             envvar=_TOKEN_VARIABLE,
             show_envvar=True,

@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import click
 
+from restate_steps._printable import printable
+from restate_steps.cli._text import columns, cut, middle_cut, pad
 from restate_steps.server._report import EntryReport, InvocationReport, failure_in
 from restate_steps.server._waits import Wait
 
@@ -20,7 +22,7 @@ __all__ = ["json_text", "report_lines", "table"]
 _UNITS: Final = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
 _COLOURS: Final = {"backing-off": "red", "paused": "red", "running": "green", "failed": "red", "succeeded": "green"}
 _GAP: Final = "  "
-_TARGET_WIDTH: Final = 28
+_NAME_WIDTH: Final = 28
 _NARROWEST: Final = 80
 
 
@@ -45,25 +47,28 @@ def table(rows: Sequence[Mapping[str, Any]], shorts: Mapping[str, str]) -> Itera
         rows: Rows of ``sys_invocation``.
         shorts: The short form of each id.
     """
-    heads = ("ID", "TARGET", "STATUS", "AGE", "TRY")
-    cells = [
-        (
-            shorts[row["id"]],
-            _middle_cut(row["target"], _TARGET_WIDTH),
-            _status(row),
-            _age(row["created_at"]),
-            str(row.get("retry_count") or ""),
-        )
-        for row in rows
-    ]
-    widths = [max(len(line[column]) for line in (heads, *cells)) for column in range(len(heads))]
-    rest = max(10, _width() - sum(widths) - len(_GAP) * len(heads))
-    yield _GAP.join([*(head.ljust(width) for head, width in zip(heads, widths, strict=True)), "LAST FAILURE"])
-    for row, line in zip(rows, cells, strict=True):
-        padded = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        padded[2] = click.style(padded[2], fg=_COLOURS.get(line[2]))
-        failure = failure_in(row)[1]
-        yield _GAP.join([*padded, _cut(failure.error if failure else "", rest)]).rstrip()
+    heads = ("ID", "TARGET", "STATUS", "AGE", "TRY", "LAST FAILURE")
+    lines = [heads, *((shorts[row["id"]], *_cells(row)) for row in rows)]
+    widths = [max(columns(line[column]) for line in lines) for column in range(len(heads))]
+    free = _width() - sum(widths[column] for column in (0, 2, 3, 4)) - len(_GAP) * (len(heads) - 1)
+    # A target names the invocation, so it gets more of the line than a failure.
+    widths[1] = min(widths[1], max(free - widths[5], free * 3 // 5))
+    widths[5] = free - widths[1]
+    for line in lines:
+        fitted = [pad(middle_cut(text, width), width) for text, width in zip(line[:5], widths, strict=False)]
+        fitted[2] = click.style(fitted[2], fg=_COLOURS.get(line[2]))
+        yield _GAP.join([*fitted, cut(line[5], widths[5])]).rstrip()
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    failure = failure_in(row)[1]
+    return (
+        printable(row["target"]),
+        _status(row),
+        _age(row["created_at"]),
+        str(row.get("retry_count") or ""),
+        printable(failure.error) if failure else "",
+    )
 
 
 def report_lines(report: InvocationReport, *, full: bool) -> Iterator[str]:
@@ -73,52 +78,62 @@ def report_lines(report: InvocationReport, *, full: bool) -> Iterator[str]:
         report: The invocation.
         full: Whether to leave nothing out of values and tracebacks.
     """
-    yield f"{report.row['target']}{_GAP}{report.row['id']}"
-    for name, value in _facts(report, full=full):
-        head, *more = value.splitlines()
-        yield f"  {click.style(name.ljust(13), dim=True)}{head}"
+    yield f"{printable(report.row['target'])}{_GAP}{report.row['id']}"
+    yield _fact("status", _styled_status(report.row))
+    for name, lines in _facts(report, full=full):
+        head, *more = map(printable, lines)
+        yield _fact(name, head)
         yield from (f"{'':15}{line}" for line in more)
     if not report.journal:
         return
+    all_names = [printable(each.name or "") for each in report.journal]
+    names = all_names if full else [middle_cut(each, _NAME_WIDTH) for each in all_names]
+    name_width = min(max(map(columns, names)), _NAME_WIDTH)
     types = max(len(each.type) for each in report.journal)
-    names = min(max(len(each.name or "") for each in report.journal), _TARGET_WIDTH)
     number = len(str(report.journal[-1].index))
     yield "  " + click.style("journal", dim=True)
-    for entry in report.journal:
-        head = f"  {entry.index:>{number}}  {entry.type:<{types}}  {_middle_cut(entry.name or '', names):<{names}}  "
+    for entry, name in zip(report.journal, names, strict=True):
+        head = f"  {entry.index:>{number}}  {entry.type:<{types}}  {pad(name, name_width)}  "
         yield from _entry_lines(head, entry, report, full=full)
 
 
-def _facts(report: InvocationReport, *, full: bool) -> Iterator[tuple[str, str]]:
-    row = report.row
-    attempts = row.get("retry_count")
-    status = _status(row)
+def _fact(name: str, value: str) -> str:
+    return f"  {click.style(name.ljust(13), dim=True)}{value}"
+
+
+def _styled_status(row: Mapping[str, Any]) -> str:
+    attempts, status = row.get("retry_count"), _status(row)
     tries = f", attempt {attempts}" if attempts and status in ("running", "backing-off", "paused") else ""
-    yield "status", click.style(status, fg=_COLOURS.get(status)) + tries
+    return click.style(status, fg=_COLOURS.get(status)) + tries
+
+
+def _facts(report: InvocationReport, *, full: bool) -> Iterator[tuple[str, list[str]]]:
+    row = report.row
     source = row.get("invoked_by_target") or row.get("invoked_by", "")
     caller = f" ({row['invoked_by_id']})" if row.get("invoked_by_id") else ""
-    yield "created", f"{_at(row['created_at'])}, by {source}{caller}"
+    yield "created", [f"{_at(row['created_at'])}, by {source}{caller}"]
     if ended := row.get("completed_at"):
-        yield "completed", _at(ended)
+        yield "completed", [_at(ended)]
     if key := row.get("idempotency_key"):
-        yield "idempotency", key
+        yield "idempotency", [key]
     if report.deployment:
         sdk = row.get("last_attempt_server")
-        yield "deployment", _GAP.join(filter(None, [report.deployment, report.endpoint, sdk]))
+        yield "deployment", [_GAP.join(filter(None, [report.deployment, report.endpoint, sdk]))]
     for wait in report.waits:
-        yield "waits for", _wait(wait)
+        yield "waits for", [_wait(wait)]
     if row["status"] == "running" and not report.waits:
-        yield "waits for", "its code, or an awakeable (known when it is suspended)"
+        yield "waits for", ["its code, or an awakeable (known when it is suspended)"]
     if report.failure is not None:
         name = "failure" if row["status"] == "completed" else "last failure"
         rt_code = row.get("last_failure_error_code")
         code = f"[{report.code}{f' {rt_code}' if rt_code else ''}] " if report.code is not None else ""
         lines = [code + report.failure.line, *report.failure.details.splitlines()]
         if full:
-            lines = [code + str(row.get("completion_failure") or row.get("last_failure")).partition("] ")[2]]
+            text = str(row.get("completion_failure") or row.get("last_failure")).partition("] ")[2]
+            lines = (code + text).splitlines() or [""]
         else:
             lines += [f"{frame} in {frame.function}: {frame.code}" for frame in report.failure.frames]
-        yield name, "\n".join(lines)
+        yield name, lines
 
 
 def _wait(wait: Wait) -> str:
@@ -130,11 +145,8 @@ def _entry_lines(head: str, entry: EntryReport, report: InvocationReport, *, ful
     text = _outcome(entry, report)
     if full and entry.failure is None and not isinstance(entry.value, bytes) and entry.value is not None:
         text = json.dumps(entry.value, indent=2, ensure_ascii=False)
-    first, *more = text.splitlines() or [""]
-    # The name of an entry may be cut only where its value is.
-    if full and entry.name is not None:
-        head = head.replace(_middle_cut(entry.name, _TARGET_WIDTH), entry.name)
-    yield (f"{head}{first}" if full else _cut(head + first, _width())).rstrip()
+    first, *more = map(printable, text.splitlines() or [""])
+    yield (f"{head}{first}" if full else cut(head + first, _width())).rstrip()
     if full:
         yield from (f"      {line}" for line in more)
 
@@ -194,18 +206,6 @@ def _duration(seconds: float) -> str:
     """
     unit, size = next(((unit, size) for unit, size in _UNITS if seconds >= size), _UNITS[-1])
     return f"{int(seconds // size)}{unit}"
-
-
-def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
-
-
-def _middle_cut(text: str, width: int) -> str:
-    """Return a text that fits, with its end: that of a target is the handler's name."""
-    if len(text) <= width:
-        return text
-    left = (width - 1) // 2
-    return f"{text[:left]}…{text[left - width + 1 :]}"
 
 
 def _width() -> int:

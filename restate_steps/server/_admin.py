@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,14 +12,14 @@ from restate_steps._durations import to_seconds
 from restate_steps._versions import warn_about_server
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
-from restate_steps.server._answers import explained
+from restate_steps.server._answers import explained, unsendable
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import JournalEntry, read_journal
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["AdminClient"]
+__all__ = ["AdminClient", "add_reasons_of_pauses"]
 
 _TIMEOUT = 30.0
 
@@ -56,8 +57,7 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached.
         """
-        answer = self._request("GET", "/version", doing="get the version")
-        return cast("dict[str, Any]", answer.json())
+        return self._object("GET", "/version", doing="get the version")
 
     def register(
         self,
@@ -130,10 +130,8 @@ class AdminClient:
         Raises:
             ServerError: If the server cannot be reached, or does not know the deployment.
         """
-        answer = self._request(
-            "GET", f"/deployments/{deployment_id}", doing=f"look up the deployment {deployment_id!r}"
-        )
-        return cast("dict[str, Any]", answer.json())
+        doing = f"look up the deployment {deployment_id!r}"
+        return self._object("GET", f"/deployments/{deployment_id}", doing=doing)
 
     def services(self, deployment_id: str) -> list[str]:
         """List the services that a deployment currently serves.
@@ -194,6 +192,7 @@ class AdminClient:
                 f"the server at {self.admin_url} does not know the invocation {invocation_id!r}. Either the id is "
                 "wrong, or the invocation has completed and the server no longer retains it."
             )
+        add_reasons_of_pauses(self, rows)
         return rows[0]
 
     def journal(self, invocation_id: str) -> list[JournalEntry]:
@@ -319,16 +318,30 @@ class AdminClient:
             body |= {"uri": uri, "use_http_11": http1}
         if headers:
             body["additional_headers"] = dict(headers)
-        return cast("dict[str, Any]", self._request("POST", "/deployments", json=body, doing=doing).json())
+        return self._object("POST", "/deployments", json=body, doing=doing)
 
     def _rows(self, sql: str, *, doing: str) -> list[dict[str, Any]]:
         headers = {"accept": "application/json"}
-        answer = self._request("POST", "/query", json={"query": sql}, headers=headers, doing=doing)
-        return cast("list[dict[str, Any]]", answer.json()["rows"])
+        answer = self._object("POST", "/query", json={"query": sql}, headers=headers, doing=doing)
+        return cast("list[dict[str, Any]]", answer["rows"])
 
     def _change(self, invocation_id: str, verb: str, **parameters: str) -> None:
         path = f"/invocations/{invocation_id}/{verb}"
         self._request("PATCH", path, params=parameters, doing=f"{verb} the invocation {invocation_id!r}")
+
+    def _object(self, method: str, path: str, *, doing: str, **options: Any) -> dict[str, Any]:
+        """Return the JSON object that the server answers with."""
+        answer = self._request(method, path, doing=doing, **options)
+        try:
+            found = answer.json()
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise ServerError(
+                f"cannot {doing}: the answer from {self.admin_url} is not that of a Restate server. Check that this is "
+                "the URL of its admin API."
+            )
+        return cast("dict[str, Any]", found)
 
     def _request(
         self, method: str, path: str, *, doing: str, headers: Mapping[str, str] | None = None, **options: Any
@@ -352,6 +365,28 @@ class AdminClient:
                 f"cannot {doing}: no answer from the server at {self.admin_url} ({error!r}). Check that the server is "
                 "running, and that this is the URL of its admin API."
             ) from error
+        except ValueError as error:
+            raise unsendable(doing, error) from error
         if not answer.is_success:
             raise ServerError(f"cannot {doing}: {explained(answer.status_code, answer.text)}")
         return answer
+
+
+def add_reasons_of_pauses(admin: AdminClient, rows: Sequence[dict[str, Any]]) -> None:
+    """Add their last failure to the rows of paused invocations: the server has it only among the events.
+
+    Args:
+        admin: A client for the server.
+        rows: Rows of ``sys_invocation``, which are changed.
+
+    Raises:
+        ServerError: If the server cannot be reached.
+    """
+    paused = {row["id"]: row for row in rows if row.get("status") == "paused" and not row.get("last_failure")}
+    if not paused:
+        return
+    for event in admin.query(_sql.pauses_of(list(paused))):
+        if failure := json.loads(event["event_json"]).get("last_failure"):
+            row, trace = paused[event["id"]], failure.get("error_stacktrace") or ""
+            row["last_failure"] = f"[{failure['error_code']}] {failure['error_message']}\n{trace}".rstrip()
+            row["last_failure_related_command_name"] = failure.get("related_command_name")

@@ -11,7 +11,9 @@ import re
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, cast
 
-__all__ = ["explained", "reason"]
+from restate_steps.errors import ServerError
+
+__all__ = ["explained", "reason", "unsendable"]
 
 _VERSIONS: Final = "use another version of restate-sdk or of the server; `restate-steps doctor` names those tested."
 
@@ -80,6 +82,17 @@ def reason(body: str) -> str:
         body: The text of the answer.
     """
     return _read(body).reason
+
+
+def unsendable(doing: str, error: ValueError) -> ServerError:
+    """Return the error for a request with a value that neither JSON nor a header can have.
+
+    Args:
+        doing: The purpose of the request.
+        error: The client's error.
+    """
+    # The error names the character only: the text may be a token.
+    return ServerError(f"cannot {doing}: the request has a value that cannot be sent ({error}).")
 
 
 def _read(body: str) -> _Answer:

@@ -12,12 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
+from urllib.parse import quote
 
-from restate_steps._ids import FIRST_AWAKEABLE, awakeable_of, raw_id
+from restate_steps._ids import FIRST_AWAKEABLE, awakeable_of, beginning_of, raw_id
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
 from restate_steps.server._admin import AdminClient
-from restate_steps.server._answers import reason
+from restate_steps.server._answers import reason, unsendable
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._journal import JournalEntry
 from restate_steps.server._process import admin_of
@@ -159,7 +160,7 @@ def pending_named(server: AdminClient | str, name: str) -> PendingRequest:
     Raises:
         ServerError: If no request matches, or several do, or the server cannot be reached.
     """
-    beginning = name.rstrip("….")
+    beginning = beginning_of(name)
     found = [each for each in find_pending(server) if _has_name(each, beginning)]
     if len(found) == 1:
         return found[0]
@@ -167,7 +168,7 @@ def pending_named(server: AdminClient | str, name: str) -> PendingRequest:
         tokens = ", ".join(each.token for each in found)
         raise ServerError(f"{name} stands for {len(found)} requests. Give one of their tokens: {tokens}.")
     raise ServerError(
-        f"no request of an agent waits for an answer under {name}. It may have been answered already. To see what "
+        f"no request of an agent waits for an answer under {name!r}. It may have been answered already. To see what "
         "waits, run: restate-steps approvals list. To answer the awakeable of another handler, run: restate-steps "
         "approvals resolve"
     )
@@ -244,7 +245,7 @@ def resolve_awakeable(ingress: Ingress, awakeable_id: str, value: Any) -> None:
     Raises:
         ServerError: If the server cannot be reached or rejects the answer.
     """
-    _answer(ingress, f"{awakeable_id}/resolve", json=value)
+    _answer(ingress, awakeable_id, "resolve", json=value)
 
 
 def reject_awakeable(ingress: Ingress, awakeable_id: str, message: str) -> None:
@@ -258,24 +259,29 @@ def reject_awakeable(ingress: Ingress, awakeable_id: str, message: str) -> None:
     Raises:
         ServerError: If the server cannot be reached or rejects the answer.
     """
-    _answer(ingress, f"{awakeable_id}/reject", content=message, headers={"content-type": "text/plain"})
+    _answer(ingress, awakeable_id, "reject", content=message, headers={"content-type": "text/plain"})
 
 
-def _answer(ingress: Ingress, path: str, *, headers: Mapping[str, str] | None = None, **body: Any) -> None:
+def _answer(
+    ingress: Ingress, awakeable_id: str, verb: str, *, headers: Mapping[str, str] | None = None, **body: Any
+) -> None:
     try:
         import httpx
     except ImportError as error:
         raise missing_extra("httpx", "send the answer") from error
 
-    url = f"{ingress.url.rstrip('/')}/restate/awakeables/{path}"
     headers = {**(headers or {}), **({"authorization": f"Bearer {ingress.token}"} if ingress.token else {})}
     try:
+        # Another path would call a handler.
+        url = f"{ingress.url.rstrip('/')}/restate/awakeables/{quote(awakeable_id, safe='')}/{verb}"
         answer = httpx.post(url, headers=headers, timeout=_TIMEOUT, trust_env=False, **body)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise ServerError(
             f"cannot send the answer: no response from the ingress at {ingress.url} ({error!r}). Check that the server "
             "is running, and that this is the URL of its ingress."
         ) from error
+    except ValueError as error:
+        raise unsendable("send the answer", error) from error
     if not answer.is_success:
         raise ServerError(f"cannot send the answer: the server answered {answer.status_code}: {reason(answer.text)}")
 

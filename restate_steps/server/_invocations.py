@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from restate_steps._ids import is_invocation_id
+from restate_steps._ids import beginning_of, is_invocation_id
+from restate_steps._printable import printable
 from restate_steps.errors import ServerError
 from restate_steps.server import _sql
-from restate_steps.server._admin import AdminClient
+from restate_steps.server._admin import AdminClient, add_reasons_of_pauses
 
 __all__ = ["OPEN", "STATUSES", "Filters", "find_invocations", "id_of", "short_ids"]
 
@@ -66,6 +67,7 @@ def find_invocations(
         "*", *conditions, service=filters.service, handler=filters.handler, key=filters.key, limit=limit
     )
     rows = admin.query(query)
+    add_reasons_of_pauses(admin, rows)
     return rows if limit is None else rows[::-1]
 
 
@@ -79,7 +81,7 @@ def id_of(admin: AdminClient, name: str) -> str:
     Raises:
         ServerError: If no invocation has such an id, or several have, or the server cannot be reached.
     """
-    beginning = name.rstrip("….")
+    beginning = beginning_of(name)
     if is_invocation_id(beginning):
         return beginning
     if not beginning.startswith("inv_"):
@@ -93,7 +95,7 @@ def id_of(admin: AdminClient, name: str) -> str:
         )
     if len(rows) > 1:
         count = str(len(rows)) if len(rows) <= _SHOWN else f"more than {_SHOWN}"
-        listed = "".join(f"\n  {row['id']}  {row['target']}  {row['status']}" for row in rows[:_SHOWN])
+        listed = "".join(f"\n  {row['id']}  {printable(row['target'])}  {row['status']}" for row in rows[:_SHOWN])
         raise ServerError(f"{count} invocations have ids that start with {beginning!r}. Write more of the id:{listed}")
     return str(rows[0]["id"])
 

@@ -17,6 +17,7 @@ __all__ = [
     "invocation_of",
     "invocations",
     "messages_of",
+    "pauses_of",
     "quoted",
     "select",
     "services_of",
@@ -107,6 +108,13 @@ def invocations(
 def entries_of(invocation_id: str) -> str:
     """Return a query for the rows that :func:`restate_steps.server._journal.read_journal` converts."""
     return select('"index", entry_type, name, entry_json', "sys_journal", id=invocation_id, order_by='"index"')
+
+
+def pauses_of(invocation_ids: Collection[str]) -> str:
+    """Return a query for the events in which invocations were paused, the oldest first."""
+    return select(
+        "id, event_json", "sys_journal_events", id=invocation_ids, event_type="Paused", order_by="id, appended_at"
+    )
 
 
 def starting_with(beginnings: Collection[str]) -> str:

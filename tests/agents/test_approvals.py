@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -221,7 +222,7 @@ def test_cancelled_while_it_waits(env_factory: Serve) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("approve", "sign_1nothing"), "no request of an agent waits for an answer under sign_1nothing"),
+        (("approve", "sign_1nothing"), "no request of an agent waits for an answer under 'sign_1nothing'"),
         (("approve", "{token}", "--call", "pay-7"), "the request has no call 'pay-7'; it has: 'pay-5', 'pay-60'"),
         (("approve", "{token}", "--args", '{"amount": 1}'), "--args applies to a single call, and 2 would be approved"),
     ],
@@ -342,6 +343,21 @@ def test_the_awakeable_of_an_agent_is_listed_once(replay_harness: Harness) -> No
         eventually(lambda: env.server.admin.invocation(invocation)["status"] == "suspended")
 
         assert invocation not in [each.invocation for each in _approvals.find_awakeables(env.server.admin_url)]
+
+
+def test_an_id_is_not_a_path(replay_harness: Harness, capsys: pytest.CaptureFixture[str]) -> None:
+    """A text with slashes in the place of an id reaches no handler."""
+    called = threading.Event()
+    service = restate.Service("NotAPath")
+
+    @service.handler()
+    async def resolve(ctx: restate.Context, value: int) -> None:
+        called.set()
+
+    with replay_harness.serve(restate_steps.app([service])) as env:
+        assert 1 == answered(env, "resolve", "../../NotAPath", "1")
+        assert "the server answered 400: bad awakeable id" in capsys.readouterr().err
+        assert not called.is_set()
 
 
 def test_an_awakeable_that_is_wrong(env_factory: Serve, capsys: pytest.CaptureFixture[str]) -> None:

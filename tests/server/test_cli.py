@@ -115,6 +115,13 @@ class TestErrors:
                 ["register", "http://127.0.0.1", "--header", "x"],
                 "'--header': 'x' is not a header. Write it as NAME:VAL",
             ),
+            (["register", "http://127.0.0.1", "--header", "x y: 1"], "'--header': 'x y: 1' is not a header."),
+            (["register", "http://127.0.0.1", "--header", "x: ü"], "'--header': the value of 'x' has characters that"),
+            (["approvals", "resolve", "sign_1", "NaN"], "'[JSON]': not JSON: NaN is not a JSON value."),
+            (
+                ["approvals", "approve", "sign_1", "--args", '{"x": NaN}'],
+                "'--args': not JSON: NaN is not a JSON value.",
+            ),
         ],
     )
     def test_values_that_cannot_work(self, words: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,6 +129,41 @@ class TestErrors:
         assert main(words) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"error: invalid value for {reason}")
+        assert len(said.splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["invocations", "list", "--admin-token"],
+            ["approvals", "resolve", "sign_1", "--ingress-token"],
+            ["register", "http://127.0.0.1", "--bearer"],
+        ],
+        ids=lambda words: words[-1].strip("-"),
+    )
+    def test_a_token_that_cannot_be_sent(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """The error does not show the token."""
+        assert main([*words, "secret-ü"]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: invalid value for '{words[-1]}'")
+        assert "the token has characters that are not visible ASCII." in said
+        assert "secret" not in said
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["invocations", "list", "--key", "\udcff"],
+            ["invocations", "show", "inv_1\udcff1"],
+            ["approvals", "resolve", "sign_1\udcff", "1"],
+            ["approvals", "resolve", "sign_1", '"\udcff"'],
+            ["approvals", "resolve", "sign_1", "1e999"],
+        ],
+        ids=ascii,
+    )
+    def test_values_that_cannot_be_sent(self, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        """Bytes of the command line that are not UTF-8, and numbers that JSON does not have."""
+        assert main(words) == 1
+        said = capsys.readouterr().err
+        assert "the request has a value that cannot be sent" in said
         assert len(said.splitlines()) == 1
 
     @pytest.mark.parametrize("words", [[], ["invocations"], ["approvals"], ["journal"]], ids=" ".join)

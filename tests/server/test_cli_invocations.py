@@ -54,6 +54,11 @@ async def long() -> None:
 
 
 @shop.handler()
+async def misuse(ctx: restate.Context, item: str) -> None:
+    await asyncio.get_running_loop().create_server(asyncio.Protocol)
+
+
+@shop.handler()
 async def buggy(ctx: restate.Context, item: str) -> str:
     await quote(item)
     raise ValueError(f"no luck with {item}")
@@ -92,6 +97,11 @@ async def wait(ctx: restate.ObjectContext, item: str) -> str:
     _, first = ctx.awakeable()
     await restate.gather(first, ctx.sleep(timedelta(hours=1), name="limit"))
     return item
+
+
+@desk.handler()
+async def break_down(ctx: restate.ObjectContext, item: str) -> None:
+    raise ValueError(f"no luck with {item}")
 
 
 @desk.handler()
@@ -169,6 +179,47 @@ class TestList:
         [line] = [line for line in lines if failing.startswith(line.split("…")[0])]
         assert re.search(r"  CliShop/buggy +backing-off +\d+s +\d+ +ValueError: no luck", line), line
 
+    def test_a_long_target(self, running: Env, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+        """It leaves room for the failure, and is whole if the terminal has room for it."""
+        monkeypatch.setenv("COLUMNS", "80")
+        key = "a-key-of-29-characters-exactly"
+        until(running, running.send("CliDesk", "break_down", "tea", key=key), "backing-off")
+
+        lines = cli(running, "list", "--key", key).splitlines()
+        assert all(len(line) <= 80 for line in lines), lines
+        assert re.search(r"  Cli\S*…\S*down  backing-off .*  ValueError", lines[1]), lines
+
+        monkeypatch.setenv("COLUMNS", "160")
+        assert f"  CliDesk/{key}/break_down  backing-off" in cli(running, "list", "--key", key)
+
+    def test_a_key_in_wide_characters(self, waiting: Env, cli: Cli) -> None:
+        """A terminal shows some characters in two columns, and the columns of the table align all the same."""
+        invocation = until(waiting, waiting.send("CliDesk", "wait", "tea", key="東京" * 12), "suspended")
+
+        head, *lines = cli(waiting, "list", "--service", "CliDesk", "--status", "suspended").splitlines()
+
+        [line] = [line for line in lines if invocation.startswith(line.split("…")[0])]
+        assert re.search(r"  CliDesk/[東京]+…[東京]*/wait  suspended ", line)
+        assert head.index("STATUS") == line.index("suspended") + len(re.findall("[東京]", line))
+
+    def test_control_characters(self, waiting: Env, cli: Cli, capsys: pytest.CaptureFixture[str]) -> None:
+        """A key from outside can neither break lines nor send commands to the terminal."""
+        key = "a\nb\x1b[31m\x9b31m"
+        shown = r"CliDesk/a\nb\x1b[31m\x9b31m/wait"
+        invocation = until(waiting, waiting.send("CliDesk", "wait", f"c{key}", key=key), "suspended")
+        second = waiting.send("CliDesk", "wait", "tea", key=key)
+
+        [_, *lines] = cli(waiting, "list", "--key", key).splitlines()
+        assert 2 == len(lines)
+        assert all(line.startswith("inv_1") and line.isprintable() for line in lines)
+        said = cli(waiting, "show", invocation)
+        assert said.startswith(f"{shown}  {invocation}\n")
+        assert all(line.isprintable() for line in said.splitlines())
+        assert f"\n  {second}  {shown}  pending" in cli(waiting, "show", second[:16], code=1)
+        assert 0 == main(["approvals", "list", "--admin", waiting.server.admin_url])
+        assert f"awaited in {shown} ({invocation})\n" in capsys.readouterr().out
+        assert f"killed {invocation}  {shown}\n" in cli(waiting, "kill", "--key", key, "--yes")
+
     def test_filters(self, waiting: Env, cli: Cli) -> None:
         """Handler, key and status filter, also together."""
         ann = until(waiting, waiting.send("CliDesk", "wait", "tea", key="Ann & 'Bo'"), "suspended")
@@ -222,6 +273,14 @@ class TestIds:
         assert 5 == len(set(shorts.values()))
         assert ids == [id_of(admin, short) for short in shorts.values()]
 
+    @pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1"])
+    def test_an_ellipsis_is_dropped(self, waiting: Env, encoding: str) -> None:
+        """It is dropped in each form in which Python reads it, which depends on the encoding of the terminal."""
+        invocation = waiting.send("CliDesk", "wait", "tea", key="Gil")
+        pasted = f"{invocation[:30]}…".encode().decode(encoding, "surrogateescape")
+
+        assert invocation == id_of(waiting.server.admin, pasted)
+
     def test_several_matches_are_listed(self, waiting: Env, cli: Cli) -> None:
         """The error names each match with its target and status."""
         first, second = (waiting.send("CliDesk", "wait", "tea", key="Cy") for _ in range(2))
@@ -262,6 +321,16 @@ class TestShow:
         assert '{"item": "tea", "price": 950, "note": "üx' in line
         assert line.endswith("x…")
         assert 80 == len(line)
+
+    def test_a_paused_one(self, running: Env, cli: Cli) -> None:
+        """The server has its failure only among the events of the journal."""
+        invocation = until(running, running.send("CliShop", "misuse", "tea"), "paused")
+
+        said = cli(running, "show", invocation)
+
+        assert re.search(r"  last failure +\[500\] ConcurrencyError: create_server was called outside of a step", said)
+        assert re.search(r"test_cli_invocations\.py:\d+ in misuse: await asyncio", said)
+        assert "ConcurrencyError" in cli(running, "list", "--status", "paused")
 
     def test_full(self, running: Env, cli: Cli) -> None:
         """With --full, nothing is cut."""
@@ -380,8 +449,13 @@ class TestChange:
         until(running, failing, "completed")
         assert "running" == status(running, slow)
 
-    def test_filters_need_a_confirmation(self, running: Env, cli: Cli) -> None:
+    @pytest.mark.parametrize("stdin", ["not a terminal", "closed"])
+    def test_filters_need_a_confirmation(
+        self, running: Env, cli: Cli, stdin: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Without a terminal and --yes, nothing is changed, and the error names the number."""
+        if stdin == "closed":
+            monkeypatch.setattr(sys, "stdin", None)
         slow = until(running, running.send("CliShop", "slow", "a"), "running")
 
         said = cli(running, "kill", "--service", "CliShop", code=2)

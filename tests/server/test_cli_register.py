@@ -187,6 +187,21 @@ class TestToken:
                 AdminClient(url, token="another").version()
 
 
+@pytest.mark.parametrize("body", [b"<html>welcome</html>", b"[]"], ids=["html", "list"])
+@pytest.mark.parametrize(
+    "words",
+    [["invocations", "list"], ["approvals", "list"], ["register", "http://127.0.0.1:1", "--force"]],
+    ids=" ".join,
+)
+def test_something_else_at_the_url(words: list[str], body: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """A web server that answers everything is not taken for a server's admin API."""
+    with fixed(200, "text/html", body) as url:
+        assert 1 == main([*words, "--admin", url])
+        said = capsys.readouterr().err
+        assert f"the answer from {url} is not that of a Restate server. Check that this is the URL of its admin" in said
+        assert 1 == len(said.splitlines())
+
+
 class TestErrorCodes:
     """The server's error codes, provoked on a real server."""
 
