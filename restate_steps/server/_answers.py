@@ -29,10 +29,15 @@ _ADVICE: Final = {
     "META0014": "Register it with http1=True, or with --http1, or serve it over HTTP/2.",
     "META0015": "Create the application without protocol=, or with protocol='request_response'.",
 }
-_LAMBDA_ADVICE: Final = (
-    "Check the ARN, and that the server may call the function: with credentials of its own, or with those of a role, "
-    "assume_role= or --assume-role."
-)
+# Words of the server about a Lambda function, and the advice; the last one is for all others.
+_LAMBDA_ADVICE: Final = {
+    "function returned an error during execution": "The function's own log has more.",
+    "response could not be deserialized": "Check that the function's handler is a Restate application.",
+    "": (
+        "Check the ARN, and that the server may call the function: with credentials of its own, or with those of a "
+        "role, assume_role= or --assume-role."
+    ),
+}
 _ADVICE_FOR_STATUS: Final[dict[int, str]] = {
     HTTPStatus.UNAUTHORIZED: "Give the token of the admin API with token=, --admin-token or RESTATE_AUTH_TOKEN.",
     HTTPStatus.FORBIDDEN: "Check that the token may use the admin API: token=, --admin-token or RESTATE_AUTH_TOKEN.",
@@ -71,7 +76,8 @@ def explained(status: int, body: str) -> str:
     advice = _ADVICE_FOR_STATUS.get(status)
     # The text says it already if the application of this package has rejected the protocol.
     if answer.code in _ADVICE and _PROTOCOL not in answer.reason:
-        advice = _LAMBDA_ADVICE if "'arn:" in answer.reason else _ADVICE[answer.code]
+        about_lambda = "'arn:" in answer.reason
+        advice = _lambda_advice(answer.reason) if about_lambda else _ADVICE[answer.code]
     return f"{said.rstrip('.')}. {advice}" if advice else said
 
 
@@ -93,6 +99,10 @@ def unsendable(doing: str, error: ValueError) -> ServerError:
     """
     # The error names the character only: the text may be a token.
     return ServerError(f"cannot {doing}: the request has a value that cannot be sent ({error}).")
+
+
+def _lambda_advice(reason: str) -> str:
+    return next(advice for words, advice in _LAMBDA_ADVICE.items() if words in reason)
 
 
 def _read(body: str) -> _Answer:

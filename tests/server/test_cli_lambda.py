@@ -20,6 +20,12 @@ from restate_steps.server import RestateServer
 
 FUNCTION = "arn:aws:lambda:eu-central-1:123456789012:function:shop"
 ROLE = "arn:aws:iam::123456789012:role/caller"
+# The end of the error about a function that cannot be registered.
+ENDS = {
+    "bidi": "(META0015). Create the application without protocol=, or with protocol='request_response'.",
+    "broken": "(META0003). The function's own log has more.",
+    "another": "(META0003). Check that the function's handler is a Restate application.",
+}
 CREDENTIALS = f"""
 <AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult>
 <AssumedRoleUser><AssumedRoleId>A:B</AssumedRoleId><Arn>{ROLE}</Arn></AssumedRoleUser>
@@ -27,6 +33,8 @@ CREDENTIALS = f"""
 <SessionToken>token</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>
 </AssumeRoleResult></AssumeRoleResponse>
 """
+
+Function = Callable[[Any, Any], Any]
 
 shop = restate.Service("LambdaShop")
 
@@ -45,17 +53,17 @@ class Aws:
     """The Lambda API and the token service, each with the one call that Restate makes.
 
     Args:
-        functions: The options of each function's application, by the function's ARN.
+        functions: What creates each function, by the function's ARN.
 
     Attributes:
         url: The URL of both.
         signers: The access keys with which functions were called.
     """
 
-    def __init__(self, functions: dict[str, dict[str, Any]]) -> None:
+    def __init__(self, functions: dict[str, Callable[[], Function]]) -> None:
         self.signers: set[str] = set()
-        self._options = functions
-        self._functions: dict[str, Callable[[Any, Any], Any]] = {}
+        self._create = functions
+        self._functions: dict[str, Function] = {}
         aws = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -63,6 +71,8 @@ class Aws:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 answer = aws._answer(self.path, body, self.headers["authorization"]).encode()
                 self.send_response(200)
+                if b"errorMessage" in answer:
+                    self.send_header("x-amz-function-error", "Unhandled")
                 self.send_header("content-length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
@@ -83,8 +93,8 @@ class Aws:
     def _serve(self) -> None:
         # The SDK gives the thread an event loop for each function, and the thread runs all on the last one.
         loops: list[asyncio.AbstractEventLoop] = []
-        for arn, options in self._options.items():
-            self._functions[arn] = restate_steps.app([shop], **options)
+        for arn, create in self._create.items():
+            self._functions[arn] = create()
             loops.append(asyncio.get_event_loop())
         self._server.serve_forever(poll_interval=0.01)
         for loop in loops:
@@ -96,14 +106,36 @@ class Aws:
             return CREDENTIALS
         self.signers.add(authorization.partition("Credential=")[2].partition("/")[0])
         arn = unquote(path).removeprefix("/2015-03-31/functions/").removesuffix("/invocations")
-        return json.dumps(self._functions[arn](json.loads(body), None))
+        return self._call(arn, json.loads(body))
+
+    def _call(self, arn: str, event: Any) -> str:
+        try:
+            return json.dumps(self._functions[arn](event, None))
+        except Exception as error:
+            return json.dumps({"errorMessage": str(error), "errorType": type(error).__name__})
+
+
+def broken(event: Any, context: Any) -> None:
+    raise ImportError("no module named 'shop'")
+
+
+def another(event: Any, context: Any) -> str:
+    return "hello"
 
 
 @pytest.fixture
 def aws(monkeypatch: pytest.MonkeyPatch) -> Iterator[Aws]:
     """The APIs, in a process that looks like a Lambda function to the SDK."""
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "shop")
-    apis = Aws({f"{FUNCTION}:1": {}, f"{FUNCTION}:2": {}, f"{FUNCTION}:3": {"protocol": "bidi"}})
+    apis = Aws(
+        {
+            f"{FUNCTION}:1": lambda: restate_steps.app([shop]),
+            f"{FUNCTION}:2": lambda: restate_steps.app([shop]),
+            f"{FUNCTION}:bidi": lambda: restate_steps.app([shop], protocol="bidi"),
+            f"{FUNCTION}:broken": lambda: broken,
+            f"{FUNCTION}:another": lambda: another,
+        }
+    )
     yield apis
     apis.close()
 
@@ -137,8 +169,7 @@ def test_functions(aws: Aws, capsys: pytest.CaptureFixture[str]) -> None:
         assert (0, "registered LambdaShop (revision 2)") == (code, said.partition(" as ")[0])
         assert {"OFTHEROLE"} == aws.signers
 
-        code, said = register(f"{FUNCTION}:3")
-        assert 1 == code
-        assert said.endswith(
-            "(META0015). Create the application without protocol=, or with protocol='request_response'.\n"
-        )
+        for name, end in ENDS.items():
+            code, said = register(f"{FUNCTION}:{name}")
+            assert 1 == code
+            assert said.endswith(f"{end}\n")
