@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import click
 
+from restate_steps._printable import printable
 from restate_steps.server._attempts import AttemptEnd
 from restate_steps.server._failures import CodeFrame, cut
 
@@ -38,7 +39,7 @@ def plural(count: int, noun: str) -> str:
 def ended(attempt: AttemptEnd, seconds: float) -> str:
     """Return the line for an invocation that has ended, or was rejected."""
     code = click.style(str(attempt.code), fg="green" if attempt.outcome == "succeeded" else "red")
-    said = f"  {cut(attempt.message.splitlines()[0])}" if attempt.message else ""
+    said = f"  {printable(cut(attempt.message.splitlines()[0]))}" if attempt.message else ""
     return f"{_head(attempt)}  {code}  {plural(attempt.steps, 'step')}  {seconds:.2f} s{said}"
 
 
@@ -84,4 +85,5 @@ def urls(values: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _head(attempt: AttemptEnd) -> str:
-    return f"{attempt.target}  {dim(short(attempt.invocation))}" if attempt.invocation else attempt.target
+    target = printable(attempt.target)
+    return f"{target}  {dim(short(attempt.invocation))}" if attempt.invocation else target

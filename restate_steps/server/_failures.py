@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from restate_steps._printable import printable
 from restate_steps._user_code import is_user_code
 from restate_steps.server._attempts import AttemptEnd, watch_attempts
 from restate_steps.server._serving import ASGIApp
@@ -64,7 +65,7 @@ class Failure:
         """The error, the step, and the place in the code, in one line."""
         step = f" in step {self.step!r}" if self.step else ""
         place = f" ({self.frames[-1]})" if self.frames else ""
-        return f"{cut(self.error)}{step}{place}"
+        return f"{printable(cut(self.error))}{step}{place}"
 
 
 def failure_of(attempt: AttemptEnd) -> Failure:

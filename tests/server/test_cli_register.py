@@ -227,7 +227,7 @@ class TestErrorCodes:
     ) -> None:
         """META0003, without the headers of the answer."""
         with fixed(401, "text/plain", b"no token") as url:
-            said = self._fails(normal_server, capsys, url, "--http1")
+            said = self._fails(normal_server, capsys, url, "--http1", "--force")
         assert "got status code '401 Unauthorized'. Body: no token (META0003)." in said
         assert "with --bearer or --header" in said
 
@@ -235,7 +235,7 @@ class TestErrorCodes:
         """META0014 names the flag of this program, which helps."""
         with fixed(200, MANIFEST, b"{}") as url:
             assert "(META0014). Register it with http1=True, or with --http1," in self._fails(
-                normal_server, capsys, url
+                normal_server, capsys, url, "--force"
             )
             assert "META0014" not in self._fails(normal_server, capsys, url, "--http1")
 
@@ -250,7 +250,7 @@ class TestErrorCodes:
     def test_not_restate(self, normal_server: RestateServer, capsys: pytest.CaptureFixture[str]) -> None:
         """META0013."""
         with fixed(200, "text/html", b"<html>") as url:
-            said = self._fails(normal_server, capsys, url, "--http1")
+            said = self._fails(normal_server, capsys, url, "--http1", "--force")
         assert "(META0013). Check that this is the address of a Restate application." in said
 
     def test_another_version_of_the_protocol(
@@ -259,7 +259,7 @@ class TestErrorCodes:
         """META0012."""
         manifest = {"protocolMode": "REQUEST_RESPONSE", "minProtocolVersion": 50, "maxProtocolVersion": 60}
         with fixed(200, MANIFEST, json.dumps({**manifest, "services": []}).encode()) as url:
-            said = self._fails(normal_server, capsys, url, "--http1")
+            said = self._fails(normal_server, capsys, url, "--http1", "--force")
         assert "(META0012). To fix it, use another version of restate-sdk or of the server" in said
 
     def test_another_type_of_service(self, normal_server: RestateServer, capsys: pytest.CaptureFixture[str]) -> None:
