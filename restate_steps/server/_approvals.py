@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final, NamedTuple, cast
 from urllib.parse import quote
 
@@ -283,7 +284,10 @@ def _answer(
     except ValueError as error:
         raise unsendable("send the answer", error) from error
     if not answer.is_success:
-        raise ServerError(f"cannot send the answer: the server answered {answer.status_code}: {reason(answer.text)}")
+        said = f"cannot send the answer: the server answered {answer.status_code}: {reason(answer.text)}"
+        if answer.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+            said = f"{said.rstrip('.')}. Give the token of the ingress with --ingress-token or RESTATE_AUTH_TOKEN."
+        raise ServerError(said)
 
 
 def _pending_in(admin: AdminClient, row: Mapping[str, Any]) -> list[PendingRequest]:

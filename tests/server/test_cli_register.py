@@ -19,6 +19,7 @@ from restate_steps.cli import main
 from restate_steps.errors import ServerError
 from restate_steps.server import AdminClient, AppServer, RestateServer
 from restate_steps.server._answers import explained
+from tests.support.harness import eventually
 
 TOKEN = "secret-token"
 MANIFEST = "application/vnd.restate.endpointmanifest.v3+json"
@@ -185,6 +186,31 @@ class TestToken:
             assert AdminClient(url, token=TOKEN).version()["version"]
             with pytest.raises(ServerError, match="answered 401"):
                 AdminClient(url, token="another").version()
+
+    def test_of_the_ingress(self, normal_server: RestateServer, capsys: pytest.CaptureFixture[str]) -> None:
+        """An answer to an awakeable takes the token for the ingress; an error says how to give one."""
+        ids: list[str] = []
+        desk = restate.Service("CliTokenDesk")
+
+        @desk.handler()
+        async def review(ctx: restate.Context) -> str:
+            awakeable, answer = ctx.awakeable(type_hint=str)
+            ids.append(awakeable)
+            return await answer
+
+        with AppServer(restate_steps.app([desk])) as served, http_server(Proxy(normal_server.ingress_url)) as url:
+            normal_server.admin.register(served.url)
+            review_url = f"{normal_server.ingress_url}/CliTokenDesk/review"
+            sent = httpx.post(f"{review_url}/send", timeout=60, trust_env=False).json()["invocationId"]
+            resolve = ["approvals", "resolve", eventually(lambda: ids)[0], '"fine"', "--ingress", url]
+
+            assert 1 == main(resolve)
+            said = capsys.readouterr().err
+            assert "the server answered 401: who are you. Give the token of the ingress with --ingress-" in said
+
+            assert 0 == main([*resolve, "--ingress-token", TOKEN])
+            attach = f"{normal_server.ingress_url}/restate/invocation/{sent}/attach"
+            assert "fine" == httpx.get(attach, timeout=60, trust_env=False).json()
 
 
 @pytest.mark.parametrize("body", [b"<html>welcome</html>", b"[]"], ids=["html", "list"])
