@@ -9,12 +9,16 @@ from itertools import islice
 from types import CodeType
 from typing import Any, Final
 
+from pydantic_core import PydanticSerializationError, ValidationError
 from restate import TerminalError
 from restate.exceptions import RetryableError
 
 from restate_steps.errors import NotAwaitedError, StepsError
 
 __all__ = ["forgotten_await", "not_awaited", "step_calls"]
+
+_CAUSED: Final = (TypeError, AttributeError, ValidationError, PydanticSerializationError)
+"""The errors of Python and pydantic about a value of a wrong type. Any other error is the user's, whatever its text."""
 
 _MAX_PARTS: Final = 10_000
 # Finding the cause of an error must not take long.
@@ -52,7 +56,7 @@ def forgotten_await(error: BaseException | None) -> NotAwaitedError | None:
     Args:
         error: Any error. None is returned for those with another cause.
     """
-    if not isinstance(error, Exception) or isinstance(error, (StepsError, TerminalError, RetryableError)):
+    if not isinstance(error, _CAUSED) or isinstance(error, (StepsError, TerminalError, RetryableError)):
         return None
     try:
         text = str(error)

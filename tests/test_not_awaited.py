@@ -28,6 +28,7 @@ from restate_steps import (
 )
 from restate_steps._not_awaited import forgotten_await
 from restate_steps.agents import RestateAgent
+from restate_steps.testing import simulate
 from tests.support.harness import Env, eventually
 
 pytestmark = [
@@ -272,6 +273,36 @@ def test_fixed_code_continues_the_invocation(env_factory: Callable[..., Env]) ->
     assert "9.50" == env.attach(invocation)
 
 
+@pytest.mark.parametrize("options", [{"raises": ValueError}, {"no_retry_on": ValueError}], ids=str)
+async def test_an_error_of_the_user_stays(options: dict[str, Any]) -> None:
+    """It is recorded as the step says, whatever its text, and although a coroutine waits in the same frame."""
+    runs: list[str] = []
+    svc = restate.Service("Expected")
+
+    @durable_step(**options)
+    async def check() -> None:
+        runs.append("check")
+        waiting = [quote("a")]
+        try:
+            raise ValueError("source has a coroutine that was never awaited")
+        finally:
+            waiting.pop().close()
+
+    @svc.handler()
+    async def run(ctx: restate.Context) -> str:
+        try:
+            await check()
+        except (ValueError, restate.TerminalError) as error:
+            return type(error).__name__
+        return "nothing"
+
+    async with simulate(restate_steps.app([svc])) as sim:
+        answer = await sim.call(run)
+
+    assert answer.value == ("ValueError" if "raises" in options else "TerminalError")
+    assert ["check"] == runs
+
+
 async def test_the_codec_says_what_was_not_awaited_and_where() -> None:
     """Any coroutine is named, with its place in the value."""
 
@@ -322,6 +353,8 @@ def raised(error: Exception) -> Exception:
         pytest.param(StepDefinitionError("got a coroutine"), id="ours"),
         pytest.param(restate.TerminalError("'coroutine' is not allowed"), id="terminal"),
         pytest.param(Unprintable(), id="unprintable"),
+        pytest.param(ValueError("source has a 'coroutine' that was never awaited"), id="of the user"),
+        pytest.param(LookupError("no 'coroutine' runner"), id="of the user too"),
     ],
 )
 def test_other_errors_stay(error: Exception) -> None:
