@@ -277,16 +277,15 @@ def test_fixed_code_continues_the_invocation(env_factory: Callable[..., Env]) ->
 async def test_an_error_of_the_user_stays(options: dict[str, Any]) -> None:
     """It is recorded as the step says, whatever its text, and although a coroutine waits in the same frame."""
     runs: list[str] = []
+    kept: list[Any] = []
     svc = restate.Service("Expected")
 
     @durable_step(**options)
     async def check() -> None:
         runs.append("check")
-        waiting = [quote("a")]
-        try:
-            raise ValueError("source has a coroutine that was never awaited")
-        finally:
-            waiting.pop().close()
+        waiting = quote("a")
+        kept.append(waiting)
+        raise ValueError("source has a coroutine that was never awaited")
 
     @svc.handler()
     async def run(ctx: restate.Context) -> str:
@@ -301,6 +300,8 @@ async def test_an_error_of_the_user_stays(options: dict[str, Any]) -> None:
 
     assert answer.value == ("ValueError" if "raises" in options else "TerminalError")
     assert ["check"] == runs
+    for each in kept:
+        each.close()
 
 
 async def test_the_codec_says_what_was_not_awaited_and_where() -> None:
