@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import random
 import struct
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from restate.server_context import ServerInvocationContext
-from restate.vm import UnresolvedFuture, VMWrapper
+from restate.vm import Failure, UnresolvedFuture, VMWrapper
 
 __all__ = ["fail_attempt", "failure_of", "guard_commands"]
 
@@ -49,6 +50,40 @@ _UNGUARDED: Final = frozenset({"sys_input", "sys_end", "sys_write_output_success
 for _name in sorted(dir(VMWrapper)):
     if (_name.startswith("sys_") and _name not in _UNGUARDED | vars(_GuardedVM).keys()) or _name == "attach_invocation":
         setattr(_GuardedVM, _name, _guarded(_name))
+
+
+def _with_sendable_text(name: str) -> Callable[..., Any]:
+    original = getattr(VMWrapper, name)
+
+    @functools.wraps(original)
+    def report(self: _GuardedVM, *args: Any, **kwargs: Any) -> Any:
+        return original(self, *map(_sendable, args), **{key: _sendable(value) for key, value in kwargs.items()})
+
+    return report
+
+
+def _sendable(value: Any) -> Any:
+    """Escape lone surrogates in the texts of a failure.
+
+    A file name of another encoding has them. The VM raises an error for them, and the attempt would never end.
+    """
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, Failure):
+        return dataclasses.replace(value, message=_sendable(value.message), stacktrace=_sendable(value.stacktrace))
+    return value
+
+
+_REPORTS: Final = (
+    "notify_error",
+    "sys_write_output_failure",
+    "propose_run_completion_failure",
+    "propose_run_completion_transient",
+    "propose_run_completion_transient_with_delay_override",
+)
+
+for _name in _REPORTS:
+    setattr(_GuardedVM, _name, _with_sendable_text(_name))
 
 
 class _GuardedRandom(random.Random):

@@ -121,7 +121,9 @@ def hide_tracebacks() -> None:
     """Hide what the SDK logs about failed attempts: a traceback each, mostly of its own code."""
 
     def is_something_else(record: logging.LogRecord) -> bool:
-        return "Exception in Restate handler" not in record.getMessage()
+        # A failure whose text cannot be encoded reaches neither the server nor this package.
+        unsent = record.exc_info is not None and isinstance(record.exc_info[1], UnicodeEncodeError)
+        return unsent or "Exception in Restate handler" not in record.getMessage()
 
     logging.getLogger("restate.server").addFilter(is_something_else)
     logging.getLogger("restate_steps").addFilter(lambda record: "Restate will retry it" not in record.getMessage())
