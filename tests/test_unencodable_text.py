@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import restate
 
 import restate_steps
 from restate_steps import durable_step
-from restate_steps.testing import simulate
+from restate_steps.testing import SimulatedInvocation, simulate
 from tests.support.harness import Harness, eventually
 
 NAME = "bad\udcff.txt"
@@ -45,21 +47,21 @@ async def terminal_step(ctx: restate.Context) -> None:
 
 
 @pytest.mark.parametrize("handler", [in_the_handler, in_a_step], ids=lambda each: each.__name__)
-async def test_the_attempt_fails(handler: object) -> None:
+async def test_the_attempt_fails(handler: Any) -> None:
     """Otherwise the VM could not send the failure, and the invocation would wait forever."""
     async with simulate(restate_steps.app([svc]), disable_retries=True) as sim:
-        invocation = await sim.send(handler)  # type: ignore[call-overload]
+        invocation: SimulatedInvocation[Any] = await sim.send(handler)
         await sim.run_until_idle()
 
     assert "bad\\udcff.txt" in (invocation.last_failure or "")
 
 
 @pytest.mark.parametrize("handler", [terminal, terminal_step], ids=lambda each: each.__name__)
-async def test_a_terminal_error_ends_the_invocation(handler: object) -> None:
+async def test_a_terminal_error_ends_the_invocation(handler: Any) -> None:
     """Its message has the character as Python would write it."""
     async with simulate(restate_steps.app([svc])) as sim:
         with pytest.raises(restate.TerminalError, match=r"bad\\udcff\.txt"):
-            await sim.call(handler)  # type: ignore[call-overload]
+            await sim.call(handler)
 
 
 def test_on_a_real_server(normal_harness: Harness) -> None:

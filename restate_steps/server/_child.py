@@ -107,12 +107,6 @@ class Child:
         except subprocess.TimeoutExpired:
             return None
 
-    def send_signal(self, number: signal.Signals) -> None:
-        """Send a signal to the process and all processes that it started."""
-        # macOS raises PermissionError for a process group that has ended.
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
-
     def end(self, number: signal.Signals = signal.SIGKILL, *, within: float = 10.0) -> int:
         """End the process and all processes that it started.
 
@@ -123,14 +117,19 @@ class Child:
         Returns:
             The exit code.
         """
-        self.send_signal(number)
+        self._signal(number)
         if self.wait(within) is None:
-            self.send_signal(signal.SIGKILL)
+            self._signal(signal.SIGKILL)
         code = self._process.wait()
         # Processes that it started may have outlived it.
-        self.send_signal(signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._guard.kill()
         self._guard.wait()
         if self._guard.stdin is not None:
             self._guard.stdin.close()
         return code
+
+    def _signal(self, number: signal.Signals) -> None:
+        # macOS raises PermissionError for a process group that has ended.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)

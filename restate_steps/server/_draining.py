@@ -62,6 +62,12 @@ def warn_if_open(app: ASGIApp, host: str, identity_keys: Sequence[str]) -> None:
         )
 
 
+def at_signals(stop: Callable[[], None]) -> None:
+    """Call a function at each signal that ends this process, on the running loop."""
+    for number in ending_signals():
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+
+
 async def serve_and_drain(
     app: DrainingApp,
     listener: Listener,
@@ -69,9 +75,9 @@ async def serve_and_drain(
     grace: float,
     ready: Callable[[], None] = lambda: None,
     streams: int = UNLIMITED,
-    stopping: asyncio.Event | None = None,
+    stop_at: Callable[[Callable[[], None]], None] = at_signals,
 ) -> None:
-    """Serve an application until a signal, or until an event is set, and then drain it.
+    """Serve an application until it is stopped, and then drain it. When it is stopped again, cut the connections.
 
     Args:
         app: The application.
@@ -79,7 +85,7 @@ async def serve_and_drain(
         grace: The grace period, in seconds.
         ready: A callback for when requests are accepted.
         streams: The maximum number of HTTP/2 streams of a connection.
-        stopping: The event.
+        stop_at: A function that takes one to call whenever the application is to be stopped.
 
     Raises:
         ServerError: If Hypercorn is not installed.
@@ -87,8 +93,7 @@ async def serve_and_drain(
     loop = asyncio.get_running_loop()
     executor = ThreadPoolExecutor(thread_name_prefix="restate-steps-handler")
     loop.set_default_executor(executor)
-    draining = stopping or asyncio.Event()
-    ended = asyncio.Event()
+    draining, ended = asyncio.Event(), asyncio.Event()
 
     def stop() -> None:
         (ended if draining.is_set() else draining).set()
@@ -99,8 +104,7 @@ async def serve_and_drain(
         await asyncio.wait([asyncio.ensure_future(app.drained())], timeout=grace)
         ended.set()
 
-    for number in ending_signals():
-        loop.add_signal_handler(number, stop)
+    stop_at(stop)
     drainer = asyncio.ensure_future(drain())
     try:
         await serve_until(ended, app, listener, ready=ready, streams=streams)

@@ -23,17 +23,29 @@ _FAMILIES: Final = {b"4": socket.AF_INET, b"6": socket.AF_INET6}
 
 
 class _Channel(Listener):
-    """A socket that accepts the connections that another process has accepted and handed over."""
+    """A socket that accepts the connections that another process has accepted and handed over.
 
-    closed: Callable[[], None]
+    It is told to stop in the same way: a service manager may send a signal to all processes, and the other process does
+    as well, which would count as two.
+    """
+
+    stop: Callable[[], None]
+    _is_closed = False
+
+    def stop_at(self, stop: Callable[[], None]) -> None:
+        """Call a function whenever the other process says so, and when it has ended."""
+        self.stop = stop
 
     def listen(self, backlog: int = 0, /) -> None:
         """Do nothing: the other process listens."""
 
     def _accept_one(self) -> tuple[socket.socket, Any]:
         data, descriptors, _, _ = socket.recv_fds(self, 1, 1)
-        if not data:
-            self.closed()
+        if data not in _FAMILIES:
+            # Once the other process has ended, there is no more to read.
+            if not self._is_closed:
+                self.stop()
+            self._is_closed = not data
             raise BlockingIOError
         # With the protocol, so that asyncio sets TCP_NODELAY.
         connection = socket.socket(_FAMILIES[data], socket.SOCK_STREAM, socket.IPPROTO_TCP, descriptors[0])
@@ -41,7 +53,7 @@ class _Channel(Listener):
 
 
 def main(channel: int, options: WorkerOptions) -> None:
-    """Serve an application until a signal, or until the other process ends."""
+    """Serve an application until the other process says so, or ends."""
     app = load_app(options.target).app
     warn_if_open(app, options.host, options.identity_keys)
     served = guarded(log_failures(app), http1=options.http1, identity_keys=options.identity_keys)
@@ -55,22 +67,19 @@ async def _serve(app: Any, listener: _Channel, options: WorkerOptions) -> None:
     def ready() -> None:
         listener.send(READY)
 
-    stopping = asyncio.Event()
-    listener.closed = stopping.set
     await serve_and_drain(
         app,
         listener,
         grace=options.grace,
         ready=ready,
         streams=options.streams,
-        stopping=stopping,
+        stop_at=listener.stop_at,
     )
 
 
 if __name__ == "__main__":
-    # The other process gets the signals of the terminal, and passes SIGTERM on.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     try:
         main(int(sys.argv[1]), WorkerOptions(**json.loads(sys.argv[2])))
     except ServerError as error:

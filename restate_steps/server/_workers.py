@@ -5,7 +5,8 @@
 2. Restate opens a new HTTP/2 connection only when the others have no free stream. So the number of streams is limited,
    and the work spreads over the workers.
 3. A worker that dies is replaced, unless it has never served: an application that does not start is an error.
-4. A signal drains all workers, and a second one ends them. However this process ends, its workers end too.
+4. A signal drains all workers, and a second one ends them. Workers ignore signals and are told by this process, because
+   a service manager may signal all processes at once. However this process ends, its workers end too.
 """
 
 from __future__ import annotations
@@ -27,10 +28,13 @@ from restate_steps.server._draining import GRACE, ending_signals
 from restate_steps.server._ports import LOOPBACK
 from restate_steps.server._serving import Listener, listen, url_of
 
-__all__ = ["READY", "WorkerOptions", "run_workers"]
+__all__ = ["READY", "STOP", "WorkerOptions", "run_workers"]
 
 READY = b"r"
 """The message of a worker that serves."""
+
+STOP = b"s"
+"""The message to a worker that is to drain, or if it drains already, to end."""
 
 _STREAMS = 8
 _END_WITHIN = 5.0
@@ -103,6 +107,11 @@ class _Worker:
             arguments = [str(inherited.fileno()), json.dumps(asdict(options))]
             self.process = Child([*command, *arguments], pass_fds=[inherited.fileno()])
         self.channel.setblocking(False)
+
+    def stop(self) -> None:
+        # It may have ended.
+        with suppress(OSError):
+            self.channel.send(STOP)
 
     def hand_over(self, connection: socket.socket) -> None:
         family = b"6" if connection.family == socket.AF_INET6 else b"4"
@@ -192,7 +201,7 @@ class _Crew:
         self._stopping.set()
         self._changed.set()
         for worker in self._workers:
-            worker.process.send_signal(signal.SIGTERM)
+            worker.stop()
 
     async def _change(self) -> None:
         await self._changed.wait()

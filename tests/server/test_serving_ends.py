@@ -25,6 +25,7 @@ from restate_steps.server import RestateServer, serve_app
 from restate_steps.server._draining import guarded, warn_if_open
 from restate_steps.server._ports import free_ports
 from tests.support import ROOT
+from tests.support.commands import children
 from tests.support.harness import eventually
 
 SERVERS = {
@@ -128,6 +129,13 @@ def call(client: httpx.Client, server: RestateServer, handler: str, body: object
     return client.post(f"{server.ingress_url}/ServeApp/{handler}", **options).raise_for_status()
 
 
+def is_draining(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", trust_env=False).status_code == 503
+    except httpx.TransportError:
+        return True
+
+
 @pytest.mark.parametrize("name", SERVERS)
 def test_every_server_ends_at_sigterm(
     serve: Serve, client: httpx.Client, normal_server: RestateServer, tmp_path: Path, name: str
@@ -147,15 +155,17 @@ def test_every_server_ends_at_sigterm(
 
 
 @pytest.mark.parametrize(
-    ("name", "app", "more"),
+    ("name", "app", "more", "whole_group"),
     [
-        ("serve", "app", []),
-        ("serve", "app", ["--http1"]),
-        ("serve", "plain", []),
-        ("uvicorn", "app", []),
-        ("workers", "app", []),
+        ("serve", "app", [], False),
+        ("serve", "app", ["--http1"], False),
+        ("serve", "plain", [], False),
+        ("uvicorn", "app", [], False),
+        ("workers", "app", [], False),
+        ("serve", "app", [], True),
+        ("workers", "app", [], True),
     ],
-    ids=["serve", "http1", "restate.app", "uvicorn", "workers"],
+    ids=["serve", "http1", "restate.app", "uvicorn", "workers", "serve, group", "workers, group"],
 )
 def test_running_bodies_end(
     serve: Serve,
@@ -165,8 +175,12 @@ def test_running_bodies_end(
     name: str,
     app: str,
     more: list[str],
+    whole_group: bool,
 ) -> None:
-    """A body that runs at SIGTERM ends, its result is recorded, and the next step runs in the next process."""
+    """A body that runs at SIGTERM ends, its result is recorded, and the next step runs in the next process.
+
+    A service manager such as systemd may signal every process of the service at once.
+    """
     served = serve(name, app, *more)
     normal_server.admin.register(served.url, http1="--http1" in more or name == "uvicorn", force=True)
     folders = [tmp_path / str(number) for number in range(5)]
@@ -176,7 +190,12 @@ def test_running_bodies_end(
         sent.append(call(client, normal_server, "works/send", str(folder)).json()["invocationId"])
     eventually(lambda: all((folder / "started").exists() for folder in folders))
 
-    served.process.send_signal(signal.SIGTERM)
+    group = [served.process.pid, *(children(served.process.pid) if whole_group else ())]
+    for pid in group:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    # A worker that took one of the signals for a second one would have cut its bodies by then.
+    eventually(lambda: is_draining(served.url))
     for folder in folders:
         (folder / "go").touch()
     served.process.wait(30)
