@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -44,6 +45,12 @@ async def terminal(ctx: restate.Context) -> None:
 @svc.handler()
 async def terminal_step(ctx: restate.Context) -> None:
     await reads_once()
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured logs travel between the processes of a test run, which cannot encode such a text either."""
+    monkeypatch.setattr(logging.getLogger("restate.server"), "disabled", True)
 
 
 @pytest.mark.parametrize("handler", [in_the_handler, in_a_step], ids=lambda each: each.__name__)
