@@ -38,7 +38,7 @@ _sdk.note_starts()
 
 def current_tracer() -> Tracer | None:
     """Return this package's tracer, or None if no tracer provider is set."""
-    # Whoever sets a provider has imported the API.
+    # Code that sets a provider has imported the API.
     if "opentelemetry.trace" not in sys.modules:
         return None
     from opentelemetry import trace

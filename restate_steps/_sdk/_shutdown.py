@@ -29,7 +29,7 @@ def add_sigterm_hook(hook: Callable[[], None]) -> None:
         return
     loop = asyncio.get_running_loop()
     hooks = all_hooks.setdefault(loop, {})
-    # The SDK installs a handler only if there is no list of hooks yet.
+    # The SDK installs a handler only for a signal that has no list of hooks yet.
     if signal.SIGTERM in hooks:
         hooks[signal.SIGTERM].append(hook)
         return

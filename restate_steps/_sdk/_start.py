@@ -61,7 +61,7 @@ def _is_complete(parts: list[bytes]) -> bool:
 
 
 def _parse(start: bytes) -> int | None:
-    """Return the retry count of a start message, or None if this is no such message."""
+    """Return the retry count of a start message, or None for any other message."""
     message_type, _, size = _FRAME.unpack_from(start)
     at, end = _FRAME.size, _FRAME.size + size
     if message_type != 0:

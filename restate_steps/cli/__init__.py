@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name != "click":
             raise
-        # Without the extra there is no command, but pip installs the program.
+        # pip installs the program without the extra, too.
         print(
             "error: the package 'click' is not installed, but it is required to run commands. "
             "Install it with: pip install 'restate-steps[cli]'",

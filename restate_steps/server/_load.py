@@ -58,7 +58,7 @@ def load_app(target: str, *, folder: Path | None = None) -> LoadedApp:
         >>> load_app("no_such_module:app")
         Traceback (most recent call last):
             ...
-        restate_steps.server._load.TargetError: ...there is no module 'no_such_module'...
+        restate_steps.server._load.TargetError: ...no module 'no_such_module' was found in ...
     """
     place, colon, attribute = target.partition(":")
     if not place or (colon and not attribute):
@@ -94,7 +94,7 @@ def _module_of_file(target: str, file: Path) -> tuple[Path, str]:
     """Return the folder to import a file from, and the name of its module: inside a package, the package's."""
     if not file.is_file():
         others = [each.name for each in file.parent.glob("*.py")] if file.parent.is_dir() else []
-        reason = "it is a folder" if file.is_dir() else "there is no such file"
+        reason = "it is a folder" if file.is_dir() else "the file does not exist"
         raise TargetError(f"{target!r} cannot be served: {reason}.{_likely(file.name, others)}")
     if file.suffix != ".py" or not file.stem.isidentifier():
         raise TargetError(f"{target!r} cannot be served: {file.name} is not a Python file whose name can be imported.")
@@ -113,7 +113,7 @@ def _module(target: str, name: str, looked_in: Path) -> object:
             modules = [each.stem for each in looked_in.glob("*.py")]
             modules += [each.parent.name for each in looked_in.glob("*/__init__.py")]
             raise TargetError(
-                f"{target!r} cannot be served: there is no module {error.name!r} in {looked_in}, and none is installed."
+                f"{target!r} cannot be served: no module {error.name!r} was found in {looked_in}, and none is installed."
                 f"{_likely(name, modules)}"
             ) from error
         raise _failed(target, name, error) from error

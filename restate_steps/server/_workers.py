@@ -5,8 +5,8 @@
 2. Restate opens a new HTTP/2 connection only when the others have no free stream. So the number of streams is limited,
    and the work spreads over the workers.
 3. A worker that dies is replaced, unless it has never served: an application that does not start is an error.
-4. A signal drains all workers, and a second one ends them. Workers ignore signals and are told by this process, because
-   a service manager may signal all processes at once. However this process ends, its workers end too.
+4. A signal drains all workers, and a second one ends them. Workers ignore signals, because a service manager may send
+   one to all processes at once; this process tells them. However this process ends, its workers end too.
 """
 
 from __future__ import annotations

@@ -29,9 +29,9 @@ class TestErrors:
         ("target", "reason"),
         [
             ("main:", "'main:' does not name an application. Write a file, a module, or MODULE:APP, for example main"),
-            ("nowhere:app", "there is no module 'nowhere' in "),
+            ("nowhere:app", "no module 'nowhere' was found in "),
             ("mian:app", "Did you mean 'main'?"),
-            ("mian.py", "there is no such file. Did you mean 'main.py'?"),
+            ("mian.py", "the file does not exist. Did you mean 'main.py'?"),
             ("main:ap", "'main' has no 'ap'. Did you mean 'app'?"),
             ("main:Mistakes", "it is an object of type Service, not an ASGI application. Name the application that"),
             ("main:answer", "it is an object of type function, not an ASGI application."),

@@ -257,7 +257,7 @@ def test_workers_that_do_not_start_are_an_error() -> None:
     )
 
     assert done.returncode == 1
-    assert "there is no module 'no_such_module'" in done.stderr
+    assert "no module 'no_such_module' was found" in done.stderr
     assert "a process that should serve 'no_such_module:app' ended with exit code 1" in done.stderr
 
 
