@@ -113,8 +113,8 @@ def _module(target: str, name: str, looked_in: Path) -> object:
             modules = [each.stem for each in looked_in.glob("*.py")]
             modules += [each.parent.name for each in looked_in.glob("*/__init__.py")]
             raise TargetError(
-                f"{target!r} cannot be served: no module {error.name!r} was found in {looked_in}, and none is installed."
-                f"{_likely(name, modules)}"
+                f"{target!r} cannot be served: no module {error.name!r} was found in {looked_in}, and none is "
+                f"installed.{_likely(name, modules)}"
             ) from error
         raise _failed(target, name, error) from error
     except (Exception, SystemExit) as error:
