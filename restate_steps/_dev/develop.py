@@ -243,13 +243,20 @@ class _Session:
         self._events = events
         self._started = started
         usual = options.usual_ports[1]
-        admin = "" if server.admin_url.endswith(f":{usual}") else f" --admin {server.admin_url}"
-        self._follower = Follower(server.admin, options.target, admin, fail_fast=options.fail_fast)
+        self._admin_argument = "" if server.admin_url.endswith(f":{usual}") else f" --admin {server.admin_url}"
+        self._follower = Follower(
+            server.admin,
+            options.target,
+            self._admin_argument,
+            env_files=options.env_files,
+            fail_fast=options.fail_fast,
+        )
         self._open: dict[str, Seen] = {}
         self._shown: set[str] = set()
         self._state = _State.STARTING
         self._exited_at = -_STABLE_AFTER
-        self._old = 0
+        # The status of each invocation of an earlier run, by id.
+        self._old: dict[str, str] = {}
         self._report_old_at: float | None = None
         self._ask_at = 0.0
         self._asking = False
@@ -268,7 +275,8 @@ class _Session:
         ]
         for line in screen.urls(table):
             self._say(line)
-        self._old = len(server.admin.query("SELECT id FROM sys_invocation WHERE status != 'completed'"))
+        rows = server.admin.query("SELECT id, status FROM sys_invocation WHERE status != 'completed'")
+        self._old = {row["id"]: row["status"] for row in rows}
 
     def run(self) -> None:
         """Take events until the server exits.
@@ -322,7 +330,10 @@ class _Session:
         self._started = time.monotonic()
         self._state = _State.STARTING
         self._shown.clear()
-        self._app.start()
+        try:
+            self._app.start()
+        except ServerError as error:
+            self._app_changed(LoadFailed(str(error), is_usage_error=False))
 
     def _loaded(self) -> None:
         admin = self._server.admin
@@ -336,6 +347,9 @@ class _Session:
         self._say(f"serving {', '.join(services) or 'no services'} (ready in {now - self._started:.1f} s)")
         if self._old and self._report_old_at is None:
             self._report_old_at = now + _REPORT_OLD_AFTER
+            # Nothing else resumes them, and the code may be another one now.
+            paused = [invocation for invocation, status in self._old.items() if status == "paused"]
+            self._lookups.submit(self._follower.retry, paused)
         failing = [invocation for invocation, seen in self._open.items() if seen.failing]
         if failing:
             self._say(f"retrying {screen.plural(len(failing), 'invocation')} that failed with the old code")
@@ -412,7 +426,7 @@ class _Session:
             self._state = _State.SLOW
             self._say("The application is still being imported. Look for code in its modules that waits.")
         if self._report_old_at is not None and now >= self._report_old_at:
-            self._report_old_at, old, self._old = None, self._old, 0
+            self._report_old_at, old, self._old = None, len(self._old), {}
             if old:
                 self._report_old(old)
         if now < self._ask_at:
@@ -430,7 +444,8 @@ class _Session:
         how = going if not failing else fail if failing >= old else f"{going}, {fail}"
         self._say(
             f"{screen.plural(old, 'invocation')} of an earlier run: {how}. "
-            "To list them: restate-steps invocations list. To start empty: restate-steps dev --fresh."
+            f"To list them: restate-steps invocations list{self._admin_argument}. "
+            "To start empty: restate-steps dev --fresh."
         )
 
     def _ask_about(self, invocations: Collection[str]) -> None:

@@ -1,12 +1,14 @@
-"""Print where today's code diverges from a journal, as a JSON list of lines.
+"""Find where today's code diverges from a journal, and write it to a file as a JSON list of lines.
 
-Run as ``python -m restate_steps._dev.divergence APP JOURNAL``: the current code must be imported into a new process.
+Run as ``python -m restate_steps._dev.divergence APP JOURNAL OUTPUT``: the current code must be imported into a new
+process, which may print something.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 from restate_steps.server._load import load_app
 from restate_steps.testing import ReplayDifferenceError, load_journals, replay
@@ -26,4 +28,4 @@ def divergence(target: str, journal: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(divergence(sys.argv[1], sys.argv[2])))
+    Path(sys.argv[3]).write_text(json.dumps(divergence(sys.argv[1], sys.argv[2])))

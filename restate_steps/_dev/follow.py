@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from restate_steps._dev import screen
+from restate_steps._dev.env_files import environment
 from restate_steps.errors import ServerError
 from restate_steps.server import AdminClient
 from restate_steps.server._attempts import AttemptEnd
@@ -61,13 +62,17 @@ class Follower:
         admin: A client for the server.
         target: The application, as the user named it.
         admin_argument: The option that commands need to reach the server, or nothing.
+        env_files: Files with environment variables for the application.
         fail_fast: Whether an invocation ends with its first failed attempt.
     """
 
-    def __init__(self, admin: AdminClient, target: str, admin_argument: str, *, fail_fast: bool) -> None:
+    def __init__(
+        self, admin: AdminClient, target: str, admin_argument: str, *, env_files: Sequence[Path], fail_fast: bool
+    ) -> None:
         self._admin = admin
         self._target = target
         self._admin_argument = admin_argument
+        self._env_files = env_files
         self._fail_fast = fail_fast
 
     def failed(
@@ -139,17 +144,19 @@ class Follower:
         # Imported here, because `dev` needs the testing kit only for this.
         from restate_steps.testing import export_journal
 
-        with tempfile.TemporaryDirectory(prefix="restate-steps-") as folder, suppress(ServerError, OSError, ValueError):
-            file = Path(folder) / "journal.json"
-            export_journal(self._admin, invocation).save(file)
-            done = subprocess.run(
-                [sys.executable, "-m", "restate_steps._dev.divergence", self._target, str(file)],
-                stdout=subprocess.PIPE,
+        expected = (ServerError, OSError, ValueError, subprocess.SubprocessError)
+        with tempfile.TemporaryDirectory(prefix="restate-steps-") as folder, suppress(*expected):
+            journal, found = Path(folder) / "journal.json", Path(folder) / "found.json"
+            export_journal(self._admin, invocation).save(journal)
+            subprocess.run(
+                [sys.executable, "-m", "restate_steps._dev.divergence", self._target, str(journal), str(found)],
+                env=environment(self._env_files),
+                stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 timeout=_REPLAY_WITHIN,
                 check=False,
             )
-            return list(json.loads(done.stdout))
+            return list(json.loads(found.read_text()))
         return []
 
     def ended_elsewhere(self, invocations: Collection[str]) -> dict[str, str]:

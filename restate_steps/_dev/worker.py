@@ -58,14 +58,15 @@ def main(argument: str) -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     options = WorkerOptions(**json.loads(argument))
-    logging.basicConfig(
-        level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
-    )
     try:
         loaded = load_app(options.target)
     except ServerError as error:
         _report(options, LoadFailed(str(error), isinstance(error, TargetError)))
         return 1
+    # After the import, because it does nothing if the application has configured its logs.
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING, format="%(levelname)s %(name)s: %(message)s"
+    )
     _set_up_logs(options)
     watched = watch_attempts(loaded.app, lambda attempt: _report(options, attempt))
     asyncio.run(

@@ -204,7 +204,8 @@ class TestRunsInFlight:
 
     def test_a_save_that_breaks_one(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
         """It is named, with the entry and the line that diverge. Undoing the change lets it continue."""
-        (tmp_path / "shop.py").write_text(SHOP.replace("sleep(0.1)", "sleep(4)"))
+        # What a module prints does not disturb the comparison.
+        (tmp_path / "shop.py").write_text(f"print('imported')\n{SHOP}".replace("sleep(0.1)", "sleep(4)"))
         dev = run("dev", "shop.py", *ports)
         ingress = ingress_of(dev)
         invocation = send(ingress, "place", 2)
@@ -237,7 +238,8 @@ class TestRunsInFlight:
 
         again = run("dev", "shop.py", *ports)
         again.wait_for(
-            r"2 invocations of an earlier run: 1 continues, 1 fails\. To list them: restate-steps invocations list\. "
+            r"2 invocations of an earlier run: 1 continues, 1 fails\. "
+            r"To list them: restate-steps invocations list --admin \S+\. "
             r"To start empty: restate-steps dev --fresh\.\n"
         )
         assert again.end() == 0
@@ -247,6 +249,20 @@ class TestRunsInFlight:
         admin = fresh.wait_for(r"admin +(http\S+)\n")[1]
         assert AdminClient(admin).query("SELECT id FROM sys_invocation") == []
         assert call(ingress, "place", 2).json() == 2
+
+    def test_a_paused_one_of_an_earlier_run(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
+        """Nothing else would resume it, and its code may be another one now."""
+        broken = SHOP.replace("return total(await reserve(3))", "await asyncio.get_running_loop().create_server(print)")
+        (tmp_path / "shop.py").write_text(broken)
+        dev = run("dev", "shop.py", *ports)
+        invocation = send(ingress_of(dev), "bug")
+        dev.wait_for(r"paused until a fix is saved\n")
+        assert dev.end() == 0
+
+        edit(tmp_path, "await asyncio.get_running_loop().create_server(print)", "return await reserve(3)")
+        again = run("dev", "shop.py", *ports)
+
+        again.wait_for(rf"DevShop/bug  {invocation[:20]}…  200  1 step")
 
     def test_fresh_removes_only_data_of_a_server(self, run: Run, tmp_path: Path) -> None:
         """A folder of something else stays as it is."""
@@ -366,6 +382,17 @@ class TestSurroundings:
             process.kill()
             process.wait()
 
+    def test_output_of_the_application(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
+        """Its own configuration of logs counts, and what it prints appears at once, also without a terminal."""
+        configured = f"import logging\nlogging.basicConfig(level=logging.INFO, format='%(message)s!')\n{SHOP}"
+        code = configured.replace('log.warning("before', 'print("in the handler")\n    log.info("before')
+        (tmp_path / "shop.py").write_text(code)
+        dev = run("dev", "shop.py", *ports, env={"PYTHONUNBUFFERED": ""})
+
+        call(ingress_of(dev), "place", 2)
+
+        dev.wait_for(r"\nin the handler\nbefore the first step!\n")
+
     def test_a_wrong_name_ends_it_before_a_server_starts(self, run: Run, tmp_path: Path, ports: list[str]) -> None:
         """The exit code is that of a usage error, and nothing is left behind."""
         (tmp_path / "shop.py").write_text(SHOP)
@@ -391,6 +418,14 @@ class TestSurroundings:
         (tmp_path / "prices.toml").write_text("tea = 2\n")
         dev.wait_for(r"changed: prices\.toml\nserving DevShop")
         assert call(ingress, "refuse").json()["message"] == "lost"
+
+        (tmp_path / ".env").unlink()
+        dev.wait_for(
+            r"error: the file '\.env' of --env-file does not exist\.\nThe application will restart after the next"
+        )
+        (tmp_path / ".env").write_text("WHY=found\n")
+        dev.wait_for(r"serving DevShop", times=4)
+        assert call(ingress, "refuse").json()["message"] == "found"
 
 
 def on_terminal(folder: Path, arguments: list[str], env: dict[str, str]) -> str:
