@@ -35,6 +35,7 @@ from restate_steps.server._attempts import AttemptEnd
 from restate_steps.server._disk import low_space
 from restate_steps.server._extra import missing_extra
 from restate_steps.server._failures import failure_of
+from restate_steps.server._invocations import Filters, find_invocations
 from restate_steps.server._load import TargetError
 from restate_steps.server._ports import LOOPBACK, port_or_free
 from restate_steps.server._run import ended_by_signals
@@ -275,7 +276,7 @@ class _Session:
         ]
         for line in screen.urls(table):
             self._say(line)
-        rows = server.admin.query("SELECT id, status FROM sys_invocation WHERE status != 'completed'")
+        rows = find_invocations(server.admin, Filters(statuses=["open"]))
         self._old = {row["id"]: row["status"] for row in rows}
 
     def run(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from restate_steps._dev import screen
 from restate_steps._dev.env_files import environment
 from restate_steps.errors import ServerError
-from restate_steps.server import AdminClient
+from restate_steps.server import AdminClient, _sql
 from restate_steps.server._attempts import AttemptEnd
 from restate_steps.server._failures import Failure
 
@@ -161,13 +161,10 @@ class Follower:
 
     def ended_elsewhere(self, invocations: Collection[str]) -> dict[str, str]:
         """Return those of some open invocations that have ended without an attempt, each with how it ended."""
-        ended: dict[str, str] = {}
-        for invocation in invocations:
-            try:
-                row = self._admin.invocation(invocation)
-            except ServerError:
-                ended[invocation] = "purged"
-                continue
+        columns = "id, status, completion_result, completion_failure"
+        rows = {row["id"]: row for row in self._admin.query(_sql.select(columns, "sys_invocation", id=invocations))}
+        ended = {invocation: "purged" for invocation in invocations if invocation not in rows}
+        for invocation, row in rows.items():
             if row["status"] == "completed":
                 ended[invocation] = str(row.get("completion_failure") or row.get("completion_result") or "ended")
         return ended
