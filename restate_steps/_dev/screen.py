@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import click
 
-from restate_steps._printable import printable
+from restate_steps._printable import cut, printable
 from restate_steps.server._attempts import AttemptEnd
-from restate_steps.server._failures import CodeFrame, cut
+from restate_steps.server._failures import LINE, CodeFrame
 
 __all__ = ["attempt_failed", "dim", "ended", "error", "frames", "note", "plural", "short", "urls", "wait"]
 
@@ -39,7 +39,7 @@ def plural(count: int, noun: str) -> str:
 def ended(attempt: AttemptEnd, seconds: float) -> str:
     """Return the line for an invocation that has ended, or was rejected."""
     code = click.style(str(attempt.code), fg="green" if attempt.outcome == "succeeded" else "red")
-    said = f"  {printable(cut(attempt.message.splitlines()[0]))}" if attempt.message else ""
+    said = f"  {printable(cut(attempt.message.splitlines()[0], LINE))}" if attempt.message else ""
     return f"{_head(attempt)}  {code}  {plural(attempt.steps, 'step')}  {seconds:.2f} s{said}"
 
 

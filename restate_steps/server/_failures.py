@@ -9,17 +9,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from restate_steps._printable import printable
+from restate_steps._printable import cut, printable
 from restate_steps._user_code import is_user_code
 from restate_steps.server._attempts import AttemptEnd, watch_attempts
 from restate_steps.server._serving import ASGIApp
 
-__all__ = ["CodeFrame", "Failure", "cut", "described", "failure_of", "hide_tracebacks", "log_failures"]
+__all__ = ["LINE", "CodeFrame", "Failure", "described", "failure_of", "hide_tracebacks", "log_failures"]
 
 _FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
 # The error itself is in the first line without indentation after the last frame.
 _ERROR: Final = re.compile(r"^(?P<error>[^\s].*)$", re.MULTILINE)
-_WIDTH: Final = 120
+LINE: Final = 120
+"""The number of characters of an error's text that fit into a line with something else."""
+
 _REMEMBERED: Final = 1000
 
 _logger = logging.getLogger("restate_steps.server")
@@ -65,7 +67,7 @@ class Failure:
         """The error, the step, and the place in the code, in one line."""
         step = f" in step {self.step!r}" if self.step else ""
         place = f" ({self.frames[-1]})" if self.frames else ""
-        return f"{printable(cut(self.error))}{step}{place}"
+        return f"{printable(cut(self.error, LINE))}{step}{place}"
 
 
 def failure_of(attempt: AttemptEnd) -> Failure:
@@ -86,7 +88,7 @@ def described(message: str, traceback: str, step: str) -> Failure:
     error, _, details = message.partition("\n")
     if frames and (said := _ERROR.search(last, frames[-1].end())):
         error, _, details = last[said.start() :].rstrip().partition("\n")
-    if len(error) > _WIDTH:
+    if len(error) > LINE:
         details = f"{error}\n{details}".rstrip()
     # The cause of an error that a library raised may be the only part in the user's code.
     return Failure(error, details, _own_frames(last) or _own_frames(traceback), step)
@@ -140,11 +142,6 @@ def _own_frames(text: str) -> list[CodeFrame]:
 def _code_after(text: str, at: int) -> str:
     line = text[at + 1 :].partition("\n")[0]
     return line.strip() if line.startswith("    ") else ""
-
-
-def cut(text: str) -> str:
-    """Return a text that fits into a line with something else."""
-    return text if len(text) <= _WIDTH else f"{text[: _WIDTH - 1]}…"
 
 
 def _shown(file: str) -> str:

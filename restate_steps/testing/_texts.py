@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ["cut", "cut_apart"]
+from restate_steps._printable import cut
+
+__all__ = ["cut_apart"]
 
 _BEFORE = 20
-
-
-def cut(text: str, width: int) -> str:
-    """Return the beginning of a text, with an ellipsis if it is longer than ``width``."""
-    return text if len(text) <= width else text[: width - 1] + "…"
 
 
 def cut_apart(one: str, other: str, width: int) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from restate import TerminalError
 
+from restate_steps._printable import cut
 from restate_steps._protocol.types import MessageType, is_command
 from restate_steps._protocol.wire import Frame, decode
 from restate_steps.testing._determinism.user_code import Place
@@ -33,7 +34,7 @@ from restate_steps.testing._simulation.journal import Journal, Origin
 from restate_steps.testing._simulation.manifest import Manifest
 from restate_steps.testing._simulation.process import quiet
 from restate_steps.testing._simulation.simulator import Simulator
-from restate_steps.testing._texts import cut, cut_apart
+from restate_steps.testing._texts import cut_apart
 
 __all__ = ["Divergence", "Recording", "Rerun", "Scenario", "describe_operation", "record_runs", "rerun"]
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 
+from restate_steps._printable import cut
 from restate_steps._protocol.types import CANCEL_SIGNAL, FIELDS, MessageType, is_command
 from restate_steps._protocol.wire import Frame, decode, make
 from restate_steps._user_code import MACHINERY, is_user_code
@@ -17,7 +18,7 @@ from restate_steps.testing._recording.recorded import RecordedJournal
 from restate_steps.testing._simulation.invocation import Failure
 from restate_steps.testing._simulation.journal import describe_frame
 from restate_steps.testing._simulation.manifest import Manifest
-from restate_steps.testing._texts import cut, cut_apart
+from restate_steps.testing._texts import cut_apart
 
 __all__ = ["difference", "missing_handler"]
 

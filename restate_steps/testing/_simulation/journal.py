@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, overload
 
+from restate_steps._printable import cut
 from restate_steps._protocol.types import MessageType, is_notification
 from restate_steps._protocol.wire import Frame, decode
 from restate_steps.server import JournalEntry, JournalFailure
 from restate_steps.server._journal import Message, decoded, linked
 from restate_steps.testing._simulation.manifest import Target
-from restate_steps.testing._texts import cut
 
 __all__ = ["Journal", "Origin", "describe_frame"]
 
