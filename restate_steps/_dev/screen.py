@@ -51,7 +51,7 @@ def attempt_failed(attempt: AttemptEnd, failure: str, then: str) -> str:
 
 def frames(code: Sequence[CodeFrame]) -> list[str]:
     """Return lines for the user's own code in a traceback."""
-    return [f"    {frame} in {frame.function}: {frame.code}" for frame in code]
+    return [note(frame.described) for frame in code]
 
 
 def note(text: str) -> str:

@@ -132,7 +132,7 @@ def _facts(report: InvocationReport, *, full: bool) -> Iterator[tuple[str, list[
             text = str(row.get("completion_failure") or row.get("last_failure")).partition("] ")[2]
             lines = (code + text).splitlines() or [""]
         else:
-            lines += [f"{frame} in {frame.function}: {frame.code}" for frame in report.failure.frames]
+            lines += [frame.described for frame in report.failure.frames]
         yield name, lines
 
 

@@ -45,6 +45,11 @@ class CodeFrame(NamedTuple):
     def __str__(self) -> str:
         return f"{_shown(self.file)}:{self.line}"
 
+    @property
+    def described(self) -> str:
+        """The place, the function and the code."""
+        return f"{self} in {self.function}: {self.code}"
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -113,7 +118,7 @@ def log_failures(app: ASGIApp) -> ASGIApp:
                 shown.clear()
             shown.add(failure.line)
             lines += [f"    {line}" for line in failure.details.splitlines()]
-            lines += [f"    {frame} in {frame.function}: {frame.code}" for frame in failure.frames]
+            lines += [f"    {frame.described}" for frame in failure.frames]
         _logger.error("%s", "\n".join(lines))
 
     return watch_attempts(app, ended)
