@@ -143,6 +143,12 @@ def _wrap(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[An
         assert invocation is not None
         try:
             return await invocation.on_handler_loop(functools.partial(code, context, *args))
+        except SystemExit as error:
+            # It would end the process of the server, and the next one that gets the invocation.
+            raise RuntimeError(
+                f"the handler raised {error!r}, which would end the process for all invocations. Raise an Exception "
+                "instead."
+            ) from error
         except BaseException as error:
             if (terminal := _terminal_of_group(error)) is not None:
                 raise terminal from error

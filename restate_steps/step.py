@@ -392,7 +392,7 @@ class DurableStep(Generic[P, T]):
             if options.should_retry(error):
                 raise
             raise TerminalError(f"{type(error).__name__}: {error}") from error
-        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit, SdkInternalBaseException):
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SdkInternalBaseException):
             raise
         except BaseException as error:
             # The SDK handles only subclasses of Exception, and would wait for this step forever.
