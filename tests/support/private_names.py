@@ -29,7 +29,7 @@ MODULES: Final = {
         "restate._internal",
         "restate.handler",
         "restate.service",
-        "restate",
+        "restate.server",
     ),
     "asyncio": ("asyncio",),
     "anyio": ("anyio._backends._asyncio",),
