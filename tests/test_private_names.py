@@ -67,5 +67,6 @@ def test_a_renamed_attribute_of_an_instance_is_reported(monkeypatch: pytest.Monk
 
     monkeypatch.setattr("restate.server_types.ReceiveChannel", ReceiveChannel)
     monkeypatch.setattr("restate.server_context.ReceiveChannel", ReceiveChannel)
+    monkeypatch.setattr("restate.server.ReceiveChannel", ReceiveChannel)
 
     assert ["ReceiveChannel._queue"] == [line.split()[5].rstrip(".") for line in moved()]
