@@ -79,6 +79,11 @@ class StepSpan:
         failed = _sdk.retry_count(context) if _sdk.is_replaying(context) else 0
         self._attempt = None if failed is None else failed + 1
 
+    @property
+    def _is_last(self) -> bool:
+        """Whether the retry policy allows no further attempt."""
+        return None not in (self._attempt, self._max_attempts) and self._attempt == self._max_attempts
+
     async def around(self, body: Coroutine[Any, Any, bytes]) -> bytes:
         """Await the step's body, which returns the encoded result, in the span."""
         attributes: dict[str, str | int] = {
@@ -100,7 +105,7 @@ class StepSpan:
             try:
                 data = await body
             except BaseException as error:
-                _record_failure(span, error)
+                _record_failure(span, error, is_last=self._is_last)
                 raise
             span.set_attribute(RESULT_SIZE, len(data))
             return data
@@ -115,7 +120,7 @@ def _parent(context: _sdk.ServerInvocationContext) -> Context | None:
     return propagate.extract(context.request().attempt_headers)
 
 
-def _record_failure(span: Span, error: BaseException) -> None:
+def _record_failure(span: Span, error: BaseException, *, is_last: bool) -> None:
     from opentelemetry.trace import StatusCode
 
     # A body's exception becomes a terminal error when the step converts it; the original says more.
@@ -125,7 +130,7 @@ def _record_failure(span: Span, error: BaseException) -> None:
     if isinstance(shown, (asyncio.CancelledError, GeneratorExit)):
         span.set_status(StatusCode.ERROR, "the attempt ended before the step")
         return
-    span.set_attribute(TERMINAL, isinstance(error, TerminalError))
+    span.set_attribute(TERMINAL, is_last or isinstance(error, TerminalError))
     span.record_exception(shown)
     span.set_status(StatusCode.ERROR, f"{type(shown).__name__}: {shown}")
 

@@ -197,6 +197,24 @@ async def test_attempts_are_counted_by_the_server(sim: Simulator, exporter: InMe
     assert trace.StatusCode.UNSET is third.status.status_code
 
 
+async def test_the_last_attempt_is_terminal(exporter: InMemorySpanExporter) -> None:
+    """The step's outcome is what it raised there."""
+    svc = restate.Service("LastAttempt")
+
+    @durable_step(retry=RetryPolicy(max_attempts=2))
+    async def fail() -> None:
+        raise ValueError("busy")
+
+    @svc.handler()
+    async def run(ctx: restate.Context) -> None:
+        await fail()
+
+    with simulate(restate_steps.app([svc])) as sim, pytest.raises(restate.TerminalError):
+        await sim.call(run)
+
+    assert [False, True] == [attributes(span)["restate.step.terminal"] for span in steps_of(exporter)]
+
+
 @pytest.mark.parametrize("error", [CardDeclined("stolen"), KeyError("card"), restate.TerminalError("closed")])
 async def test_a_terminal_failure(sim: Simulator, exporter: InMemorySpanExporter, error: Exception) -> None:
     """The span has the exception that the body raised, not the failure that is recorded."""

@@ -34,7 +34,7 @@ from restate_steps.server import RestateServer
 from restate_steps.server._attempts import AttemptEnd
 from restate_steps.server._disk import low_space
 from restate_steps.server._extra import missing_extra
-from restate_steps.server._failures import failure_of
+from restate_steps.server._failures import Origin, failure_of
 from restate_steps.server._invocations import Filters, find_invocations
 from restate_steps.server._load import TargetError
 from restate_steps.server._ports import LOOPBACK, port_or_free
@@ -253,7 +253,7 @@ class _Session:
             fail_fast=options.fail_fast,
         )
         self._open: dict[str, Seen] = {}
-        self._shown: set[str] = set()
+        self._shown: set[Origin] = set()
         self._state = _State.STARTING
         self._exited_at = -_STABLE_AFTER
         # The status of each invocation of an earlier run, by id.
@@ -391,8 +391,8 @@ class _Session:
         elif seen.failing:
             failure = failure_of(attempt)
             changed = not seen.began_here or seen.generation != generation
-            show_code = failure.line not in self._shown
-            self._shown.add(failure.line)
+            show_code = failure.origin not in self._shown
+            self._shown.add(failure.origin)
             show_ways_out, seen.explained = not seen.explained, True
             previous = seen.lookup
 

@@ -7,14 +7,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from restate_steps._printable import cut, printable
 from restate_steps._user_code import is_user_code
 from restate_steps.server._attempts import AttemptEnd, watch_attempts
 from restate_steps.server._serving import ASGIApp
 
-__all__ = ["LINE", "CodeFrame", "Failure", "described", "failure_of", "hide_tracebacks", "log_failures"]
+__all__ = ["LINE", "CodeFrame", "Failure", "Origin", "described", "failure_of", "hide_tracebacks", "log_failures"]
 
 _FRAME: Final = re.compile(r'^  File "(?P<file>.+)", line (?P<line>\d+), in (?P<function>.+)$', re.MULTILINE)
 # The error itself is in the first line without indentation after the last frame.
@@ -23,6 +23,11 @@ LINE: Final = 120
 """The number of characters of an error's text that fit into a line with something else."""
 
 _REMEMBERED: Final = 1000
+_MOST_LINES: Final = 20
+_LONGEST_LINE: Final = 2000
+
+Origin: TypeAlias = tuple[str, str, tuple[str, ...]]
+"""What tells one failure of an application from another."""
 
 _logger = logging.getLogger("restate_steps.server")
 
@@ -68,6 +73,12 @@ class Failure:
     step: str
 
     @property
+    def origin(self) -> Origin:
+        """Its class, its step and its place. The text may have an id in it, and be another one each time."""
+        place = tuple(str(frame) for frame in self.frames)
+        return (self.error.partition(":")[0] if place else self.error), self.step, place
+
+    @property
     def line(self) -> str:
         """The error, the step, and the place in the code, in one line."""
         step = f" in step {self.step!r}" if self.step else ""
@@ -95,8 +106,11 @@ def described(message: str, traceback: str, step: str) -> Failure:
         error, _, details = last[said.start() :].rstrip().partition("\n")
     if len(error) > LINE:
         details = f"{error}\n{details}".rstrip()
+    lines = [cut(line, _LONGEST_LINE) for line in details.splitlines()]
+    if len(lines) > _MOST_LINES:
+        lines[_MOST_LINES:] = [f"… {len(lines) - _MOST_LINES} more lines"]
     # The cause of an error that a library raised may be the only part in the user's code.
-    return Failure(error, details, _own_frames(last) or _own_frames(traceback), step)
+    return Failure(error, "\n".join(lines), _own_frames(last) or _own_frames(traceback), step)
 
 
 def log_failures(app: ASGIApp) -> ASGIApp:
@@ -105,18 +119,17 @@ def log_failures(app: ASGIApp) -> ASGIApp:
     The lines of the user's code follow the first time that a failure is logged.
     """
     hide_tracebacks()
-    shown: set[str] = set()
+    shown: set[Origin] = set()
 
     def ended(attempt: AttemptEnd) -> None:
         if attempt.outcome != "retried":
             return
         failure = failure_of(attempt)
         lines = [f"{attempt.target} {attempt.invocation} attempt {attempt.attempt} failed: {failure.line}"]
-        if failure.line not in shown:
-            # Do not grow forever if each failure has another text.
+        if failure.origin not in shown:
             if len(shown) >= _REMEMBERED:
                 shown.clear()
-            shown.add(failure.line)
+            shown.add(failure.origin)
             lines += [f"    {line}" for line in failure.details.splitlines()]
             lines += [f"    {frame.described}" for frame in failure.frames]
         _logger.error("%s", "\n".join(lines))

@@ -52,6 +52,24 @@ library.ServiceError: wrapped
     assert failure_of(attempt("", traceback)).line == "library.ServiceError: wrapped (shop.py:7)"
 
 
+def test_a_long_text_is_cut() -> None:
+    """The terminal of a developer is no place for megabytes."""
+    failure = failure_of(attempt("\n".join(["ValueError: many lines", "x" * 5000, *map(str, range(100))])))
+
+    lines = failure.details.splitlines()
+    assert len(lines) == 21
+    assert len(lines[0]) == 2000
+    assert lines[-1] == "… 81 more lines"
+
+
+def test_the_text_does_not_tell_failures_apart() -> None:
+    """It may have an id in it; the class, the step and the place do."""
+    traceback = 'Traceback (most recent call last):\n  File "/home/me/shop.py", line {}, in place\nValueError: {}\n'
+    one, other, elsewhere = (failure_of(attempt("", traceback.format(*each))) for each in ((7, 1), (7, 2), (8, 1)))
+
+    assert one.origin == other.origin != elsewhere.origin
+
+
 def test_an_error_without_a_traceback() -> None:
     """The message is all there is. What does not fit into a line is in the details."""
     assert failure_of(attempt("refused")) == Failure("refused", "", [], "")
