@@ -81,7 +81,7 @@ class StepSpan:
 
     @property
     def _is_last(self) -> bool:
-        """Whether the retry policy allows no further attempt."""
+        """True if the retry policy allows no further attempt."""
         return None not in (self._attempt, self._max_attempts) and self._attempt == self._max_attempts
 
     async def around(self, body: Coroutine[Any, Any, bytes]) -> bytes:

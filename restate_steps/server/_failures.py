@@ -27,7 +27,7 @@ _MOST_LINES: Final = 20
 _LONGEST_LINE: Final = 2000
 
 Origin: TypeAlias = tuple[str, str, tuple[str, ...]]
-"""What tells one failure of an application from another."""
+"""The identity of a failure: its class, its step and its place in the code."""
 
 _logger = logging.getLogger("restate_steps.server")
 
